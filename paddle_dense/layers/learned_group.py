@@ -1,0 +1,194 @@
+r"""Learned group convolution (LGC) and sparse feature reactivation (SFR), in the form they are trained in.
+
+Both are BN -> activation -> 1x1 convolution whose dense weight W [out, in] is multiplied by a 0/1 mask. While the
+network learns, the mask loses the connections whose weights are smallest, until 1/C of them are left:
+
+* LGC lets each group of *outputs* choose its inputs. Row r belongs to group ``r mod G``; input j matters to group g by
+  ``sum(|W[r, j]| for r in g)``.
+* SFR lets each group of *inputs* choose the outputs it reactivates. Column c belongs to group ``c mod G``; output i
+  matters to group g by ``sum(|W[i, c]| for c in g)``.
+
+They are one idea seen from its two sides, so one class holds the schedule, the dropping and the group lasso, and LGC
+and SFR say only what is summed and what the result covers. Once 1/C is reached the masked layer equals the grouped
+convolution of `paddle_dense.layers.condense`, where the algebra that links the two forms stands.
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor, nn
+from paddle.nn import functional as F
+
+from paddle_dense.layers.activation import activation as make_activation
+from paddle_dense.layers.conv import conv2d
+
+
+def due_stage(progress: float, condense_factor: int) -> int:
+    """The condensing stage that is due, from 0 (all connections) to C - 1 (1/C of them).
+
+    The C - 1 stages are spread evenly over the first half of training (CondenseNet, arXiv 1711.09224, section 3.2).
+
+    Args:
+        progress: share of training done, in [0, 1].
+        condense_factor: the condensation factor C.
+    """
+    for stage in range(condense_factor - 1):
+        if 2 * progress < (stage + 1) / (condense_factor - 1):
+            return stage
+    return condense_factor - 1
+
+
+class LearnedConnections(nn.Layer):
+    """What LGC and SFR share: a masked 1x1 convolution, [N, in, H, W] -> [N, out, H, W], that can lose connections.
+
+    Buffers, named as in the original's checkpoints: ``_mask`` [out, in, 1, 1], ``_stage`` [1] (stages done) and
+    ``_count`` [1] (candidates dropped in every group).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: 1; nothing else can be condensed.
+        groups: number of groups G.
+        condense_factor: the condensation factor C; G unless given.
+        dropout_rate: dropout before the convolution.
+        activation: ``"ReLU"`` or ``"HS"``.
+
+    Raises:
+        ValueError: the channels cannot be split into G groups or C parts.
+    """
+
+    _divisible: tuple[tuple[str, str], ...]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        groups: int = 1,
+        condense_factor: int | None = None,
+        dropout_rate: float = 0.0,
+        activation: str = "ReLU",
+    ) -> None:
+        super().__init__()
+        if kernel_size != 1:
+            raise ValueError(f"{type(self).__name__} is a 1x1 convolution: kernel_size={kernel_size} must be 1")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.groups = groups
+        self.condense_factor = condense_factor or groups
+        for channels, parts in self._divisible:
+            if getattr(self, channels) % getattr(self, parts):
+                raise ValueError(
+                    f"{type(self).__name__}: {channels}={getattr(self, channels)} must be a multiple of "
+                    f"{parts}={getattr(self, parts)}"
+                )
+        self.activation_name = activation
+        self.norm = nn.BatchNorm2D(in_channels)
+        self.activation = make_activation(activation)
+        self.dropout = nn.Dropout(dropout_rate) if dropout_rate else None
+        self.conv = conv2d(in_channels, out_channels, 1)
+        self.register_buffer("_count", paddle.zeros([1]))
+        self.register_buffer("_stage", paddle.zeros([1]))
+        self.register_buffer("_mask", paddle.ones([out_channels, in_channels, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm(x))
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return F.conv2d(x, self.conv.weight * self._mask)
+
+    @property
+    def density(self) -> float:
+        """Share of the connections that are left, 1 at the start and 1/C at the end."""
+        return self._mask.mean().item()
+
+    @property
+    def stage(self) -> int:
+        """Condensing stages done, from 0 to C - 1."""
+        return round(self._stage.item())
+
+    @paddle.no_grad()
+    def set_progress(self, progress: float) -> None:
+        """Drop every connection that is due at this share of training; none ever comes back.
+
+        The original looks at the progress in each forward pass and drops one stage's worth however many were skipped.
+        Here whatever is due goes, so every run that passes half of the training ends at exactly 1/C.
+
+        Args:
+            progress: share of training done, in [0, 1].
+        """
+        stage = due_stage(progress, self.condense_factor)
+        if stage <= self.stage:
+            return
+        dropped = stage * (self._candidates // self.condense_factor)
+        alive = self._per_group(self._mask[:, :, 0, 0]) > 0
+        importance = self._per_group((self.conv.weight * self._mask).abs()[:, :, 0, 0])
+        # What is gone ranks below everything that is left, even below a weight that happens to be zero.
+        importance = paddle.where(alive, importance, paddle.full_like(importance, -1.0))
+        rank = importance.argsort(axis=1).argsort(axis=1)
+        keep = (rank >= dropped).astype(self._mask.dtype)
+        self._mask.set_value(self._spread(keep).reshape(self._mask.shape))
+        self._count.set_value(paddle.full_like(self._count, dropped))
+        self._stage.set_value(paddle.full_like(self._stage, stage))
+
+    def group_lasso(self) -> Tensor:
+        """Sum over groups and candidates of the L2 norm of the weights they share; 0 once G - 1 stages are done.
+
+        It makes the weights of one group agree on what to drop (arXiv 1711.09224, section 3.1). Norms are bounded below
+        by 1e-3, where the square root's gradient would grow without limit.
+        """
+        if self.stage >= self.groups - 1:
+            return paddle.zeros([])
+        weight = (self.conv.weight * self._mask)[:, :, 0, 0]
+        return self._per_group(weight * weight).clip(min=1e-6).sqrt().sum()
+
+    @property
+    def _candidates(self) -> int:
+        """How many channels a group chooses from."""
+        raise NotImplementedError
+
+    def _per_group(self, weight: Tensor) -> Tensor:
+        """Sum [out, in] over what a group shares: [G, candidates]."""
+        raise NotImplementedError
+
+    def _spread(self, keep: Tensor) -> Tensor:
+        """Lay each group's choice [G, candidates] over all weights: [out, in]."""
+        raise NotImplementedError
+
+
+class LGC(LearnedConnections):
+    """Learned group convolution in training: every group of outputs chooses in/C of the inputs.
+
+    See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.1).
+    """
+
+    _divisible = (("out_channels", "groups"), ("in_channels", "condense_factor"))
+
+    @property
+    def _candidates(self) -> int:
+        return self.in_channels
+
+    def _per_group(self, weight: Tensor) -> Tensor:
+        return weight.reshape([-1, self.groups, self.in_channels]).sum(0)
+
+    def _spread(self, keep: Tensor) -> Tensor:
+        return keep.tile([self.out_channels // self.groups, 1])
+
+
+class SFR(LearnedConnections):
+    """Sparse feature reactivation in training: every group of inputs chooses out/C of the outputs to reactivate.
+
+    See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.2).
+    """
+
+    _divisible = (("in_channels", "groups"), ("out_channels", "condense_factor"))
+
+    @property
+    def _candidates(self) -> int:
+        return self.out_channels
+
+    def _per_group(self, weight: Tensor) -> Tensor:
+        return weight.reshape([self.out_channels, -1, self.groups]).sum(1).t()
+
+    def _spread(self, keep: Tensor) -> Tensor:
+        return keep.t().tile([1, self.in_channels // self.groups])
