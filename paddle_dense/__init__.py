@@ -1,0 +1,57 @@
+"""Densely connected networks in PaddlePaddle: CondenseNet V2 and its relatives.
+
+The names of this package load on first use, so that a command can still choose the environment that Paddle starts in.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, util
+from typing import Any
+
+from paddle_dense.condense import condense
+
+__version__ = "0.1.0"
+
+if util.find_spec("paddle") is None:
+    raise ImportError(
+        "paddle_dense needs PaddlePaddle 2.6 or newer: pip install paddlepaddle, or paddlepaddle-gpu for a GPU"
+    )
+
+_HOMES = {
+    "paddle_dense.checkpoints": ("load_model", "load_weights", "save_weights"),
+    "paddle_dense.layers": (
+        "CondenseLGC",
+        "CondenseSFR",
+        "Conv",
+        "HS",
+        "LGC",
+        "SELayer",
+        "SFR",
+        "ShuffleLayer",
+        "ShuffleLayerTrans",
+    ),
+    "paddle_dense.models": (
+        "CondenseNetV2",
+        "cdnv2_a",
+        "cdnv2_b",
+        "cdnv2_c",
+        "create_model",
+        "list_models",
+    ),
+    "paddle_dense.profiling": ("Profile", "profile"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", "condense", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,344 @@
+"""CondenseNet V2: sparse feature reactivation for deep networks (arXiv 2104.04382).
+
+A dense block in which every layer both chooses what it reads and updates what was computed before::
+
+    x --- conv_1 (LGC, 1x1) --- conv_2 (grouped 3x3) --- se? ---+--- y
+    |                                                           |
+    +-------------------- (+) <------- sfr (1x1) ---------------+
+                           |
+                          x'            output: concat([x', y])
+
+Between blocks stands a 2x2 average pool and nothing else. In the trained form conv_1 and sfr are masked dense
+convolutions that lose connections while the network learns (`LGC`, `SFR`); in the condensed form, equal number for
+number, they are grouped convolutions with an index (`CondenseLGC`, `CondenseSFR`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import lcm
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddle_dense.condense import binary_mask, condense_lgc, condense_sfr, learned_layers
+from paddle_dense.data import Preprocessing
+from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, conv2d, linear
+from paddle_dense.models.recognise import Recognised, count_layers
+from paddle_dense.models.registry import register_model, register_network
+
+
+class DenseLayer(nn.Layer):
+    """One layer: [N, in, H, W] -> [N, in + growth, H, W], the first `in` channels updated, the others new."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        growth: int,
+        bottleneck: int,
+        groups: tuple[int, int, int],
+        factors: tuple[int, int],
+        activation: str,
+        use_se: bool,
+        condensed: bool,
+    ) -> None:
+        super().__init__()
+        group_1x1, group_3x3, group_trans = groups
+        condense_factor, trans_factor = factors
+        hidden = bottleneck * growth
+        if condensed:
+            gathered = in_channels // condense_factor * group_1x1
+            self.conv_1 = CondenseLGC(
+                gathered, hidden, groups=group_1x1, activation=activation, source_channels=in_channels
+            )
+        else:
+            self.conv_1 = LGC(
+                in_channels, hidden, groups=group_1x1, condense_factor=condense_factor, activation=activation
+            )
+        self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3, activation=activation)
+        if condensed:
+            rows = in_channels // trans_factor * group_trans
+            self.sfr = CondenseSFR(growth, in_channels, groups=group_trans, activation=activation, rows=rows)
+        else:
+            self.sfr = SFR(growth, in_channels, groups=group_trans, condense_factor=trans_factor, activation=activation)
+        self.se = SELayer(growth, reduction=1) if use_se else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_2(self.conv_1(x))
+        if self.se is not None:
+            y = self.se(y)
+        return paddle.concat([x + self.sfr(y), y], axis=1)
+
+
+@register_network
+class CondenseNetV2(nn.Layer):
+    """CondenseNet V2: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
+
+    Args:
+        stages: layers in each dense block.
+        growth: channels that each layer of a block adds.
+        HS_start_block: first block (from 0) with hard-swish in place of ReLU.
+        SE_start_block: first block (from 0) whose layers have squeeze and excitation.
+        fc_channel: units of the hidden layer before the classifier.
+        group_1x1: groups G of conv_1.
+        group_3x3: groups of conv_2.
+        group_trans: groups G of sfr.
+        bottleneck: conv_1 has this many times `growth` outputs.
+        last_se_reduction: reduction of the squeeze and excitation before the classifier.
+        num_classes: classes; 0 leaves the classifier out and returns its [N, fc_channel] input.
+        in_channels: channels of the pictures.
+        init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
+        condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
+        trans_factor: the condensation factor C of sfr; `group_trans` unless given.
+        condensed: the condensed form; False for the form that is trained and loses connections.
+        features_only: return the pyramid instead of logits, one tensor for each block.
+
+    Attributes:
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+
+    Raises:
+        ValueError: stages and growth differ in length, or channels do not divide into the groups.
+    """
+
+    head = ("features.se_last.", "fc.", "classifier.")
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        growth: Sequence[int],
+        HS_start_block: int = 2,
+        SE_start_block: int = 3,
+        fc_channel: int = 1024,
+        group_1x1: int = 8,
+        group_3x3: int = 8,
+        group_trans: int = 8,
+        bottleneck: int = 4,
+        last_se_reduction: int = 16,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        init_stride: int | None = None,
+        condense_factor: int | None = None,
+        trans_factor: int | None = None,
+        condensed: bool = True,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(growth):
+            raise ValueError(f"stages {list(stages)} and growth {list(growth)} must have the same length")
+        groups = (group_1x1, group_3x3, group_trans)
+        factors = (condense_factor or group_1x1, trans_factor or group_trans)
+        stride = init_stride or default_init_stride(stages)
+        self.input_size = 32 if stride == 1 else 224
+        self.num_classes = num_classes
+        self.features_only = features_only
+        self.feature_channels: list[int] = []
+        self.feature_strides: list[int] = []
+
+        channels = 2 * growth[0]
+        self.features = nn.Sequential(("init_conv", conv2d(in_channels, channels, 3, stride, padding=1)))
+        for block, (layers, k) in enumerate(zip(stages, growth)):
+            activation = "HS" if block >= HS_start_block else "ReLU"
+            dense = nn.Sequential()
+            for layer in range(layers):
+                dense.add_sublayer(
+                    f"denselayer_{layer + 1}",
+                    DenseLayer(
+                        channels,
+                        k,
+                        bottleneck,
+                        groups,
+                        factors,
+                        activation,
+                        block >= SE_start_block,
+                        condensed,
+                    ),
+                )
+                channels += k
+            self.features.add_sublayer(f"denseblock_{block + 1}", dense)
+            self.feature_channels.append(channels)
+            self.feature_strides.append(stride * 2**block)
+            if block + 1 < len(stages):
+                self.features.add_sublayer(f"transition_{block + 1}", nn.AvgPool2D(2, 2))
+        self.features.add_sublayer("norm_last", nn.BatchNorm2D(channels))
+        self.features.add_sublayer("relu_last", nn.ReLU())
+        if features_only:
+            return
+        self.features.add_sublayer("pool_last", nn.AdaptiveAvgPool2D(1))
+        self.features.add_sublayer("se_last", SELayer(channels, last_se_reduction))
+        self.fc = linear(channels, fc_channel)
+        self.fc_act = HS()
+        if num_classes:
+            self.classifier = linear(fc_channel, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.features_only:
+            return self._pyramid(x)
+        x = self.fc_act(self.fc(self.features(x).flatten(1)))
+        return self.classifier(x) if self.num_classes else x
+
+    def _pyramid(self, x: Tensor) -> list[Tensor]:
+        """Output of each block, the last one after the last BN and ReLU."""
+        pyramid = []
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name.startswith("denseblock_"):
+                pyramid.append(x)
+        return [*pyramid[:-1], x]
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        return _recognise(state)
+
+    @staticmethod
+    def condensing(layer: str, config: Mapping[str, object]) -> tuple:
+        """How to condense one learned layer: see `paddle_dense.condense.condense_state`."""
+        if layer.endswith(".sfr"):
+            return condense_sfr, config["group_trans"], config["trans_factor"] or config["group_trans"]
+        return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]
+
+
+def default_init_stride(stages: Sequence[int]) -> int:
+    """Stride of the first convolution: 1 for the CIFAR form (fewer than five blocks), 2 for ImageNet's."""
+    return 1 if len(stages) < 5 else 2
+
+
+def _recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+    prefix = "features.denseblock_1.denselayer_1."
+    if f"{prefix}sfr.conv.weight" not in state:
+        return None
+    stages = count_layers(state, "features.denseblock_{}.denselayer_{}.conv_2.conv.weight")
+    blocks = [f"features.denseblock_{block + 1}.denselayer_1." for block in range(len(stages))]
+    growth = [len(state[f"{block}conv_2.conv.weight"]) for block in blocks]
+    per_group = state[f"{prefix}conv_2.conv.weight"].shape[1]
+    hidden = state[f"{prefix}conv_2.norm.weight"].size
+    with_se = [block for block, name in enumerate(blocks) if f"{name}se.fc.0.weight" in state]
+    stem = state["features.init_conv.weight"]
+    last = state["features.norm_last.weight"].size
+    group_3x3 = hidden // per_group
+    trained = bool(learned_layers(state))
+    read_groups = _trained_groups if trained else _condensed_groups
+    groups, guesses = read_groups(state, prefix, stem.shape[0], growth[0], group_3x3)
+    config = {
+        "stages": stages,
+        "growth": growth,
+        "HS_start_block": 2,
+        "SE_start_block": with_se[0] if with_se else len(stages),
+        "fc_channel": state["fc.bias"].size,
+        "group_3x3": group_3x3,
+        "bottleneck": hidden // growth[0],
+        "last_se_reduction": _reduction(last, state["features.se_last.fc.0.weight"].size // last),
+        "num_classes": state["classifier.bias"].size if "classifier.bias" in state else 0,
+        "in_channels": stem.shape[1],
+        "init_stride": default_init_stride(stages),
+        "condensed": not trained,
+        **groups,
+    }
+    # Neither activations nor strides leave a trace in a file: these are the presets' values.
+    return Recognised(config, ("HS_start_block", "init_stride", *guesses))
+
+
+def _reduction(channels: int, hidden: int) -> int:
+    """The reduction that gives so many hidden units: the presets' 16 where it does."""
+    return 16 if channels // 16 == hidden else channels // hidden
+
+
+def _condensed_groups(
+    state: Mapping[str, np.ndarray], prefix: str, inputs: int, growth: int, group_3x3: int
+) -> tuple[dict[str, int | None], list[str]]:
+    """Groups and factors of the 1x1 convolutions, from the shapes of the first condensed layer."""
+    per_group = state[f"{prefix}conv_1.conv.weight"].shape[1]
+    rows, sfr_per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
+    group_trans = growth // sfr_per_group
+    group_1x1 = state[f"{prefix}conv_1.index"].size // per_group
+    groups = {
+        "group_1x1": group_1x1,
+        "condense_factor": _unless_same(inputs // per_group, group_1x1),
+        "group_trans": group_trans,
+        "trans_factor": _unless_same(inputs * group_trans // rows, group_trans),
+    }
+    return groups, []
+
+
+def _trained_groups(
+    state: Mapping[str, np.ndarray], prefix: str, inputs: int, growth: int, group_3x3: int
+) -> tuple[dict[str, int | None], list[str]]:
+    """Groups and factors of the 1x1 convolutions, from what the masks repeat and how much of them is left; guesses.
+
+    Masks that are still all ones hide the groups: those of the 3x3 convolution are taken. A mask that is not finished
+    hides the factor: the groups are taken.
+    """
+    groups: dict[str, int | None] = {}
+    guesses = []
+    for group, factor, kind, axis in (
+        ("group_1x1", "condense_factor", "conv_1", 0),
+        ("group_trans", "trans_factor", "sfr", 1),
+    ):
+        layers = [name for name in learned_layers(state) if name.endswith(f".{kind}")]
+        masks = [np.moveaxis(binary_mask(state[f"{name}._mask"], name), axis, 0) for name in layers]
+        groups[group] = lcm(*map(_period, masks))
+        if groups[group] == 1:
+            groups[group] = group_3x3
+            guesses.append(group)
+        done = _finished_factor(masks[0], state[f"{layers[0]}._stage"])
+        groups[factor] = _unless_same(done, groups[group])
+        if not done:
+            guesses.append(factor)
+    return groups, guesses
+
+
+def _unless_same(factor: int | None, groups: int) -> int | None:
+    """The condensation factor as the constructor takes it: None where it is the number of groups."""
+    return None if factor == groups else factor
+
+
+def _period(mask: np.ndarray) -> int:
+    """The smallest divisor g of the number of rows such that row r equals row ``r mod g`` everywhere."""
+    rows = len(mask)
+    divisors = (g for g in range(1, rows + 1) if rows % g == 0)
+    return next(g for g in divisors if np.all(mask.reshape(-1, g, mask.shape[1]) == mask[:g]))
+
+
+def _finished_factor(mask: np.ndarray, stage: np.ndarray) -> int | None:
+    """The condensation factor C, if C - 1 stages are done and exactly 1/C of the mask is left."""
+    factor = mask.size // max(int(mask.sum()), 1)
+    finished = factor > 1 and mask.sum() * factor == mask.size and round(float(stage.reshape(-1)[0])) == factor - 1
+    return factor if finished else None
+
+
+_BICUBIC = Preprocessing(interpolation="bicubic")
+
+cdnv2_a = register_model(
+    "cdnv2_a",
+    CondenseNetV2,
+    "2.0 M parameters, 46 M MACs, 35.6 % top-1 error",
+    _BICUBIC,
+    stages=[1, 1, 4, 6, 8],
+    growth=[8, 8, 16, 32, 64],
+    fc_channel=828,
+    init_stride=2,
+)
+cdnv2_b = register_model(
+    "cdnv2_b",
+    CondenseNetV2,
+    "3.6 M parameters, 146 M MACs, 28.1 % top-1 error",
+    _BICUBIC,
+    stages=[2, 4, 6, 8, 6],
+    growth=[6, 12, 24, 48, 96],
+    group_1x1=6,
+    group_3x3=6,
+    group_trans=6,
+    init_stride=2,
+)
+cdnv2_c = register_model(
+    "cdnv2_c",
+    CondenseNetV2,
+    "6.1 M parameters, 309 M MACs, 24.1 % top-1 error",
+    Preprocessing(),
+    stages=[4, 6, 8, 10, 8],
+    growth=[8, 16, 32, 64, 128],
+    init_stride=2,
+)

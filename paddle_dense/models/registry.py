@@ -1,0 +1,164 @@
+"""The named networks: how presets are declared, found and built."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Callable
+
+from paddle import nn
+
+from paddle_dense.data import Preprocessing
+
+_NETWORKS: dict[str, type[nn.Layer]] = {}
+_PRESETS: dict[str, Preset] = {}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named network of a paper: calling it builds the network, as ppim's and timm's functions do.
+
+    Attributes:
+        name: the name that `create_model` takes.
+        network: the class of the network.
+        config: the constructor's arguments that make this preset.
+        preprocessing: how the pictures were prepared that the published figure was measured on.
+        note: the published figures, in one line.
+    """
+
+    name: str
+    network: type[nn.Layer]
+    config: dict[str, Any] = field(compare=False)
+    preprocessing: Preprocessing
+    note: str
+
+    def __call__(
+        self, pretrained: bool | str = False, return_transforms: bool = False, **config: Any
+    ) -> nn.Layer | tuple[nn.Layer, Callable]:
+        """Build the network.
+
+        Args:
+            pretrained: False for fresh weights, True for the released ones (downloaded once), or a file's path.
+            return_transforms: return (model, transforms), the transforms taking a PIL image to a [3, H, W] tensor.
+            config: arguments of the network that replace the preset's (`num_classes`, `in_channels`, ...).
+
+        Raises:
+            ValueError: there is no such argument.
+            WeightsError: the weights do not fit the network.
+        """
+        model = self._build(config)
+        if pretrained:
+            from paddle_dense.checkpoints import load_pretrained
+
+            load_pretrained(model, self.name if pretrained is True else pretrained)
+        return (model, self.preprocessing.transforms()) if return_transforms else model
+
+    def _build(self, config: dict[str, Any]) -> nn.Layer:
+        model = build_network(self.network.__name__, {**self.config, **_with_alias(config)})
+        model.arch = self.name
+        model.preprocessing = self.preprocessing
+        return model
+
+
+def register_network(network: type[nn.Layer]) -> type[nn.Layer]:
+    """Class decorator: `network` can be rebuilt from its `config`, which then holds every constructor argument.
+
+    It also accepts `class_dim`, the name that ppim gives to `num_classes`.
+    """
+    init = network.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recording_init(self: nn.Layer, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **_with_alias(kwargs))
+        bound.apply_defaults()
+        config = dict(list(bound.arguments.items())[1:])
+        init(self, **config)
+        self.config = config
+        self.arch = network.__name__
+        self.preprocessing = Preprocessing.for_network(self.input_size, config["in_channels"])
+
+    network.__init__ = recording_init
+    _NETWORKS[network.__name__] = network
+    return network
+
+
+def register_model(
+    name: str, network: type[nn.Layer], note: str, preprocessing: Preprocessing, **config: Any
+) -> Preset:
+    """Declare a preset next to its network; returns the callable that builds it."""
+    _PRESETS[name] = Preset(name, network, config, preprocessing, note)
+    return _PRESETS[name]
+
+
+def _with_alias(config: dict[str, Any]) -> dict[str, Any]:
+    if "class_dim" not in config:
+        return config
+    config = dict(config)
+    return {"num_classes": config.pop("class_dim"), **config}
+
+
+def config_keys(network: type[nn.Layer]) -> Sequence[str]:
+    """Names of the arguments that a network's constructor takes."""
+    return list(inspect.signature(network.__init__).parameters)[1:]
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: there is none; the message lists what there is.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(_PRESETS)}")
+    return _PRESETS[name]
+
+
+def presets(network: type[nn.Layer] | None = None) -> list[Preset]:
+    """All presets, family by family, or those of one network."""
+    return [entry for entry in _PRESETS.values() if network in (None, entry.network)]
+
+
+def networks() -> list[type[nn.Layer]]:
+    """The networks that presets are made of, one or more for each paper."""
+    return list(_NETWORKS.values())
+
+
+def build_network(arch: str, config: dict[str, Any]) -> nn.Layer:
+    """Build a network from the name of its class, or of a preset, and a complete or partial config.
+
+    Raises:
+        ValueError: the name or an argument is unknown.
+    """
+    if arch in _PRESETS:
+        return _PRESETS[arch](**config)
+    if arch not in _NETWORKS:
+        raise ValueError(f"unknown network {arch!r}: choose one of {', '.join([*_PRESETS, *_NETWORKS])}")
+    network = _NETWORKS[arch]
+    unknown = set(config) - set(config_keys(network))
+    if unknown:
+        raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
+    return network(**config)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the presets that match a shell pattern, family by family.
+
+    Args:
+        pattern: for example ``"cdnv2*"``.
+    """
+    return [name for name in _PRESETS if fnmatchcase(name, pattern)]
+
+
+def create_model(
+    name: str, pretrained: bool | str = False, return_transforms: bool = False, **config: Any
+) -> nn.Layer | tuple[nn.Layer, Callable]:
+    """Build a preset by name; see `Preset.__call__` for the arguments.
+
+    Raises:
+        ValueError: there is no such preset or argument; the message lists what there is.
+    """
+    return preset(name)(pretrained, return_transforms, **config)

@@ -1,0 +1,142 @@
+"""Parameters and multiply-accumulates, counted as the papers count them and as the network executes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Callable
+
+import paddle
+from paddle import Tensor, nn
+
+from paddle_dense.layers import HS, CondenseSFR
+from paddle_dense.layers.learned_group import LearnedConnections
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` found.
+
+    Attributes:
+        params: parameters as the papers count them: a learned layer counts what will be left, 1/C of its weight.
+        macs: multiply-accumulates for one picture, as the papers count them.
+        executed_macs: multiply-accumulates of the convolutions and matrix products that really run for one picture.
+        layers: name, parameters and MACs (as the papers count) of each layer that has any.
+    """
+
+    params: int
+    macs: int
+    executed_macs: int
+    layers: tuple[tuple[str, int, int], ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.params:,} parameters, {self.macs / 1e6:.2f} M MACs as the papers count, "
+            f"{self.executed_macs / 1e6:.2f} M executed"
+        )
+
+
+def profile(model: nn.Layer, input_shape: Sequence[int] = (3, 224, 224)) -> Profile:
+    """Count parameters and multiply-accumulates by running one black picture through the model.
+
+    The papers count the products of convolutions and linear layers, 1 for each element of a ReLU or ReLU6, the window's
+    area for each output of an average pool, 1 for each input of a global one and 2 for each element of a sigmoid;
+    normalisation, gathers and shuffles are free. `executed_macs` are the products that run: a trained form executes its
+    dense masked weights, and SFR the dense 1x1 convolution that its scatter-add amounts to.
+
+    Args:
+        model: any Paddle network; its state and mode are left as they were.
+        input_shape: (channels, height, width) of the picture.
+    """
+    counted: dict[str, int] = {}
+    executed: dict[str, int] = {}
+
+    def record(name: str, layer: nn.Layer) -> Callable:
+        def hook(_: nn.Layer, inputs: tuple, output: Tensor) -> None:
+            x = inputs[0]
+            counted[name] = counted.get(name, 0) + _counted_macs(layer, x, output)
+            executed[name] = executed.get(name, 0) + _executed_macs(layer, x, output)
+
+        return hook
+
+    handles = [
+        layer.register_forward_post_hook(record(name, layer))
+        for name, layer in model.named_sublayers(include_self=True)
+        if _rule(layer) is not None
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with paddle.no_grad():
+            model(paddle.zeros([1, *input_shape]))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train() if training else model.eval()
+
+    params = _counted_params(model)
+    names = list(dict.fromkeys([*params, *counted]))
+    rows = ((name, params.get(name, 0), counted.get(name, 0)) for name in names)
+    return Profile(
+        sum(params.values()),
+        sum(counted.values()),
+        sum(executed.values()),
+        tuple(row for row in rows if row[1] or row[2]),
+    )
+
+
+def _per_output(weight: Tensor, output: Tensor) -> int:
+    """Products of a convolution: kernel height * width * inputs of a group, for each element of the output."""
+    return prod(weight.shape[1:]) * prod(output.shape[1:])
+
+
+def _window_area(layer: nn.Layer) -> int:
+    size = layer.ksize
+    return prod(size) if isinstance(size, (list, tuple)) else size * size
+
+
+# What the papers count, by kind of layer: (layer, input, output) -> multiply-accumulates.
+_COUNTED: tuple[tuple[type, Callable[[nn.Layer, Tensor, Tensor], int]], ...] = (
+    (LearnedConnections, lambda layer, x, y: _per_output(layer.conv.weight, y) // layer.condense_factor),
+    (CondenseSFR, lambda layer, x, y: layer.conv.weight.size * prod(y.shape[2:])),
+    (nn.Conv2D, lambda layer, x, y: _per_output(layer.weight, y)),
+    (nn.Linear, lambda layer, x, y: layer.weight.size),
+    ((nn.ReLU, nn.ReLU6, HS), lambda layer, x, y: prod(x.shape[1:])),
+    (nn.AvgPool2D, lambda layer, x, y: prod(y.shape[1:]) * _window_area(layer)),
+    (nn.AdaptiveAvgPool2D, lambda layer, x, y: prod(x.shape[1:])),
+    (nn.Sigmoid, lambda layer, x, y: 2 * prod(x.shape[1:])),
+)
+
+
+def _rule(layer: nn.Layer) -> Callable[[nn.Layer, Tensor, Tensor], int] | None:
+    return next((rule for kinds, rule in _COUNTED if isinstance(layer, kinds)), None)
+
+
+def _counted_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
+    return int(_rule(layer)(layer, x, output))
+
+
+def _executed_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
+    if isinstance(layer, LearnedConnections):
+        return _per_output(layer.conv.weight, output)
+    if isinstance(layer, CondenseSFR):
+        return prod(x.shape[1:]) * output.shape[1]
+    return _counted_macs(layer, x, output) if isinstance(layer, (nn.Conv2D, nn.Linear)) else 0
+
+
+def _counted_params(model: nn.Layer) -> dict[str, int]:
+    learned = {
+        f"{name}.conv": layer.condense_factor
+        for name, layer in model.named_sublayers()
+        if isinstance(layer, LearnedConnections)
+    }
+    return {
+        name: sum(
+            int(parameter.size)
+            for key, parameter in layer.named_parameters(include_sublayers=False)
+            if key not in ("_mean", "_variance")  # Paddle files the running statistics under parameters
+        )
+        // learned.get(name, 1)
+        for name, layer in model.named_sublayers(include_self=True)
+    }
