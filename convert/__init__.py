@@ -1,0 +1,1 @@
+"""From PyTorch checkpoints to Paddle and back, checked by running both frameworks."""

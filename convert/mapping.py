@@ -1,0 +1,40 @@
+"""Names and layouts: what a PyTorch state_dict is called and how it lies in Paddle.
+
+The whole mapping, for every network of this project:
+
+=========================== ===================== ==========================================
+PyTorch                     Paddle                values
+=========================== ===================== ==========================================
+``*.running_mean``          ``*._mean``           as they are
+``*.running_var``           ``*._variance``       as they are
+``*.num_batches_tracked``   not kept
+``*.weight``, 2-D (Linear)  ``*.weight``          transposed: [out, in] -> [in, out]
+anything else               the same name         as they are
+=========================== ===================== ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+_STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
+
+
+def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A PyTorch state_dict under Paddle's names and in Paddle's layout; arrays are views where they can be."""
+    mapped = {}
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        if leaf in _STATISTICS:
+            name = f"{owner}.{_STATISTICS[leaf]}"
+        mapped[name] = value.T if is_linear(name, value) else value
+    return mapped
+
+
+def is_linear(name: str, value: np.ndarray) -> bool:
+    """Whether this is the weight of a linear layer, the one kind of tensor that lies transposed in Paddle."""
+    return value.ndim == 2 and name.endswith("weight")

@@ -1,0 +1,232 @@
+"""PyTorch twin of `paddle_dense.models.condensenetv2`, key for key the original's (arXiv 2104.04382).
+
+The condensed SFR multiplies by its `index` matrix as the original does: the twin is the reference that the Paddle
+network, which never forms that product, is checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = {"ReLU": nn.ReLU, "HS": nn.Hardswish}
+
+
+class SELayer(nn.Module):
+    """Squeeze and excitation without biases."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.fc = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3)))[:, :, None, None]
+
+
+class Conv(nn.Sequential):
+    """BN, activation, 3x3 grouped convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, activation: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.activation = ACTIVATIONS[activation]()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, groups=groups, bias=False)
+
+
+class LearnedConnections(nn.Module):
+    """What LGC and SFR share in training: BN, activation, masked dense 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, factor: int, activation: str) -> None:
+        super().__init__()
+        self.groups, self.factor = groups, factor
+        self.register_buffer("_count", torch.zeros(1))
+        self.register_buffer("_stage", torch.zeros(1))
+        self.register_buffer("_mask", torch.ones(out_channels, in_channels, 1, 1))
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.activation = ACTIVATIONS[activation]()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.activation(self.norm(x)), self.conv.weight * self._mask)
+
+    @torch.no_grad()
+    def set_progress(self, progress: float) -> None:
+        """Drop whatever is due: stage i of C - 1 is due from half of its share of the training on."""
+        edges = [(i + 1) / (self.factor - 1) for i in range(self.factor - 1)]
+        stage = next((i for i, edge in enumerate(edges) if 2 * progress < edge), self.factor - 1)
+        if stage <= int(self._stage.round()):
+            return
+        alive = self.per_group(self._mask.squeeze((2, 3))) > 0
+        strength = self.per_group((self.conv.weight * self._mask).abs().squeeze((2, 3)))
+        dropped = stage * (strength.shape[1] // self.factor)
+        order = strength.masked_fill(~alive, -1).argsort(dim=1)
+        keep = torch.ones_like(strength).scatter_(1, order[:, :dropped], 0)
+        self._mask.copy_(self.spread(keep)[:, :, None, None])
+        self._count.fill_(dropped)
+        self._stage.fill_(stage)
+
+    def group_lasso(self) -> Tensor:
+        """Sum of the L2 norms of the weights that a group and a candidate share; 0 once G - 1 stages are done."""
+        if int(self._stage.round()) >= self.groups - 1:
+            return self.conv.weight.new_zeros(())
+        squares = (self.conv.weight * self._mask).squeeze((2, 3)).square()
+        return self.per_group(squares).clamp(min=1e-6).sqrt().sum()
+
+
+class LGC(LearnedConnections):
+    """Learned group convolution: row r belongs to group r mod G, groups choose inputs."""
+
+    def per_group(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (-1, self.groups)).sum(0)
+
+    def spread(self, keep: Tensor) -> Tensor:
+        return keep.repeat(self.conv.out_channels // self.groups, 1)
+
+
+class SFR(LearnedConnections):
+    """Sparse feature reactivation: column c belongs to group c mod G, groups choose outputs."""
+
+    def per_group(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(1, (-1, self.groups)).sum(1).T
+
+    def spread(self, keep: Tensor) -> Tensor:
+        return keep.T.repeat(1, self.conv.in_channels // self.groups)
+
+
+class CondenseLGC(nn.Module):
+    """Condensed LGC: gather, BN, activation, grouped 1x1 convolution, shuffle."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, activation: str) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.zeros(in_channels, dtype=torch.int64))
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.activation = ACTIVATIONS[activation]()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.activation(self.norm(x[:, self.index])))
+        return x.unflatten(1, (self.conv.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class CondenseSFR(nn.Module):
+    """Condensed SFR: BN, activation, shuffle, grouped 1x1 convolution, product with the 0/1 matrix `index`."""
+
+    def __init__(self, in_channels: int, rows: int, out_channels: int, groups: int, activation: str) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.zeros(rows, out_channels))
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.activation = ACTIVATIONS[activation]()
+        self.conv = nn.Conv2d(in_channels, rows, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm(x)).unflatten(1, (-1, self.conv.groups))
+        x = self.conv(x.transpose(1, 2).flatten(1, 2))
+        return torch.einsum("nihw,ij->njhw", x, self.index)
+
+
+class DenseLayer(nn.Module):
+    """LGC, 3x3, squeeze and excitation where used, SFR: [N, in, H, W] -> [N, in + growth, H, W]."""
+
+    def __init__(
+        self,
+        channels: int,
+        k: int,
+        bottleneck: int,
+        groups: tuple,
+        factors: tuple,
+        activation: str,
+        se: bool,
+        condensed: bool,
+    ) -> None:
+        super().__init__()
+        group_1x1, group_3x3, group_trans = groups
+        if condensed:
+            gathered = channels // factors[0] * group_1x1
+            rows = channels // factors[1] * group_trans
+            self.conv_1 = CondenseLGC(gathered, bottleneck * k, group_1x1, activation)
+            self.sfr = CondenseSFR(k, rows, channels, group_trans, activation)
+        else:
+            self.conv_1 = LGC(channels, bottleneck * k, group_1x1, factors[0], activation)
+            self.sfr = SFR(k, channels, group_trans, factors[1], activation)
+        self.conv_2 = Conv(bottleneck * k, k, group_3x3, activation)
+        self.se = SELayer(k, 1) if se else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_2(self.conv_1(x))
+        if self.se is not None:
+            y = self.se(y)
+        return torch.cat([x + self.sfr(y), y], 1)
+
+
+class CondenseNetV2(nn.Module):
+    """The twin of `paddle_dense.models.CondenseNetV2`; see there for the arguments."""
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        growth: Sequence[int],
+        HS_start_block: int = 2,
+        SE_start_block: int = 3,
+        fc_channel: int = 1024,
+        group_1x1: int = 8,
+        group_3x3: int = 8,
+        group_trans: int = 8,
+        bottleneck: int = 4,
+        last_se_reduction: int = 16,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        init_stride: int | None = None,
+        condense_factor: int | None = None,
+        trans_factor: int | None = None,
+        condensed: bool = True,
+    ) -> None:
+        super().__init__()
+        groups = (group_1x1, group_3x3, group_trans)
+        factors = (condense_factor or group_1x1, trans_factor or group_trans)
+        stride = init_stride or (1 if len(stages) < 5 else 2)
+        channels = 2 * growth[0]
+        self.features = nn.Sequential()
+        self.features.init_conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        for block, (layers, k) in enumerate(zip(stages, growth)):
+            activation = "HS" if block >= HS_start_block else "ReLU"
+            dense = nn.Sequential()
+            for layer in range(layers):
+                dense.add_module(
+                    f"denselayer_{layer + 1}",
+                    DenseLayer(
+                        channels,
+                        k,
+                        bottleneck,
+                        groups,
+                        factors,
+                        activation,
+                        block >= SE_start_block,
+                        condensed,
+                    ),
+                )
+                channels += k
+            self.features.add_module(f"denseblock_{block + 1}", dense)
+            if block + 1 < len(stages):
+                self.features.add_module(f"transition_{block + 1}", nn.AvgPool2d(2, 2))
+        self.features.norm_last = nn.BatchNorm2d(channels)
+        self.features.relu_last = nn.ReLU()
+        self.features.pool_last = nn.AdaptiveAvgPool2d(1)
+        self.features.se_last = SELayer(channels, last_se_reduction)
+        self.fc = nn.Linear(channels, fc_channel)
+        self.fc_act = nn.Hardswish()
+        self.classifier = nn.Linear(fc_channel, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.fc_act(self.fc(self.features(x).flatten(1))))
