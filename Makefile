@@ -1,0 +1,32 @@
+# On a machine with Python 3.9+ and make: `make demo` shows the main job, `make test lint` is what CI runs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint format clean
+
+# The main job on a real trained checkpoint and real images.
+demo: .venv/installed
+	$(BIN)/python -m convert.demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,torch,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

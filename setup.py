@@ -1,0 +1,39 @@
+"""Packaging: the library `paddle_dense`, the converter `convert` and the weights that ship with them."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+
+extras = {
+    # Paddle is an extra: a machine with paddlepaddle-gpu must not get a second Paddle.
+    "cpu": ["paddlepaddle>=2.6"],
+    "torch": ["torch>=2.0"],
+    "report": ["matplotlib>=3.5"],
+    "deploy": ["paddle2onnx>=2.0", "onnxruntime>=1.16"],
+    "train": ["scikit-learn>=1.0", "visualdl>=2.5"],
+    "notebooks": ["notebook", "matplotlib>=3.5", "scikit-learn>=1.0"],
+    "test": ["pytest>=7", "ruff", "hypothesis", "safetensors>=0.4", "scikit-learn>=1.0"],
+}
+
+setup(
+    name="paddle_dense",
+    version="0.1.0",
+    description="Densely connected networks in PaddlePaddle, and a converter of PyTorch checkpoints that proves itself",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=[*find_packages(include=["paddle_dense*", "convert*"]), "paddle_dense.shipped"],
+    # The folder of weights becomes a part of the installed package.
+    package_dir={"paddle_dense.shipped": "weights"},
+    package_data={"paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"]},
+    install_requires=["numpy>=1.20", "ppim", "pooch>=1.6", "tqdm", "Pillow"],
+    extras_require=extras,
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
