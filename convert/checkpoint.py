@@ -1,0 +1,440 @@
+"""Reads PyTorch checkpoints without PyTorch, and without running what they say.
+
+Three formats: the zip archive that torch.save writes since PyTorch 1.6, the row of pickles that it wrote before, and
+safetensors. Tensors stay references until a state_dict has been chosen, so what else is in the file (the optimizer,
+most of the time) is never read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+
+from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
+from paddle_dense.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
+from paddle_dense.weights import (
+    PYTORCH_MAGIC,
+    ZIP_MAGIC,
+    is_safetensors,
+    map_file,
+    parse_safetensors,
+    read_arrays,
+    tensors_in,
+)
+
+_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
+_PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_AVERAGED_COUNT = re.compile(r"(module\.|_orig_mod\.|model\.)*n_averaged")
+_TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
+_MAX_ENTRIES = 1_000_000  # of a module
+_MAX_PREFIX = 1000
+_SAVE = "save it again with torch.save(model.state_dict(), path)"
+_FORMAT_VERSION = 1001  # of files before PyTorch 1.6
+# The rest of the sentence begins with a file or a tensor.
+_BIG_ENDIAN = f"was written on a big-endian machine: load it there with PyTorch and {_SAVE} elsewhere"
+
+# By the class of the storage, or by the dtype that a tensor on an untyped storage has.
+_DTYPES = {
+    **dict.fromkeys(("FloatStorage", "float32"), "<f4"),
+    **dict.fromkeys(("DoubleStorage", "float64"), "<f8"),
+    **dict.fromkeys(("HalfStorage", "float16"), "<f2"),
+    **dict.fromkeys(("BFloat16Storage", "bfloat16"), "bf16"),
+    **dict.fromkeys(("LongStorage", "int64"), "<i8"),
+    **dict.fromkeys(("IntStorage", "int32"), "<i4"),
+    **dict.fromkeys(("ShortStorage", "int16"), "<i2"),
+    **dict.fromkeys(("CharStorage", "int8"), "|i1"),
+    **dict.fromkeys(("ByteStorage", "UntypedStorage", "_UntypedStorage", "uint8"), "|u1"),
+    **dict.fromkeys(("BoolStorage", "bool"), "|b1"),
+    **{"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"},
+}
+_ITEM_SIZES = {kind: stored_dtype(code).itemsize for kind, code in _DTYPES.items()}
+# Nobody's weights, but an old file can only be read past them.
+_ITEM_SIZES.update(ComplexFloatStorage=8, ComplexDoubleStorage=16, QInt8Storage=1, QUInt8Storage=1, QInt32Storage=4)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a PyTorch checkpoint holds.
+
+    Attributes:
+        state: arrays by PyTorch's names, without the prefixes of wrappers, in the order of the file; floats as float32.
+        container: where in the file they were: a key such as "state_dict_ema", or "bare", or "module".
+        warnings: what a user should know about them, one sentence each.
+    """
+
+    state: dict[str, np.ndarray]
+    container: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_checkpoint(path: str | os.PathLike, ema: bool = True) -> Checkpoint:
+    """Reads a PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors, whichever its content says it is.
+
+    Nothing in the file is executed. Half precision, bfloat16 and float64 become float32; integers and bool are kept.
+    Arrays may view the file and each other; changing one does not change the file.
+
+    Args:
+        path: a state_dict, a dict that holds one, or a whole pickled module.
+        ema: take the averaged weights where the file has them.
+
+    Raises:
+        WeightsError: the file is damaged, of another kind, or its tensors could only be had by running it.
+        HostileFileError: it names code that only an attack needs.
+    """
+    with naming(path):
+        data = map_file(path)
+        warnings: list[str] = []
+        if data[:4] == ZIP_MAGIC:
+            saved = _read_zip(path, data, warnings)
+        elif is_safetensors(data):
+            return _finish(parse_safetensors(data), "bare", warnings)
+        elif data[:1] == b"\x80":
+            saved = _read_legacy(data)
+        elif data[257:262] == b"ustar":
+            raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
+        else:
+            raise WeightsError(f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
+        entries, container = _choose(saved, ema)
+        tensors = tensors_in(entries)
+        left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
+        if left_out:
+            warnings.append(f"left out what is no tensor: {_listed(map(shown, left_out))}")
+        return _finish(read_arrays(tensors, len(data)), container, warnings)
+
+
+# Tensors
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Numbers in the file: all `count` elements under `key`, or `view`: (start, length) among them."""
+
+    content: Callable[[str], memoryview]
+    kind: str
+    key: str
+    count: int
+    view: tuple[int, int] | None = None
+
+    def data(self) -> memoryview:
+        item = _ITEM_SIZES[self.kind]
+        data = self.content(self.key)
+        if len(data) != self.count * item:
+            raise WeightsError(f"has {len(data)} bytes in the file and claims {self.count * item}, {DAMAGED}")
+        start, length = self.view or (0, self.count)
+        if start + length > self.count:
+            raise WeightsError(f"views elements that its storage does not have, {DAMAGED}")
+        return data[start * item : (start + length) * item]
+
+
+@dataclass(frozen=True)
+class _Tensor(Lazy):
+    """A torch.Tensor: `size` elements of a storage, `stride` apart, from `offset` on."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: Name | None = None
+    flags: object = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.storage, _Storage) or not isinstance(self.dtype, (Name, type(None))):
+            raise TypeError("a tensor without a storage or dtype")
+
+    def numpy(self) -> np.ndarray:
+        kind = self.dtype.text.rpartition(".")[2] if self.dtype else self.storage.kind
+        if kind not in _DTYPES or self.storage.kind not in _DTYPES:
+            raise WeightsError(f"holds {shown(kind)} values: {_SAVE} after model.float()")
+        if self.flags:
+            raise WeightsError(f"is stored negated or conjugated: {_SAVE} after resolve_neg() and resolve_conj()")
+        count = element_count(self.size)
+        place = [self.offset, *self.stride] if isinstance(self.stride, (tuple, list)) else []
+        if len(place) != len(self.size) + 1 or not all(type(n) is int and n >= 0 for n in place):
+            raise WeightsError(f"has no valid offset and strides, {DAMAGED}")
+        data, stored = self.storage.data(), stored_dtype(_DTYPES[kind])
+        available = len(data) // stored.itemsize
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride))
+        if count and max(count, last + 1) > available:
+            raise WeightsError(f"reaches outside its storage of {available} elements, {DAMAGED}")
+        if count == 0:
+            return interpret(np.empty(self.size, stored), _DTYPES[kind])
+        numbers = np.frombuffer(data, stored, last + 1 - self.offset, self.offset * stored.itemsize)
+        strides = [step * stored.itemsize if n > 1 else 0 for n, step in zip(self.size, self.stride)]
+        return interpret(np.lib.stride_tricks.as_strided(numbers, self.size, strides), _DTYPES[kind])
+
+
+def _rebuild_v2(*args: Any) -> _Tensor:
+    """Arguments: storage, offset, size, stride, requires_grad, hooks and, since PyTorch 2, flags."""
+    return _Tensor(*args[:4], flags=args[6] if len(args) > 6 else None)
+
+
+def _rebuild_v3(*args: Any) -> _Tensor:
+    """As v2, with the dtype before the flags: for dtypes without a storage class of their own."""
+    return _Tensor(*args[:4], dtype=args[6], flags=args[7] if len(args) > 7 else None)
+
+
+_REBUILD: dict[str, Callable[..., _Tensor]] = {
+    "torch._utils._rebuild_tensor": _Tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+}
+
+
+def _rebuild_from_type(function: Name, kind: object, args: tuple, state: object) -> _Tensor | Inert:
+    rebuild = _REBUILD.get(function.text)
+    return rebuild(*args) if rebuild else Inert(function.text, args)
+
+
+def _first(data: object = (), *_: object) -> object:
+    return data
+
+
+_TORCH: dict[str, Callable[..., Any]] = {
+    **_REBUILD,
+    "torch._tensor._rebuild_from_type": _rebuild_from_type,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,  # this and the next until PyTorch 0.3
+    "torch.autograd.variable.Variable": _first,
+    "torch.Size": _first,
+}
+
+
+def _storages(content: Callable[[str], memoryview], seen: dict[str, _Storage]) -> Callable[[Any], Any]:
+    """Reads PyTorch's persistent ids; `seen` collects the first storage of each key."""
+
+    def persistent(saved_id: Any) -> Any:
+        if not isinstance(saved_id, tuple):
+            raise TypeError("a persistent id that is no tuple")
+        if saved_id[0] == "module":  # a class and its source code
+            return saved_id[1]
+        word, kind, key, _, count = saved_id[:5]
+        _, *view = (saved_id[5] if len(saved_id) > 5 else None) or (None, 0, count)
+        numbers = [count, *view]
+        if word != "storage" or not isinstance(key, str) or len(view) != 2:
+            raise TypeError("a persistent id that is no storage")
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            raise TypeError("a storage without a size")
+        storage = _Storage(content, kind.text.rpartition(".")[2], key, count, (view[0], view[1]))
+        seen.setdefault(key, storage)
+        return storage
+
+    return persistent
+
+
+# The zip archive: NAME/data.pkl, and every storage as NAME/data/KEY
+
+
+def _read_zip(path: str | os.PathLike, data: memoryview, warnings: list[str]) -> Any:
+    records = _zip_records(path, data)
+    roots = [name[: -len("data.pkl")] for name in records if re.fullmatch("[^/]+/data.pkl", name)]
+    if len(roots) != 1:
+        raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
+    root = roots[0]
+    # PyTorch can be told to write no checksums; then all of them are 0.
+    has_checksums = any(checksum for _, checksum in records.values())
+    if not has_checksums:
+        warnings.append("the file has no checksums, so damage to it cannot be noticed")
+    verified = set()
+
+    def record(name: str) -> memoryview:
+        if name not in records:
+            raise WeightsError(f"needs the record {shown(name)}, which is missing, {DAMAGED}")
+        content, checksum = records[name]
+        if has_checksums and name not in verified and zlib.crc32(content) != checksum:
+            raise WeightsError(f"needs the record {shown(name)}, whose checksum does not agree, {DAMAGED}")
+        verified.add(name)
+        return content
+
+    if f"{root}byteorder" in records and record(f"{root}byteorder") != b"little":
+        raise WeightsError(_BIG_ENDIAN)
+    program = record(f"{root}data.pkl")
+    saved, end = unpickle(program, _TORCH, _storages(lambda key: record(f"{root}data/{key}"), {}))
+    if end != len(program):
+        raise WeightsError(f"goes on for {len(program) - end} bytes after the end of data.pkl, {DAMAGED}")
+    return saved
+
+
+def _zip_records(path: str | os.PathLike, data: memoryview) -> dict[str, tuple[memoryview, int]]:
+    """The content and checksum of every entry; a WeightsError for an archive that PyTorch would not write."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+            directory = archive.start_dir
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        ArithmeticError,
+        LookupError,
+        NotImplementedError,
+        OSError,
+        ValueError,
+    ) as e:
+        raise WeightsError(f"is a zip archive that is cut short or damaged: {AGAIN}") from e
+    if any(_TORCHSCRIPT.match(entry.filename) for entry in entries):
+        raise WeightsError(f"is a TorchScript program: load it with torch.jit.load and {_SAVE}")
+    records: dict[str, tuple[memoryview, int]] = {}
+    reached = 0
+    for entry in entries:
+        name = entry.orig_filename
+        unsafe = name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name
+        if unsafe or name in records:
+            raise WeightsError(f"holds an entry {shown(name)} that is unsafe or there twice: do not use this file")
+        if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise WeightsError(f"holds {shown(name)} compressed or encrypted, as PyTorch never writes it: {_SAVE}")
+        begin = _content_offset(data, entry)
+        if entry.header_offset < reached or begin + entry.file_size > directory:
+            raise WeightsError(f"holds {shown(name)} overlapping with something else, {DAMAGED}")
+        reached = begin + entry.file_size
+        records[name] = data[begin:reached], entry.CRC
+    return records
+
+
+def _content_offset(data: memoryview, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's content begins: after its local header, which must name the same entry."""
+    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+    begin = entry.header_offset + 30
+    header = bytes(data[entry.header_offset : begin])
+    if header[:4] != ZIP_MAGIC or len(header) != 30:
+        raise WeightsError(f"has no entry where {shown(entry.filename)} should be, {DAMAGED}")
+    name_length, extra_length = struct.unpack("<HH", header[26:])
+    if data[begin : begin + name_length] != name:
+        raise WeightsError(f"gives {shown(entry.filename)} two names, {DAMAGED}")
+    return begin + name_length + extra_length
+
+
+# Before PyTorch 1.6: five pickles (magic number, version, machine, state, keys of storages), then the storages
+
+
+def _read_legacy(data: memoryview) -> Any:
+    magic, at = unpickle(data)
+    if magic != PYTORCH_MAGIC:
+        raise WeightsError(
+            "is a pickle but no PyTorch checkpoint: a Paddle file goes through python -m convert.paddle2torch, and "
+            "anything else has to be saved with torch.save"
+        )
+    version, at = unpickle(data, start=at)
+    if version != _FORMAT_VERSION:
+        raise WeightsError(f"has the unknown format version {shown(version)}: load it with PyTorch and {_SAVE}")
+    machine, at = unpickle(data, start=at)
+    if isinstance(machine, dict) and machine.get("little_endian") is False:
+        raise WeightsError(_BIG_ENDIAN)
+    contents: dict[str, memoryview] = {}
+    seen: dict[str, _Storage] = {}
+
+    def content(key: str) -> memoryview:
+        if key not in contents:
+            raise WeightsError(f"needs the storage {shown(key)}, which is missing, {DAMAGED}")
+        return contents[key]
+
+    saved, at = unpickle(data, _TORCH, _storages(content, seen), at)
+    keys, at = unpickle(data, start=at)
+    for key in keys if isinstance(keys, list) else [None]:
+        if not isinstance(key, str) or key not in seen or key in contents:
+            raise WeightsError(f"does not list its storages properly, {DAMAGED}")
+        kind = seen[key].kind
+        if kind not in _ITEM_SIZES:
+            raise WeightsError(f"holds {shown(kind)} values: {_SAVE} after model.float()")
+        begin = at + 8
+        at = begin + int.from_bytes(data[at:begin], "little") * _ITEM_SIZES[kind]
+        if at > len(data):
+            raise WeightsError(f"is cut short: a storage ends at byte {at} of {len(data)}, so {AGAIN}")
+        contents[key] = data[begin:at]
+    if at != len(data):
+        raise WeightsError(f"goes on for {len(data) - at} bytes after its last storage, {DAMAGED}")
+    return saved
+
+
+# Which tensors, and what they are called
+
+
+def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
+    """The dict that holds the network's tensors, and where it was."""
+    if _is_module(saved):
+        return _entries(saved), "module"
+    if not isinstance(saved, dict):
+        raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {_SAVE}")
+    for key in (_EMA_KEYS if ema else ()) + _PLAIN_KEYS:
+        if _has_tensors(saved.get(key)):
+            return _entries(saved[key]), key
+    # One object under several names is one object.
+    nested = {id(value): (key, value) for key, value in saved.items() if isinstance(key, str)}.values()
+    nested = [(key, value) for key, value in nested if _has_tensors(value)]
+    own = _count(saved)
+    # A tensor or two beside the weights are a random state or the like.
+    if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):
+        return saved, "bare"
+    if len(nested) == 1:
+        return _entries(nested[0][1]), nested[0][0]
+    found = _listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
+    raise WeightsError(f"holds {'several dicts' if nested else 'no dict'} of tensors, among {found}: {_SAVE}")
+
+
+def _count(entries: Mapping[Any, Any]) -> int:
+    return sum(isinstance(value, Lazy) for value in entries.values())
+
+
+def _has_tensors(value: object) -> bool:
+    return _is_module(value) or (isinstance(value, dict) and _count(value) > 0)
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
+
+
+def _entries(root: Any) -> Mapping[Any, Any]:
+    """A state_dict as it is; that of a pickled torch.nn.Module put together from the module's parts."""
+    if isinstance(root, dict):
+        return root
+    entries: dict[str, Any] = {}
+    waiting = [("", root)]
+    visited = 0
+    while waiting:
+        prefix, module = waiting.pop()
+        if not _is_module(module):
+            raise WeightsError(f"holds {describe(module)} as layer {shown(prefix)}: {_SAVE}")
+        parts = [module.state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
+        if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in parts):
+            raise WeightsError(f"holds a layer {shown(prefix)} that is no ordinary module: {_SAVE}")
+        visited += 1 + sum(map(len, parts))
+        if visited > _MAX_ENTRIES or len(prefix) > _MAX_PREFIX:
+            raise WeightsError(f"holds modules inside modules without end, {DAMAGED}")
+        parameters, buffers, layers = parts
+        temporary = module.state.get("_non_persistent_buffers_set")
+        temporary = {name for name in temporary if isinstance(name, str)} if isinstance(temporary, list) else set()
+        kept = {**parameters, **{name: value for name, value in buffers.items() if name not in temporary}}
+        entries.update((prefix + name, value) for name, value in kept.items() if value is not None)
+        waiting += [(f"{prefix}{name}.", layer) for name, layer in reversed(layers.items()) if layer is not None]
+    return entries
+
+
+def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str]) -> Checkpoint:
+    """Takes off the prefixes of wrappers and makes every float a float32."""
+    names = [name for name in arrays if not _AVERAGED_COUNT.fullmatch(name)]
+    if not names:
+        raise WeightsError(f"holds no tensors: {_SAVE}")
+    start = 0
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p, start) for name in names)), ""):
+        start += len(prefix)
+    doubles = [shown(name[start:]) for name in names if arrays[name].dtype == np.float64]
+    if doubles:
+        warnings.append(f"rounded to float32 what was float64: {_listed(doubles)}")
+    with np.errstate(over="ignore"):
+        floats = {name: np.asarray(arrays[name], np.float32) for name in names if arrays[name].dtype.kind == "f"}
+    return Checkpoint({name[start:]: floats.get(name, arrays[name]) for name in names}, container, warnings)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

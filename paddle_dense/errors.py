@@ -1,0 +1,36 @@
+"""What can be wrong with a weight file, always said in one sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+AGAIN = "download or copy it again"
+DAMAGED = f"so the file is damaged: {AGAIN}"
+
+
+class WeightsError(ValueError):
+    """A weight file cannot be used: the message names the file or tensor, what was found, and what to do."""
+
+
+class HostileFileError(WeightsError):
+    """A weight file asks to run code that no weights need."""
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Puts the file's name before the message of any WeightsError of the block."""
+    try:
+        yield
+    except WeightsError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
+def shown(name: object, limit: int = 80) -> str:
+    """A name from a file as a message may print it: quoted, escaped, shortened."""
+    if isinstance(name, (str, bytes)) and len(name) > limit:
+        return f"{name[:limit]!r}... ({len(name)} characters)"
+    if isinstance(name, (str, bytes, int, float, type(None))):
+        return repr(name)
+    return f"a {type(name).__name__}"  # its repr could be without end

@@ -1,0 +1,400 @@
+"""Weight files: .pdparams and .safetensors, read without executing anything and written in one piece or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
+from paddle_dense.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
+
+ZIP_MAGIC = b"PK\x03\x04"
+PYTORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the number that PyTorch's old, non-zip files begin with
+_PICKLE_MAGIC = b"\x80"
+_MAX_HEADER = 100_000_000  # bytes, as the safetensors library
+_MAX_REUSE = 8  # how much larger than the file its arrays may be
+
+# In the order in which the safetensors library puts tensors into a file.
+_SAFETENSORS = {
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "F32": "<f4",
+    "U32": "<u4",
+    "I32": "<i4",
+    "BF16": "bf16",
+    "F16": "<f2",
+    "U16": "<u2",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+_SAFETENSORS_NAMES = {code: name for name, code in _SAFETENSORS.items()}
+# Paddle has no wider unsigned integers, and a uint16 array in a .pdparams file means bfloat16.
+_PDPARAMS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
+_WRITE_MENDS = {
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EISDIR: "give the name of a file",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+}
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a .pdparams or .safetensors file, whichever its content says it is.
+
+    Nothing in the file is executed. The arrays view the file, privately: changing one changes neither the file nor what
+    another reader sees. bfloat16, which Paddle saves as uint16, becomes float32; other dtypes are kept.
+
+    Args:
+        path: what paddle.save(model.state_dict(), path) wrote, plain or under "model" or "state_dict", or a safetensors
+            file.
+
+    Returns:
+        Arrays by name, in the order of the file.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, or holds something else than tensors.
+        HostileFileError: it asks to run code.
+    """
+    with naming(path):
+        data = map_file(path)
+        if is_safetensors(data):
+            return parse_safetensors(data)
+        if data[:1] == _PICKLE_MAGIC:
+            return _read_pdparams(data)
+        if data[:4] == ZIP_MAGIC:
+            raise WeightsError(_NOT_PADDLE)
+        if os.fspath(path).lower().endswith(".safetensors"):
+            return parse_safetensors(data)
+        raise WeightsError(
+            f"is neither a .pdparams nor a .safetensors file, since it begins with {bytes(data[:16])!r}: {AGAIN}"
+        )
+
+
+def write_weights(
+    state: Mapping[str, np.ndarray], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays as .pdparams or .safetensors, by the suffix of `path`; what stood there is replaced in one step.
+
+    paddle.load of any Paddle 2.x or 3.x, with numpy 1 or 2, reads the .pdparams file. The .safetensors file has the
+    bytes that the safetensors library would write.
+
+    Args:
+        state: arrays by name: floats, signed integers, uint8 and bool; .safetensors also holds wider unsigned integers.
+        path: the file to write.
+        metadata: texts for the header of a .safetensors file; a .pdparams file has no place for them.
+
+    Raises:
+        WeightsError: an array, a name, the metadata or the place cannot be used; the old file, if any, is unchanged.
+    """
+    with naming(path):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix == ".safetensors":
+            _check_state(state, _SAFETENSORS_NAMES)
+            _check_metadata(state, metadata or {})
+            chunks = _safetensors_chunks(state, metadata or {})
+        elif suffix == ".pdparams" and not metadata:
+            _check_state(state, _PDPARAMS)
+            chunks = _pdparams_chunks(state)
+        elif suffix == ".pdparams":
+            raise WeightsError("cannot hold metadata: write a .safetensors file instead")
+        else:
+            raise WeightsError("has no suffix that says what to write: end the name in .pdparams or .safetensors")
+    with atomic_write(path) as file:
+        file.writelines(chunks)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
+
+    Raises:
+        WeightsError: the file cannot be written there; what stood there is unchanged.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+    try:
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(folder)
+    except OSError as error:
+        if error.filename not in (None, temporary):
+            raise  # some other file, which the block used
+        mend = _WRITE_MENDS.get(error.errno, "choose another place")
+        raise WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    # The file is in place already; not every system can also wait until its name has reached the disk.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def map_file(path: str | os.PathLike) -> memoryview:
+    """The bytes of a file, read when they are used; writing to them changes this process's copy only.
+
+    Raises:
+        WeightsError: without the file's name, as everything that is raised inside `naming`.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise WeightsError("is not a file: give the weight file itself")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise WeightsError(f"is empty: {AGAIN}")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror or error}): check the path") from error
+
+
+def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
+    """The tensors of a dict from a file; numbers and the like beside them are left out.
+
+    Raises:
+        WeightsError: an unknown object stands where a tensor could be, or a tensor's name is no text.
+    """
+    tensors = {}
+    for name, value in entries.items():
+        if isinstance(value, Inert):
+            raise WeightsError(
+                f"holds {describe(value)} under {shown(name)}, which only running the file's code could turn into a "
+                f"tensor: save model.state_dict() instead"
+            )
+        if isinstance(value, Lazy):
+            if not isinstance(name, str):
+                raise WeightsError(
+                    f"holds a tensor under {shown(name)} instead of a name: save model.state_dict() instead"
+                )
+            tensors[name] = value
+    return tensors
+
+
+def read_arrays(tensors: Mapping[str, Lazy], file_size: int) -> dict[str, np.ndarray]:
+    """The arrays of lazy tensors.
+
+    Raises:
+        WeightsError: a tensor is damaged or no plain numbers, or the same data is used so often that the arrays would
+            be much larger than the file.
+    """
+    arrays, total = {}, 0
+    for name, tensor in tensors.items():
+        try:
+            arrays[name] = tensor.numpy()
+        except WeightsError as error:
+            raise WeightsError(f"tensor {shown(name)} {error}") from error
+        total += arrays[name].nbytes
+        if total > _MAX_REUSE * file_size:
+            raise WeightsError(f"uses the same data for many tensors, as far as {shown(name)}, so it is no weight file")
+    return arrays
+
+
+# .pdparams
+
+_NOT_PADDLE = "is a PyTorch checkpoint: turn it into a Paddle file with python -m convert.torch2paddle"
+
+
+def _read_pdparams(data: memoryview) -> dict[str, np.ndarray]:
+    saved, end = unpickle(data)
+    if saved == PYTORCH_MAGIC:
+        raise WeightsError(_NOT_PADDLE)
+    if end != len(data):
+        raise WeightsError(f"goes on for {len(data) - end} bytes after its end, {DAMAGED}")
+    if not isinstance(saved, dict):
+        raise WeightsError(f"holds {describe(saved)} instead of tensors by name: save model.state_dict()")
+    if not any(isinstance(value, Lazy) for value in saved.values()):
+        saved = next((saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)), saved)
+    saved.pop("StructuredToParameterName@@", None)
+    # Paddle 2.1 and later write a tensor outside a plain state_dict as (its own name, array).
+    saved = {name: value[1] if _is_named(value) else value for name, value in saved.items()}
+    big = saved.pop("UnpackBigParamInfor@@", {})
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            raise WeightsError(
+                f"holds a dict under {shown(name)}, so it is no plain state_dict: save model.state_dict() alone"
+            )
+    arrays = read_arrays(tensors_in(saved), len(data))
+    _join_big(arrays, big)
+    return {name: bfloat16_to_float32(a) if a.dtype == np.uint16 else a for name, a in arrays.items()}
+
+
+def _is_named(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Lazy)
+
+
+def _join_big(arrays: dict[str, np.ndarray], big: object) -> None:
+    """Puts together the parameters above 1 GB, which protocols 2 and 3 store in slices."""
+    try:
+        for name, parts in big.items():
+            if not isinstance(name, str):
+                raise TypeError("a name that is no text")
+            slices = [arrays.pop(part) for part in parts["slices"]]
+            arrays[name] = np.concatenate(slices).reshape(parts["OriginShape"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"lists slices of a large tensor that do not fit together, {DAMAGED}") from error
+
+
+def _pdparams_chunks(state: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """The pickle of {name: array}. It names numpy.core, which every numpy knows; the bytes of arrays are not copied."""
+    yield b"\x80\x04}("  # protocol 4, an empty dict, a mark
+    for name, array in state.items():
+        yield _pickled_text(name)
+        yield b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+        shape = b"".join(b"\x8a\x08" + n.to_bytes(8, "little") for n in array.shape)
+        dtype = _pickled_text(_code(array))
+        yield (b"(K\x01(" + shape + b"tcnumpy\ndtype\n" + dtype + b"\x85R\x89\x8e" + array.nbytes.to_bytes(8, "little"))
+        yield _content(array)
+        yield b"tb"
+    yield b"u."  # everything since the mark goes into the dict
+
+
+def _pickled_text(text: str) -> bytes:
+    encoded = text.encode()
+    return b"X" + len(encoded).to_bytes(4, "little") + encoded
+
+
+def _check_state(state: Mapping[str, np.ndarray], codes: Iterable[str]) -> None:
+    for name, array in state.items():
+        if not _is_text(name):
+            raise WeightsError(f"cannot hold a tensor named {shown(name)}: give it a name that is text")
+        if not isinstance(array, np.ndarray):
+            raise WeightsError(f"cannot hold {type(array).__name__} {shown(name)}: turn it into a numpy array")
+        if _code(array) not in codes:
+            raise WeightsError(
+                f"cannot hold tensor {shown(name)} of dtype {array.dtype}: turn it into float32 or int64"
+            )
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
+def _code(array: np.ndarray) -> str:
+    return array.dtype.newbyteorder("<").str
+
+
+def _content(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array, _code(array)).reshape(-1).view(np.uint8).data
+
+
+# .safetensors: the length of a JSON header (8 bytes), the header, the tensors without gaps
+
+
+def is_safetensors(data: memoryview) -> bool:
+    """Whether the content is that of a safetensors file."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
+def parse_safetensors(data: memoryview) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, as views of it; bfloat16 becomes float32.
+
+    Raises:
+        WeightsError: the file breaks a rule of the format or holds a dtype that numpy has not.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    if len(data) < 8 or start > len(data) or start - 8 > _MAX_HEADER:
+        raise WeightsError(f"claims a header of {start - 8} bytes, {DAMAGED}")
+    header = _parse_header(data[8:start])
+    header.pop("__metadata__", None)
+    body = data[start:]
+    entries = sorted(((*_offsets(name, entry), name) for name, entry in header.items()), key=lambda entry: entry[:2])
+    arrays, reached = {}, 0
+    for begin, end, name in entries:
+        if begin != reached or end > len(body):
+            raise WeightsError(
+                f"places tensor {shown(name)} at bytes {begin} to {end} of {len(body)}, not at {reached}, {DAMAGED}"
+            )
+        reached = end
+        dtype, shape = header[name].get("dtype"), header[name].get("shape")
+        if not isinstance(dtype, str) or dtype not in _SAFETENSORS:
+            raise WeightsError(f"holds tensor {shown(name)} of dtype {shown(dtype)}: save it as F32")
+        try:
+            arrays[name] = decode(body[begin:end], _SAFETENSORS[dtype], shape)
+        except WeightsError as error:
+            raise WeightsError(f"tensor {shown(name)} {error}") from error
+    if reached != len(body):
+        raise WeightsError(f"holds {len(body) - reached} bytes that belong to no tensor, {DAMAGED}")
+    return {name: arrays[name] for name in header}
+
+
+def _parse_header(text: memoryview) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name twice")
+        return found
+
+    try:
+        # Offsets have few digits, and turning many into a number takes long.
+        header = json.loads(
+            str(text, "utf-8"), object_pairs_hook=no_duplicates, parse_int=lambda digits: int(digits[:20])
+        )
+        if not all(isinstance(entry, dict) for entry in header.values()):
+            raise ValueError("an entry that is no object")
+    except (AttributeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"has a header that is no valid safetensors header, {DAMAGED}") from error
+    return header
+
+
+def _offsets(name: str, entry: dict[str, Any]) -> tuple[int, int]:
+    offsets = entry.get("data_offsets")
+    whole = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
+    if whole and 0 <= offsets[0] <= offsets[1]:
+        return offsets[0], offsets[1]
+    raise WeightsError(f"does not say where the data of tensor {shown(name)} is, {DAMAGED}")
+
+
+def _check_metadata(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    if not all(_is_text(text) for pair in metadata.items() for text in pair):
+        raise WeightsError("can hold metadata of texts only: turn names and values into str")
+    if "__metadata__" in state:
+        raise WeightsError("cannot hold a tensor named '__metadata__': rename it")
+
+
+def _safetensors_chunks(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    rank = {code: index for index, code in enumerate(_SAFETENSORS.values())}
+    names = sorted(state, key=lambda name: (rank[_code(state[name])], name.encode()))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in names:
+        array = state[name]
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[_code(array)],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _content(state[name])

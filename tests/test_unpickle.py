@@ -1,0 +1,349 @@
+"""The pickle reader: what it reads, what it leaves alone, and what it refuses. No file can make it run anything."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import pickle
+import random
+import struct
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_dense.errors import HostileFileError, WeightsError
+from paddle_dense.unpickle import Inert, Key, Lazy, unpickle
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+def read(program: bytes) -> object:
+    value, end = unpickle(memoryview(program))
+    assert end == len(program)
+    return value
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+# What it reads
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_plain_values_are_what_pickle_makes_of_them(protocol):
+    value = {
+        "nothing": None,
+        "truth": [True, False],
+        "integers": [0, 1, -1, 255, 256, 65535, 65536, -(2**31), 2**31, 2**40, -(2**200), 10**300],
+        "floats": [0.0, -1.5, 1e300, float("inf")],
+        "text": ["", "a", "Zürich\n", "权重", "\\u0041", "x" * 70_000],
+        "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+        "dicts": {"a": {}, 1: [], None: (), 2.5: "x", b"k": "bytes"},
+        "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
+        "default": collections.defaultdict(list, a=[1]),
+        "many": list(range(3000)),
+    }
+    assert read(pickle.dumps(value, protocol)) == value
+    assert list(read(pickle.dumps(value, protocol))["ordered"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_bytes_and_sets(protocol):
+    read_back = read(pickle.dumps([b"ab", b"\xff" * 1000, bytearray(b"cd"), {1, 2}, frozenset("x")], protocol))
+    assert [bytes(part) for part in read_back[:3]] == [b"ab", b"\xff" * 1000, b"cd"]
+    assert [sorted(part) for part in read_back[3:]] == [[1, 2], ["x"]]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_object_stays_one_object(protocol):
+    loop: list = [1]
+    loop += [loop, loop]
+    read_back = read(pickle.dumps(loop, protocol))
+    assert read_back[1] is read_back and read_back[2] is read_back
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i8"])
+def test_arrays_of_numpy(protocol, dtype):
+    array = (np.arange(24).reshape(2, 3, 4) % 7 - 3).astype(dtype)
+    arrays = [array, array.T, array[:, 1:], array[0, 0, 0:0], np.array(array[1, 2, 3])]
+    for expected, lazy in zip(arrays, read(pickle.dumps(arrays, protocol))):
+        assert isinstance(lazy, Lazy)
+        np.testing.assert_array_equal(lazy.numpy(), expected)
+        assert lazy.numpy().shape == expected.shape
+        assert lazy.numpy().dtype == expected.dtype.newbyteorder("<")
+
+
+def test_arrays_view_the_file():
+    array = np.arange(1000, dtype="f4")
+    program = bytearray(pickle.dumps(array, 4))
+    lazy = read(program)
+    program[program.index(array.tobytes())] = 77
+    assert lazy.numpy().view("u1")[0] == 77
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_numpy_scalars_become_numbers(protocol):
+    assert read(pickle.dumps([np.float32(1.5), np.int64(-3), np.bool_(True)], protocol)) == [1.5, -3, True]
+
+
+def test_pickles_of_python_2():
+    # {'conv.weight': array([1, 2], float32), u'epoch': 3L} as Python 2 wrote it, protocol 2: text is bytes there.
+    program = (
+        b"\x80\x02}(U\x0bconv.weightcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x08\x00\x00\x80?\x00\x00\x00@tbX\x05\x00\x00\x00epoch\x8a\x01\x03u."
+    )
+    value = read(program)
+    assert value["epoch"] == 3
+    np.testing.assert_array_equal(value["conv.weight"].numpy(), np.array([1, 2], "f4"))
+    assert read(b"(dp0\nS'a'\np1\n(lp2\nI01\naI00\naL12L\naF1.5\nas.") == {"a": [True, False, 12, 1.5]}
+
+
+# What it leaves alone
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_weights_are_not_made_of_stays_inert(protocol):
+    args = argparse.Namespace(lr=0.1, model="cdnv2_a")
+    saved = {"args": args, "path": Path("x"), "part": functools.partial(int, base=2), "ratio": Fraction(1, 3)}
+    value = read(pickle.dumps(saved, protocol))
+    assert all(isinstance(part, Inert) for part in value.values())
+    assert value["args"].state == {"lr": 0.1, "model": "cdnv2_a"}
+
+
+def test_calls_of_calls_stay_inert(tmp_path):
+    canary = tmp_path / "canary"
+    # getattr(argparse._os, "system")("touch canary"), without a name that is hostile by itself
+    program = b"cbuiltins\ngetattr\n(cargparse\n_os\n" + text("system") + b"tR(" + text(f"touch {canary}") + b"tR."
+    assert isinstance(read(program), Inert)
+    assert not canary.exists()
+    pickle.loads(program)
+    assert canary.exists()
+
+
+def test_keys_that_are_no_plain_values_are_never_hashed():
+    value = read(pickle.dumps({(1, (2,)): "a", frozenset([1]): "b", 2**100: "c", float("nan"): "d"}))
+    assert all(isinstance(key, Key) for key in value) and list(value.values()) == ["a", "b", "c", "d"]
+
+
+# What it refuses
+
+
+def hostile_programs(command: str) -> dict[str, bytes]:
+    """Pickles that run a shell command when pickle.loads reads them."""
+    shell = text(command)
+    call = b"(" + shell + b"tR"
+    python = b"(" + text(f"__import__('os').system({command!r})") + b"tR"
+    get_system = text("os") + b"tR" + text("system") + b"tR"
+    nested = b"cos\nsystem\n" + call + b"."
+    return {
+        "reduce": b"cos\nsystem\n" + call + b".",
+        "posix": b"cposix\nsystem\n" + call + b".",
+        "newobj": b"cos\nPathLike\n0cos\nsystem\n" + call + b".",
+        "inst": b"(" + shell + b"ios\nsystem\n.",
+        "obj": b"}" + text("a") + b"(cos\nsystem\n" + shell + b"os.",
+        "build": b"cargparse\nNamespace\n)\x81}" + text("__setstate__") + b"cos\nsystem\nsb" + shell + b"b.",
+        "stack_global": text("os") + text("system") + b"\x93" + call + b".",
+        "stack_global from the memo": text("system") + b"q\x070" + text("os") + b"h\x07\x93" + call + b".",
+        "subprocess": b"csubprocess\ngetoutput\n" + call + b".",
+        "eval": b"cbuiltins\neval\n" + python + b".",
+        "eval of Python 2": b"c__builtin__\neval\n" + python + b".",
+        "exec": b"cbuiltins\nexec\n" + python + b".",
+        "import": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(" + get_system + call + b".",
+        "dotted name": b"\x80\x04" + text("logging") + text("os.system") + b"\x93" + call + b".",
+        "module in a module": b"cbuiltins\ngetattr\n(clogging\nos\n" + text("system") + b"tR" + call + b".",
+        "runpy": b"crunpy\n_run_code\n(" + text(f"import os; os.system({command!r})") + b"}tR.",
+        "pickle": b"cpickle\nloads\n(B" + struct.pack("<I", len(nested)) + nested + b"tR.",
+        "thrown away": b"cos\nsystem\n" + call + b"0N.",
+        "deep inside": b"}" + text("state_dict") + b"]cos\nsystem\n" + call + b"as.",
+    }
+
+
+@pytest.mark.parametrize("attack", hostile_programs(""))
+def test_attacks_are_named_and_never_run(attack, tmp_path):
+    canary = tmp_path / "canary"
+    program = hostile_programs(f"touch {canary}")[attack]
+    with pytest.raises(HostileFileError, match=r"asks to run '.*', which no weights need"):
+        read(program)
+    assert not canary.exists()
+    pickle.loads(program)  # the attack is a real one
+    assert canary.exists()
+
+
+def test_a_pickle_behind_another_is_not_read(tmp_path):
+    canary = tmp_path / "canary"
+    first = pickle.dumps({"a": 1})
+    assert unpickle(memoryview(first + hostile_programs(f"touch {canary}")["reduce"])) == ({"a": 1}, len(first))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "program", [b"\x82\x01.", b"\x83\x01\x00.", b"\x84\x01\x00\x00\x00.", b"\x97.", b"\x98.", b"\xff."]
+)
+def test_extension_codes_outside_buffers_and_unknown_instructions(program):
+    with pytest.raises(WeightsError, match="no weight file uses"):
+        read(b"N" + program)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"",
+        b".",
+        b"N",
+        b"N0.",
+        b"N1.",
+        b"h\x05.",
+        b"K\x01\x85\x86.",
+        b"}K\x01s.",
+        b"}(K\x01u.",
+        b"K\x01K\x02a.",
+        b"NK\x02R.",
+        b"K\x01K\x02\x93.",
+        b"(o.",
+        b"t.",
+        b"K\x01}b.",
+        b"Ix\n.",
+        b"I" + b"9" * 5000 + b"\n.",
+        b"Fx\n.",
+        b"Sabc\n.",
+        b"X\x01\x00\x00\x00\xff.",
+        b"\x80\x06N.",
+        b"ccollections\nOrderedDict\n(K\x01tR.",
+        b"ccollections\nOrderedDict\n(](K\x01K\x02K\x03eetR.",
+        b"cnumpy\ndtype\n)R.",
+        b"Pabc\n.",
+        b"K\x01Q.",
+        b"c" + b"a" * 600 + b"\nb\n.",
+    ],
+)
+def test_programs_that_make_no_sense(program):
+    with pytest.raises(WeightsError):
+        read(program)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"B\xff\xff\xff\xff",
+        b"\x8e" + b"\xff" * 8,
+        b"\x8d" + b"\xff" * 7 + b"\x7f",
+        b"\x96" + b"\xff" * 7 + b"\x7f",
+        b"X\xff\xff\xff\xff",
+        b"T\xff\xff\xff\x7f",
+        b"T\xff\xff\xff\xff",
+        b"\x95" + b"\xff" * 8,
+        b"\x8b\xff\xff\xff\x7f",
+        b"\x8b\xff\xff\xff\xff",
+        b"Nr\xff\xff\xff\xff0" + b"\x8b\x00\x00\x01\x00" + b"\x01" * 65536,
+    ],
+)
+def test_claimed_sizes_cost_nothing(program):
+    tracemalloc.start()
+    with pytest.raises(WeightsError):
+        read(program + b"a.")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+DEPTH = 1_000_000
+
+
+@pytest.mark.parametrize(
+    "program",
+    {
+        "lists": b"]" * DEPTH + b"a" * (DEPTH - 1) + b".",
+        "tuples": b")" + b"\x85" * DEPTH + b".",
+        "marked tuples": b"(" * DEPTH + b"t" * DEPTH + b".",
+        "dicts": b"N" + b"q\x00}K\x01h\x00s" * (DEPTH // 5) + b".",
+        "keys": b")" + b"\x85q\x00}h\x00Ns" * (DEPTH // 5) + b".",
+        "sets": b"(" * DEPTH + b"\x91" * DEPTH + b".",
+        "calls": b")" + b"q\x000cx\ny\nh\x00\x85R" * (DEPTH // 5) + b".",
+        "calls of calls": b"cx\ny\n" + b")R" * (DEPTH // 5) + b".",
+        "states": b"N" + b"q\x000cx\ny\n)Rh\x00b" * (DEPTH // 5) + b".",
+        "marks": b"(" * DEPTH + b".",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_deep_nesting_neither_recurses_nor_crashes(program):
+    try:
+        unpickle(memoryview(program[1]))
+    except WeightsError:
+        assert program[0] == "marks"
+
+
+@pytest.mark.parametrize(
+    "program",
+    {
+        "instructions": b"N" + b"20" * 60_000 + b".",
+        "dicts of a long list": b"]("
+        + b"K\x01K\x02\x86" * 9000
+        + b"eq\x000"
+        + b"ccollections\nOrderedDict\nh\x00\x85R0" * 99,
+        "long text": text("x" * 10**5) + b"q\x000" + b"c_codecs\nencode\nh\x00\x85R0" * 1000 + b".",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_repeated_work_is_bounded(program, monkeypatch):
+    monkeypatch.setattr("paddle_dense.unpickle._MAX_STEPS", 100_000)
+    with pytest.raises(WeightsError, match="instructions to read"):
+        unpickle(memoryview(program[1]))
+
+
+def test_arrays_that_are_no_numbers_are_refused_when_asked_for():
+    values = read(pickle.dumps([np.array([{}], object), np.array(["a"]), np.zeros(2, "c8"), np.zeros(2, "i4,f4")]))
+    for lazy in values:
+        with pytest.raises(WeightsError, match="values instead of numbers"):
+            lazy.numpy()
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        (b"K\x03\x85", b"1234", "4 bytes where its shape"),
+        (b"J\xff\xff\xff\xff\x85", b"1234", "no valid shape"),
+        (b"K\x01", b"1234", "no valid shape"),
+        (b"(" + b"K\x01" * 33 + b"t", b"1234", "no valid shape"),
+        (b"(K\x00" + b"\x8a\x06\x00\x00\x00\x00\x00\x01" * 2 + b"t", b"", "impossible shape"),
+        (b"\x88\x85", b"1234", "no valid shape"),
+    ],
+)
+def test_arrays_whose_shape_does_not_fit(shape, data, message):
+    state = b"(K\x01" + shape + b"cnumpy\ndtype\n" + text("f4") + b"\x85R\x89C" + bytes([len(data)]) + data + b"t"
+    lazy = read(b"cnumpy._core.multiarray\n_reconstruct\n)R" + state + b"b.")
+    with pytest.raises(WeightsError, match=message):
+        lazy.numpy()
+
+
+def test_an_array_without_content():
+    with pytest.raises(WeightsError, match="has no content"):
+        read(b"cnumpy.core.multiarray\n_reconstruct\n)R.").numpy()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_damaged_pickles_end_in_one_kind_of_error(protocol):
+    saved = {"state_dict": {"w": np.ones((2, 3), "f4"), "n": np.int64(3)}, "args": argparse.Namespace(a=1), "s": {1}}
+    program = pickle.dumps(saved, protocol)
+    for end in range(len(program)):
+        with pytest.raises(WeightsError):
+            read(program[:end])
+    generator = random.Random(protocol)
+    for _ in range(500):
+        damaged = bytearray(program)
+        for _ in range(generator.randint(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        try:
+            value, _ = unpickle(memoryview(damaged))
+            for lazy in value["state_dict"].values():
+                lazy.numpy()
+        except WeightsError:
+            continue
+        except (AttributeError, KeyError, TypeError, IndexError):  # of this test's own last lines
+            assert not isinstance(value, Lazy)
