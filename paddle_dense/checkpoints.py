@@ -1,0 +1,205 @@
+"""Weights into models and back: strict loading, saving with a sidecar, and rebuilding a model from its file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.models.recognise import canonical, recognise
+from paddle_dense.models.registry import build_network
+from paddle_dense.sidecar import read_sidecar, write_with_sidecar
+from paddle_dense.weights import read_weights
+
+PathLike = Union[str, os.PathLike]
+
+
+def load_weights(model: nn.Layer, path: PathLike, strict: bool = True) -> tuple[list[str], list[str]]:
+    """Put a file's tensors into a model, in place.
+
+    A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file.
+
+    Args:
+        model: any Paddle network.
+        path: ``.pdparams`` or ``.safetensors``; nothing in it is executed.
+        strict: every tensor of the model must be in the file and fit, and the other way round; otherwise whatever
+            fits is loaded.
+
+    Returns:
+        Names of the model's tensors that were not loaded, and names of the file's tensors that were not used.
+
+    Raises:
+        WeightsError: the file cannot be read or, if strict, does not fit.
+    """
+    state = _without_head(canonical(read_weights(path)), model)
+    if strict:
+        with naming(path):
+            state = check_state(state, model)
+        set_state(model, state)
+        return [], []
+    expected = model.state_dict()
+    fitting = {
+        name: value for name, value in state.items() if name in expected and value.shape == tuple(expected[name].shape)
+    }
+    with naming(path):
+        _check_indices(fitting, model)
+    set_state(model, fitting)
+    return [name for name in expected if name not in fitting], [name for name in state if name not in fitting]
+
+
+def load_pretrained(model: nn.Layer, source: PathLike) -> None:
+    """Fill a preset with released weights; a classifier for another number of classes is left as it is.
+
+    Args:
+        model: a network that `create_model` built.
+        source: name of a released checkpoint, or a file's path.
+
+    Raises:
+        WeightsError: the weights do not fit, or there are none of this name.
+    """
+    from paddle_dense.pretrained import download
+
+    path = source if Path(source).suffix in (".pdparams", ".safetensors") else download(str(source))
+    state = _without_head(canonical(read_weights(path)), model)
+    fresh = model.state_dict()
+    head = f"{model.classifier_name}."
+    changed = [
+        name
+        for name, value in state.items()
+        if name.startswith(head) and name in fresh and value.shape != tuple(fresh[name].shape)
+    ]
+    if changed:
+        warnings.warn(
+            f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
+            stacklevel=2,
+        )
+        own = {name: tensor.numpy() for name, tensor in fresh.items() if name.startswith(head)}
+        state = {**state, **own}
+    with naming(path):
+        state = check_state(state, model)
+    set_state(model, state)
+
+
+def load_model(path: PathLike) -> nn.Layer:
+    """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
+
+    Args:
+        path: ``.pdparams`` or ``.safetensors``.
+
+    Raises:
+        WeightsError: the file cannot be read, or no known network has such tensors.
+    """
+    state = canonical(read_weights(path))
+    described = read_sidecar(path)
+    with naming(path):
+        if described:
+            model = _build_described(*described)
+        else:
+            found = recognise(state)
+            for warning in found.warnings:
+                warnings.warn(f"{path}: {warning}", stacklevel=2)
+            model = found.build()
+        state = check_state(_without_head(state, model), model)
+    set_state(model, state)
+    return model
+
+
+def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a model's tensors, and what the model is to the sidecar ``NAME.json``; each file whole or not at all.
+
+    Args:
+        model: any Paddle network; one of this package can be rebuilt by `load_model`.
+        path: ends in ``.pdparams`` or ``.safetensors``.
+        metadata: further entries for the sidecar, as JSON takes them.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    known = {"arch": model.arch, "config": model.config} if hasattr(model, "config") else {}
+    write_with_sidecar(
+        {name: tensor.numpy() for name, tensor in model.state_dict().items()},
+        path,
+        {**known, **(metadata or {})},
+    )
+
+
+def _build_described(arch: str, config: Mapping[str, Any]) -> nn.Layer:
+    """The network that a sidecar describes; WeightsError where it describes none."""
+    try:
+        return build_network(arch, dict(config))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from None
+
+
+def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
+    """Copy arrays into a model's tensors of the same names, whatever device and dtype these have."""
+    tensors = model.state_dict()
+    for name, value in state.items():
+        tensor = tensors[name]
+        tensor.set_value(paddle.to_tensor(np.ascontiguousarray(value), place=tensor.place).astype(tensor.dtype))
+
+
+def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
+    """The tensors of a file in the model's order, once every one of them is there and fits.
+
+    Raises:
+        WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or no index.
+    """
+    expected = model.state_dict()
+    network = getattr(model, "arch", type(model).__name__)
+    for name in expected:
+        if name not in state:
+            raise WeightsError(
+                f"tensor {shown(name)} of {network} is missing: complete the file, or build the network with "
+                f"the file's own numbers"
+            )
+    for name, value in state.items():
+        if name not in expected:
+            raise WeightsError(
+                f"tensor {shown(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
+                f"network with the file's own numbers"
+            )
+    checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items()}
+    _check_indices(checked, model)
+    return checked
+
+
+def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.ndarray:
+    if value.shape != tuple(tensor.shape):
+        raise WeightsError(
+            f"tensor {shown(name)} is {list(value.shape)} and {network} needs {list(tensor.shape)}: build the "
+            f"network with the file's own numbers"
+        )
+    integer = "int" in str(tensor.dtype)
+    if (value.dtype.kind == "f") == integer or value.dtype.kind not in "fiu":
+        raise WeightsError(
+            f"tensor {shown(name)} holds {value.dtype} and {network} needs {'integers' if integer else 'floats'}"
+        )
+    return value.astype(np.int64 if integer else np.float32, copy=False)
+
+
+def _check_indices(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
+    """Every `index` must name channels that exist; anything else would read or write the wrong ones."""
+    for layer_name, layer in model.named_sublayers():
+        name = f"{layer_name}.index"
+        fault = layer.index_fault(state[name]) if name in state and hasattr(layer, "index_fault") else None
+        if fault:
+            raise WeightsError(f"tensor {shown(name)} {fault}: convert the checkpoint anew")
+
+
+def _without_head(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
+    """Leave out what a model without a classifier, or without a head, has deliberately no place for."""
+    if getattr(model, "features_only", False):
+        absent = tuple(model.head)
+    elif getattr(model, "num_classes", None) == 0:
+        absent = (f"{model.classifier_name}.",)
+    else:
+        return dict(state)
+    return {name: value for name, value in state.items() if not name.startswith(absent)}

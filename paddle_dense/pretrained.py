@@ -1,0 +1,82 @@
+"""Released checkpoints: the manifest that lists them, and the download that `pretrained=True` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from paddle_dense.errors import WeightsError
+
+
+def shipped_folder() -> Path:
+    """The folder with the manifest and the weights that ship: `weights/` of a checkout, or its installed copy."""
+    package = Path(__file__).parent
+    checkout = package.parent / "weights"
+    return checkout if (checkout / "manifest.json").exists() else package / "shipped"
+
+
+@cache
+def manifest() -> list[dict[str, Any]]:
+    """Every released checkpoint that is publicly known, see `weights/README.md` for the fields."""
+    return json.loads((shipped_folder() / "manifest.json").read_text(encoding="utf-8"))["entries"]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$PADDLE_DENSE_HOME``, or the user's cache folder."""
+    import pooch
+
+    return Path(os.environ.get("PADDLE_DENSE_HOME") or pooch.os_cache("paddle_dense"))
+
+
+def download(name: str) -> Path:
+    """The Paddle weights released for a preset, downloaded once, with progress, and checked where a sha256 is known.
+
+    Raises:
+        WeightsError: none are released, the server does not answer, or the file is cut short or has another sha256.
+    """
+    entries = [entry for entry in manifest() if entry["name"] == name]
+    entry = next((entry for entry in entries if entry["framework"] == "paddle" and entry["url"]), None)
+    if entry:
+        return fetch(entry)
+    elsewhere = next((entry["source"] for entry in entries), None)
+    raise WeightsError(
+        f"no Paddle weights are released for {name!r}: "
+        + (
+            f"take the PyTorch file from {elsewhere} and run python -m convert.torch2paddle on it"
+            if elsewhere
+            else "train it"
+        )
+    )
+
+
+def fetch(entry: dict[str, Any]) -> Path:
+    """Download one entry of the manifest into the cache, or find it there."""
+    import pooch
+    import requests
+
+    folder = cache_folder()
+    sha256 = entry["sha256"]
+    try:
+        path = pooch.retrieve(
+            entry["url"],
+            known_hash=f"sha256:{sha256}" if sha256 else None,
+            fname=entry["file"],
+            path=folder,
+            progressbar=_progress_bar(),
+        )
+    except (OSError, ValueError, requests.RequestException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{entry['file']} could not be downloaded from {entry['url']} ({reason}): try again, or give the path of a "
+            f"file that you have"
+        ) from error
+    return Path(path)
+
+
+def _progress_bar() -> Any:
+    import sys
+
+    return sys.stderr.isatty()
