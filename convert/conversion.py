@@ -1,0 +1,315 @@
+"""One checkpoint from PyTorch to Paddle: read, recognise, condense, check, write."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert.checkpoint import read_checkpoint
+from convert.mapping import to_paddle
+from paddle_dense import __version__
+from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
+from paddle_dense.errors import WeightsError, naming
+from paddle_dense.sidecar import sidecar_path, write_with_sidecar
+
+if TYPE_CHECKING:
+    import torch
+    from paddle import nn
+
+    from convert.parity import Parity
+    from paddle_dense.models.recognise import Architecture
+
+CLASSIFIER_CHANGED = (
+    "the classifier reads half of its inputs now, as asked for with --condense-classifier, so the outputs are not those of "
+    "the checkpoint"
+)
+_SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        arch: the preset that the file is said to be.
+        config: arguments of the network that the user knows better than the file.
+        format: ``"pdparams"`` or ``"safetensors"``.
+        keep_trained_form: do not condense a checkpoint in the trained form.
+        condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
+        ema: take the averaged weights where the file has them.
+        verify: run both frameworks on the same inputs.
+        atol: largest difference allowed, relative to the logits' scale.
+        images: folder of pictures to compare on, beside the random ones.
+        reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
+        force: overwrite what stands at the target.
+    """
+
+    arch: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "pdparams"
+    keep_trained_form: bool = False
+    condense_classifier: bool = False
+    ema: bool = True
+    verify: bool = True
+    atol: float = 1e-5
+    images: Path | None = None
+    reference: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of one input; the fields of ``--json``.
+
+    Attributes:
+        input: the checkpoint.
+        output: the file written.
+        arch: preset or network.
+        config: the network's arguments.
+        params: parameters of the converted network.
+        sha256: of the input.
+        max_abs_diff, max_rel_diff, top1_agreement: the check, None where it was not run.
+        verified: the check was run and passed.
+        seconds: time from reading to writing.
+        warnings: what the user should know, one sentence each.
+    """
+
+    input: str
+    output: str
+    arch: str
+    config: dict[str, Any]
+    params: int
+    sha256: str
+    max_abs_diff: float | None
+    max_rel_diff: float | None
+    top1_agreement: float | None
+    verified: bool
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -> Conversion:
+    """Convert a PyTorch checkpoint and check the two frameworks against each other; nothing is written if they differ.
+
+    Args:
+        path: ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors``.
+        target: the file to write; its sidecar ``.json`` is written beside it.
+        options: see `Options`.
+
+    Raises:
+        WeightsError: the file cannot be read, recognised or condensed, or the check failed.
+        ValueError: an option does not fit the network.
+        OSError: the target cannot be written.
+    """
+    start = time.perf_counter()
+    for file in (target, sidecar_path(target)):
+        if file.exists() and not options.force:
+            raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
+    checkpoint = read_checkpoint(path, ema=options.ema)
+    warnings = list(checkpoint.warnings)
+
+    # Only now, when there is something to convert: Paddle takes seconds to load.
+    from paddle_dense.checkpoints import check_state, set_state
+    from paddle_dense.models.recognise import canonical, recognise
+
+    with naming(path), _on_cpu():
+        original = canonical(checkpoint.state)
+        source = to_paddle(original)
+        found = recognise(source, options.arch, options.config)
+        warnings += found.warnings
+        state, architecture = _condensed(source, found, options.keep_trained_form)
+        if options.condense_classifier:
+            state, architecture = _with_condensed_classifier(state, architecture)
+            warnings.append(CLASSIFIER_CHANGED)
+        model = _build(architecture, options)
+        state = check_state(state, model)
+        parity = None
+        if options.verify and util.find_spec("torch") is None:
+            warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
+        elif options.verify:
+            set_state(model, state)
+            parity = _check(original, found, model, options)
+
+    result = Conversion(
+        input=str(path),
+        output=str(target),
+        arch=architecture.arch,
+        config=dict(model.config),
+        params=_count_parameters(state),
+        sha256=_sha256(path),
+        max_abs_diff=parity and parity.max_abs_diff,
+        max_rel_diff=parity and parity.max_rel_diff,
+        top1_agreement=parity and parity.top1_agreement,
+        verified=parity is not None,
+        seconds=time.perf_counter() - start,
+        warnings=tuple(warnings),
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_with_sidecar(state, target, _provenance(result, checkpoint.container))
+    return result
+
+
+def default_target(path: Path, suffix: str) -> Path:
+    """Beside the input, under its name without PyTorch's suffixes: ``a.pth.tar`` -> ``a.pdparams``."""
+    name = path.name
+    ending = next((ending for ending in _SUFFIXES if name.lower().endswith(ending) and name.lower() != ending), "")
+    return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")
+
+
+def _condensed(
+    source: dict[str, np.ndarray], found: Architecture, keep: bool
+) -> tuple[dict[str, np.ndarray], Architecture]:
+    """The state to write and the network that it fits, in the condensed form unless the user keeps the trained one."""
+    if found.config.get("condensed", True):
+        return source, found
+    if keep:
+        return _with_binary_masks(source), found
+    state = condense_state(source, lambda layer: found.network.condensing(layer, found.config))
+    return state, replace(found, config={**found.config, "condensed": True})
+
+
+def _with_condensed_classifier(
+    state: dict[str, np.ndarray], found: Architecture
+) -> tuple[dict[str, np.ndarray], Architecture]:
+    """The state and network with the classifier's inputs halved; ValueError for a network that knows no such step."""
+    if found.config.get("condense_classifier") is not False or not found.config["condensed"]:
+        raise ValueError(
+            f"--condense-classifier is for a CondenseNet with a whole classifier, in the condensed form, and this is "
+            f"{found.arch}: leave the option out"
+        )
+    name = found.network.classifier_name
+    whole = {key: state[f"{name}.{key}"] for key in ("weight", "bias")}
+    halved = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    halved.update({f"{name}.{key}": value for key, value in condense_linear(whole).items()})
+    return halved, replace(found, config={**found.config, "condense_classifier": True})
+
+
+def _build(architecture: Architecture, options: Options) -> nn.Layer:
+    """The Paddle network; numbers that make none are the user's fault where the user gave some, else the file's."""
+    try:
+        return architecture.build()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        fault = f"no {architecture.network.__name__} can be built with the numbers {architecture.config}: {error}"
+        raise (ValueError(f"--config: {fault}") if options.config else WeightsError(fault)) from error
+
+
+def _with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same state with averaged masks put back to 0 and 1, and the counters beside them to whole numbers."""
+    rounded = dict(state)
+    for layer in learned_layers(state):
+        mask = state[f"{layer}._mask"]
+        rounded[f"{layer}._mask"] = binary_mask(mask, layer).reshape(mask.shape).astype(np.float32)
+        for counter in ("_count", "_stage"):
+            rounded[f"{layer}.{counter}"] = np.round(state[f"{layer}.{counter}"])
+    return rounded
+
+
+def _check(source: Mapping[str, np.ndarray], found: Architecture, model: nn.Layer, options: Options) -> Parity:
+    """Compare the converted network with its reference; WeightsError with the first layer that differs."""
+    from convert import parity
+
+    reference = _own_reference(options.reference) if options.reference else build_twin(found)
+    parity.load_torch_state(reference, _with_binary_masks(source))
+    if options.condense_classifier:
+        if options.reference:
+            raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
+        reference.condense_classifier()
+    channels = model.config["in_channels"]
+    batches = parity.random_batches(channels, model.input_size)
+    if options.images:
+        batches += parity.image_batches(options.images, model.preprocessing, channels)
+    result = parity.compare(reference, model, batches)
+    if result.max_rel_diff <= options.atol:
+        return result
+    inside = [f"{layer}." for layer in learned_layers(source)]
+    layers = parity.layer_differences(reference, model, batches[0], skip=inside)
+    first = parity.first_difference(layers, options.atol)
+    where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
+    raise WeightsError(
+        f"Paddle and PyTorch differ by {result.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
+        f"{where}: correct the network's numbers with --config, or give your own network with --reference"
+    )
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
+    import paddle
+
+    device = paddle.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(device)
+
+
+def build_twin(architecture: Architecture) -> torch.nn.Module:
+    """The PyTorch twin of a Paddle network: the class of the same name in the module of the same name."""
+    module = importlib.import_module(
+        architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
+    )
+    config = {key: value for key, value in architecture.config.items() if key != "features_only"}
+    return getattr(module, architecture.network.__name__)(**config)
+
+
+def _own_reference(name: str) -> torch.nn.Module:
+    """The network that the user's ``MODULE:FACTORY`` makes; what its code prints goes to stderr."""
+    module_name, _, factory_name = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        with redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module_name), factory_name)()
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"--reference {name} could not be built ({type(error).__name__}: {error}): name a module and a function "
+            f"without arguments that returns the PyTorch network"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _count_parameters(state: Mapping[str, np.ndarray]) -> int:
+    buffers = ("_mean", "_variance", "index", "_mask", "_count", "_stage")
+    return sum(value.size for name, value in state.items() if name.rpartition(".")[2] not in buffers)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _provenance(result: Conversion, container: str) -> dict[str, Any]:
+    """What the sidecar says: what the network is, where it came from and how far it was checked."""
+    packages = ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy")
+    versions = {"paddle_dense": __version__, **{name: _version(name) for name in packages}}
+    return {
+        "arch": result.arch,
+        "config": result.config,
+        "params": result.params,
+        "source": {"file": Path(result.input).name, "sha256": result.sha256, "container": container},
+        "verified": result.verified,
+        "parity": {key: getattr(result, key) for key in ("max_abs_diff", "max_rel_diff", "top1_agreement")},
+        "warnings": list(result.warnings),
+        "versions": {name: version for name, version in versions.items() if version},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,73 @@
+"""The main job on real data: ``make demo`` converts the shipped digits checkpoint and tests both frameworks on it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from convert.conversion import Options, build_twin, convert_checkpoint
+from paddle_dense.pretrained import shipped_folder
+
+
+def main() -> int:
+    """Convert, evaluate in both frameworks on the held-out digits, and print what was seen; 0 if they agree."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    start = time.perf_counter()
+    source = shipped_folder() / "cdnv2_digits.pth"
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "cdnv2_digits.pdparams"
+        print(f"$ python -m convert.torch2paddle weights/{source.name} -o {target.name}")
+        result = convert_checkpoint(source, target, Options())
+        print(f"  recognised {result.arch} with {result.params:,} parameters")
+        print(f"  largest difference of any logit on random inputs: {result.max_abs_diff:.1e}")
+        images, labels = _held_out_digits()
+        ours, theirs = _paddle_logits(target, images), _torch_logits(source, images)
+    print(f"{len(labels)} handwritten digits that training never saw:")
+    for name, logits in (("PyTorch", theirs), ("Paddle", ours)):
+        print(f"  {name:8}{np.mean(logits.argmax(1) == labels):7.2%} correct")
+    agree = np.mean(ours.argmax(1) == theirs.argmax(1))
+    print(f"  same answer on {agree:.1%}, largest difference of any logit {np.abs(ours - theirs).max():.1e}")
+    print(f"{time.perf_counter() - start:.1f} s")
+    return 0 if agree == 1 else 1
+
+
+def _held_out_digits() -> tuple[np.ndarray, np.ndarray]:
+    from paddle_dense.data import load_digits
+
+    digits = load_digits()
+    return digits.test_images, digits.test_labels
+
+
+def _paddle_logits(path: Path, images: np.ndarray) -> np.ndarray:
+    import paddle
+
+    from paddle_dense import load_model
+
+    model = load_model(path)
+    model.eval()
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+def _torch_logits(path: Path, images: np.ndarray) -> np.ndarray:
+    import torch
+
+    from convert.checkpoint import read_checkpoint
+    from convert.mapping import to_paddle
+    from convert.parity import load_torch_state
+    from paddle_dense.models.recognise import recognise
+
+    state = read_checkpoint(path).state
+    twin = build_twin(recognise(to_paddle(state))).eval()
+    load_torch_state(twin, state)
+    with torch.no_grad():
+        return twin(torch.from_numpy(images)).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
