@@ -20,24 +20,20 @@ if util.find_spec("paddle") is None:
 _HOMES = {
     "paddle_dense.checkpoints": ("load_model", "load_weights", "save_weights"),
     "paddle_dense.layers": (
+        "CondenseConv",
         "CondenseLGC",
+        "CondenseLinear",
         "CondenseSFR",
         "Conv",
         "HS",
         "LGC",
+        "LearnedGroupConv",
         "SELayer",
         "SFR",
         "ShuffleLayer",
         "ShuffleLayerTrans",
     ),
-    "paddle_dense.models": (
-        "CondenseNetV2",
-        "cdnv2_a",
-        "cdnv2_b",
-        "cdnv2_c",
-        "create_model",
-        "list_models",
-    ),
+    "paddle_dense.models": ("CondenseNet", "CondenseNetV2", "create_model", "list_models"),
     "paddle_dense.profiling": ("Profile", "profile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -46,9 +42,14 @@ __all__ = ["__version__", "condense", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    # What is in no list may be a preset, such as cdnv2_a.
+    home = "paddle_dense.models" if name not in _HOME_OF and not name.startswith("_") else _HOME_OF.get(name)
+    try:
+        value = getattr(import_module(home), name) if home else None
+    except AttributeError:
+        value = None
+    if value is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -115,6 +115,19 @@ def condense_sfr(layer: Mapping[str, np.ndarray], groups: int, condense_factor: 
     return condensed
 
 
+def condense_linear(layer: Mapping[str, np.ndarray], drop_rate: float = 0.5) -> Arrays:
+    """Arrays of a CondenseLinear with the most important inputs of a linear layer; its outputs are not the same.
+
+    Args:
+        layer: ``weight`` [in, out] and ``bias`` [out], as Paddle lays them out.
+        drop_rate: share of the inputs to keep: those with the largest L1 weight, least important first.
+    """
+    importance = np.abs(layer["weight"]).sum(axis=1)
+    kept = int(len(importance) * drop_rate)
+    index = importance.argsort(kind="stable")[len(importance) - kept :]
+    return {"index": index, "linear.weight": layer["weight"][index], "linear.bias": layer["bias"]}
+
+
 def learned_layers(names: Mapping[str, object]) -> list[str]:
     """Names of the layers in the trained form, read from the names of a state_dict."""
     return [name[: -len("._mask")] for name in names if name.endswith("._mask")]
@@ -174,7 +187,9 @@ def condense(model: nn.Layer) -> nn.Layer:
             parent = getattr(parent, part)
         setattr(parent, child, _condensed_layer(layer, name))
     if hasattr(condensed, "config"):
-        condensed.config = {**condensed.config, "condensed": True}
+        # The classifier of a CondenseNet stays whole: halving it would change the outputs.
+        now = {"condensed": True, "condense_classifier": False}
+        condensed.config = {key: now.get(key, value) for key, value in condensed.config.items()}
     return condensed
 
 

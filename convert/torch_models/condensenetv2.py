@@ -6,7 +6,7 @@ network, which never forms that product, is checked against.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ class Conv(nn.Sequential):
 class LearnedConnections(nn.Module):
     """What LGC and SFR share in training: BN, activation, masked dense 1x1 convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, factor: int, activation: str) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, factor: int, activation: str, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.groups, self.factor = groups, factor
         self.register_buffer("_count", torch.zeros(1))
@@ -53,10 +55,11 @@ class LearnedConnections(nn.Module):
         self.register_buffer("_mask", torch.ones(out_channels, in_channels, 1, 1))
         self.norm = nn.BatchNorm2d(in_channels)
         self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.activation(self.norm(x)), self.conv.weight * self._mask)
+        return F.conv2d(self.dropout(self.activation(self.norm(x))), self.conv.weight * self._mask)
 
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:
@@ -167,6 +170,38 @@ class DenseLayer(nn.Module):
         return torch.cat([x + self.sfr(y), y], 1)
 
 
+def dense_features(
+    in_channels: int,
+    stages: Sequence[int],
+    growth: Sequence[int],
+    init_stride: int | None,
+    dense_layer: Callable[[int, int, int], nn.Module],
+) -> tuple[nn.Sequential, int]:
+    """Stem, dense blocks and pools of both CondenseNets, initialised as the original does, and the channels after them.
+
+    Args:
+        dense_layer: makes a layer from (block, channels of its input, growth rate).
+    """
+    channels = 2 * growth[0]
+    stride = init_stride or (1 if len(stages) < 5 else 2)
+    features = nn.Sequential()
+    features.init_conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+    for block, (layers, k) in enumerate(zip(stages, growth)):
+        dense = nn.Sequential()
+        for layer in range(layers):
+            dense.add_module(f"denselayer_{layer + 1}", dense_layer(block, channels, k))
+            channels += k
+        features.add_module(f"denseblock_{block + 1}", dense)
+        if block + 1 < len(stages):
+            features.add_module(f"transition_{block + 1}", nn.AvgPool2d(2, 2))
+    features.norm_last = nn.BatchNorm2d(channels)
+    features.relu_last = nn.ReLU()
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0, (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5)
+    return features, channels
+
+
 class CondenseNetV2(nn.Module):
     """The twin of `paddle_dense.models.CondenseNetV2`; see there for the arguments."""
 
@@ -192,41 +227,17 @@ class CondenseNetV2(nn.Module):
         super().__init__()
         groups = (group_1x1, group_3x3, group_trans)
         factors = (condense_factor or group_1x1, trans_factor or group_trans)
-        stride = init_stride or (1 if len(stages) < 5 else 2)
-        channels = 2 * growth[0]
-        self.features = nn.Sequential()
-        self.features.init_conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        for block, (layers, k) in enumerate(zip(stages, growth)):
+
+        def dense_layer(block: int, channels: int, k: int) -> DenseLayer:
             activation = "HS" if block >= HS_start_block else "ReLU"
-            dense = nn.Sequential()
-            for layer in range(layers):
-                dense.add_module(
-                    f"denselayer_{layer + 1}",
-                    DenseLayer(
-                        channels,
-                        k,
-                        bottleneck,
-                        groups,
-                        factors,
-                        activation,
-                        block >= SE_start_block,
-                        condensed,
-                    ),
-                )
-                channels += k
-            self.features.add_module(f"denseblock_{block + 1}", dense)
-            if block + 1 < len(stages):
-                self.features.add_module(f"transition_{block + 1}", nn.AvgPool2d(2, 2))
-        self.features.norm_last = nn.BatchNorm2d(channels)
-        self.features.relu_last = nn.ReLU()
+            return DenseLayer(channels, k, bottleneck, groups, factors, activation, block >= SE_start_block, condensed)
+
+        self.features, channels = dense_features(in_channels, stages, growth, init_stride, dense_layer)
         self.features.pool_last = nn.AdaptiveAvgPool2d(1)
         self.features.se_last = SELayer(channels, last_se_reduction)
         self.fc = nn.Linear(channels, fc_channel)
         self.fc_act = nn.Hardswish()
         self.classifier = nn.Linear(fc_channel, num_classes) if num_classes else nn.Identity()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.fc_act(self.fc(self.features(x).flatten(1))))

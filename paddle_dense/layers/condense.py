@@ -21,7 +21,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.conv import conv2d
+from paddle_dense.layers.conv import conv2d, linear
 from paddle_dense.layers.shuffle import ShuffleLayer
 
 
@@ -68,8 +68,43 @@ class CondenseLGC(nn.Layer):
 
     def index_fault(self, index: np.ndarray) -> str | None:
         """What is wrong with an `index` [in_channels], as the end of a sentence; None if it can be used."""
-        wrong = index[(index < 0) | (index >= self.source_channels)]
-        return f"names channel {wrong[0]} of {self.source_channels}" if wrong.size else None
+        return _out_of_range(index, self.source_channels)
+
+
+# The name that CondenseNet's paper has for the same layer, always with ReLU.
+CondenseConv = CondenseLGC
+
+
+class CondenseLinear(nn.Layer):
+    """A linear layer that reads a share of its inputs: [N, in_features] -> [N, out_features].
+
+    CondenseNet's converter keeps the inputs with the largest L1 weight, which changes the outputs (arXiv 1711.09224).
+    The buffer ``index`` [in_features * drop_rate] names them.
+
+    Args:
+        in_features: units of the input.
+        out_features: units of the output.
+        drop_rate: share of the inputs that is read.
+    """
+
+    def __init__(self, in_features: int, out_features: int, drop_rate: float = 0.5) -> None:
+        super().__init__()
+        self.source_channels = in_features
+        kept = int(in_features * drop_rate)
+        self.linear = linear(kept, out_features, zero_bias=True)
+        self.register_buffer("index", paddle.arange(kept, dtype="int64"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(paddle.index_select(x, self.index, axis=1))
+
+    def index_fault(self, index: np.ndarray) -> str | None:
+        """What is wrong with an `index`, as the end of a sentence; None if it can be used."""
+        return _out_of_range(index, self.source_channels)
+
+
+def _out_of_range(index: np.ndarray, channels: int) -> str | None:
+    wrong = index[(index < 0) | (index >= channels)]
+    return f"names channel {wrong[0]} of {channels}" if wrong.size else None
 
 
 class CondenseSFR(nn.Layer):

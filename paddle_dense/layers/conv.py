@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from paddle import ParamAttr, nn
-from paddle.nn.initializer import Normal, Uniform
+from paddle.nn.initializer import Constant, Normal, Uniform
 
 from paddle_dense.layers.activation import activation as make_activation
 
@@ -31,14 +31,15 @@ def conv2d(
     )
 
 
-def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer whose weight and bias are drawn from U(-b, b), ``b = 1 / sqrt(in_features)``, as PyTorch does."""
+def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bool = False) -> nn.Linear:
+    """A linear layer drawn from U(-b, b), ``b = 1 / sqrt(in_features)``, as PyTorch does; the bias too, or 0."""
     bound = 1.0 / sqrt(in_features)
+    bias_initializer = Constant(0.0) if zero_bias else Uniform(-bound, bound)
     return nn.Linear(
         in_features,
         out_features,
         weight_attr=ParamAttr(initializer=Uniform(-bound, bound)),
-        bias_attr=ParamAttr(initializer=Uniform(-bound, bound)) if bias else False,
+        bias_attr=ParamAttr(initializer=bias_initializer) if bias else False,
     )
 
 

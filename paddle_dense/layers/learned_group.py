@@ -175,6 +175,10 @@ class LGC(LearnedConnections):
         return keep.tile([self.out_channels // self.groups, 1])
 
 
+# The name that CondenseNet's paper has for the same layer, always with ReLU.
+LearnedGroupConv = LGC
+
+
 class SFR(LearnedConnections):
     """Sparse feature reactivation in training: every group of inputs chooses out/C of the outputs to reactivate.
 

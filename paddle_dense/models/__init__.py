@@ -1,14 +1,14 @@
 """The networks, one file a paper."""
 
-from paddle_dense.models.condensenetv2 import CondenseNetV2, cdnv2_a, cdnv2_b, cdnv2_c
-from paddle_dense.models.registry import build_network, create_model, list_models
+from paddle_dense.models.condensenet import CondenseNet
+from paddle_dense.models.condensenetv2 import CondenseNetV2
+from paddle_dense.models.registry import build_network, create_model, list_models, preset
 
-__all__ = [
-    "CondenseNetV2",
-    "build_network",
-    "cdnv2_a",
-    "cdnv2_b",
-    "cdnv2_c",
-    "create_model",
-    "list_models",
-]
+__all__ = ["CondenseNet", "CondenseNetV2", "build_network", "create_model", "list_models", "preset"]
+
+
+def __getattr__(name: str) -> object:
+    """Every preset is a name of this package too: ``paddle_dense.models.cdnv2_a``."""
+    if name in list_models():
+        return preset(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,16 +16,16 @@ number, they are grouped convolutions with an index (`CondenseLGC`, `CondenseSFR
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import lcm
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.condense import binary_mask, condense_lgc, condense_sfr, learned_layers
+from paddle_dense.condense import condense_lgc, condense_sfr
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, conv2d, linear
-from paddle_dense.models.recognise import Recognised, count_layers
+from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear
+from paddle_dense.models.condensenet import DenseFeatures, default_init_stride, read_dense_blocks
+from paddle_dense.models.recognise import Recognised, condensed_groups, trained_groups, unless_same
 from paddle_dense.models.registry import register_model, register_network
 
 
@@ -126,46 +126,24 @@ class CondenseNetV2(nn.Layer):
         features_only: bool = False,
     ) -> None:
         super().__init__()
-        if len(stages) != len(growth):
-            raise ValueError(f"stages {list(stages)} and growth {list(growth)} must have the same length")
         groups = (group_1x1, group_3x3, group_trans)
         factors = (condense_factor or group_1x1, trans_factor or group_trans)
         stride = init_stride or default_init_stride(stages)
         self.input_size = 32 if stride == 1 else 224
         self.num_classes = num_classes
         self.features_only = features_only
-        self.feature_channels: list[int] = []
-        self.feature_strides: list[int] = []
 
-        channels = 2 * growth[0]
-        self.features = nn.Sequential(("init_conv", conv2d(in_channels, channels, 3, stride, padding=1)))
-        for block, (layers, k) in enumerate(zip(stages, growth)):
+        def dense_layer(block: int, channels: int, k: int) -> DenseLayer:
             activation = "HS" if block >= HS_start_block else "ReLU"
-            dense = nn.Sequential()
-            for layer in range(layers):
-                dense.add_sublayer(
-                    f"denselayer_{layer + 1}",
-                    DenseLayer(
-                        channels,
-                        k,
-                        bottleneck,
-                        groups,
-                        factors,
-                        activation,
-                        block >= SE_start_block,
-                        condensed,
-                    ),
-                )
-                channels += k
-            self.features.add_sublayer(f"denseblock_{block + 1}", dense)
-            self.feature_channels.append(channels)
-            self.feature_strides.append(stride * 2**block)
-            if block + 1 < len(stages):
-                self.features.add_sublayer(f"transition_{block + 1}", nn.AvgPool2D(2, 2))
-        self.features.add_sublayer("norm_last", nn.BatchNorm2D(channels))
-        self.features.add_sublayer("relu_last", nn.ReLU())
+            use_se = block >= SE_start_block
+            return DenseLayer(channels, k, bottleneck, groups, factors, activation, use_se, condensed)
+
+        self.features = DenseFeatures(in_channels, stages, growth, stride, dense_layer)
+        self.feature_channels = self.features.channels
+        self.feature_strides = self.features.strides
         if features_only:
             return
+        channels = self.feature_channels[-1]
         self.features.add_sublayer("pool_last", nn.AdaptiveAvgPool2D(1))
         self.features.add_sublayer("se_last", SELayer(channels, last_se_reduction))
         self.fc = linear(channels, fc_channel)
@@ -175,23 +153,15 @@ class CondenseNetV2(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
-            return self._pyramid(x)
+            return self.features.pyramid(x)
         x = self.fc_act(self.fc(self.features(x).flatten(1)))
         return self.classifier(x) if self.num_classes else x
-
-    def _pyramid(self, x: Tensor) -> list[Tensor]:
-        """Output of each block, the last one after the last BN and ReLU."""
-        pyramid = []
-        for name, layer in self.features.named_children():
-            x = layer(x)
-            if name.startswith("denseblock_"):
-                pyramid.append(x)
-        return [*pyramid[:-1], x]
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
-        return _recognise(state)
+        prefix = "features.denseblock_1.denselayer_1."
+        return _recognise(state, prefix) if f"{prefix}sfr.conv.weight" in state else None
 
     @staticmethod
     def condensing(layer: str, config: Mapping[str, object]) -> tuple:
@@ -201,112 +171,37 @@ class CondenseNetV2(nn.Layer):
         return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]
 
 
-def default_init_stride(stages: Sequence[int]) -> int:
-    """Stride of the first convolution: 1 for the CIFAR form (fewer than five blocks), 2 for ImageNet's."""
-    return 1 if len(stages) < 5 else 2
-
-
-def _recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
-    prefix = "features.denseblock_1.denselayer_1."
-    if f"{prefix}sfr.conv.weight" not in state:
-        return None
-    stages = count_layers(state, "features.denseblock_{}.denselayer_{}.conv_2.conv.weight")
-    blocks = [f"features.denseblock_{block + 1}.denselayer_1." for block in range(len(stages))]
-    growth = [len(state[f"{block}conv_2.conv.weight"]) for block in blocks]
-    per_group = state[f"{prefix}conv_2.conv.weight"].shape[1]
-    hidden = state[f"{prefix}conv_2.norm.weight"].size
-    with_se = [block for block, name in enumerate(blocks) if f"{name}se.fc.0.weight" in state]
-    stem = state["features.init_conv.weight"]
+def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
+    config = read_dense_blocks(state)
+    blocks = range(len(config["stages"]))
+    with_se = [block for block in blocks if f"features.denseblock_{block + 1}.denselayer_1.se.fc.0.weight" in state]
     last = state["features.norm_last.weight"].size
-    group_3x3 = hidden // per_group
-    trained = bool(learned_layers(state))
-    read_groups = _trained_groups if trained else _condensed_groups
-    groups, guesses = read_groups(state, prefix, stem.shape[0], growth[0], group_3x3)
-    config = {
-        "stages": stages,
-        "growth": growth,
-        "HS_start_block": 2,
-        "SE_start_block": with_se[0] if with_se else len(stages),
-        "fc_channel": state["fc.bias"].size,
-        "group_3x3": group_3x3,
-        "bottleneck": hidden // growth[0],
-        "last_se_reduction": _reduction(last, state["features.se_last.fc.0.weight"].size // last),
-        "num_classes": state["classifier.bias"].size if "classifier.bias" in state else 0,
-        "in_channels": stem.shape[1],
-        "init_stride": default_init_stride(stages),
-        "condensed": not trained,
-        **groups,
-    }
+    config["HS_start_block"] = 2
+    config["SE_start_block"] = with_se[0] if with_se else len(blocks)
+    config["fc_channel"] = state["fc.bias"].size
+    config["last_se_reduction"] = _reduction(last, state["features.se_last.fc.0.weight"].size // last)
     # Neither activations nor strides leave a trace in a file: these are the presets' values.
-    return Recognised(config, ("HS_start_block", "init_stride", *guesses))
+    guesses = ["HS_start_block", "init_stride"]
+    if config["condensed"]:
+        inputs = state["features.init_conv.weight"].shape[0]
+        config["group_1x1"], config["condense_factor"] = condensed_groups(state, f"{prefix}conv_1", inputs)
+        rows, per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
+        groups = config["group_trans"] = config["growth"][0] // per_group
+        config["trans_factor"] = unless_same(inputs * groups // rows, groups)
+    else:
+        for keys, kind, axis in (
+            (("group_1x1", "condense_factor"), "conv_1", 0),
+            (("group_trans", "trans_factor"), "sfr", 1),
+        ):
+            groups, factor, hidden = trained_groups(state, kind, axis, config["group_3x3"])
+            config.update(zip(keys, (groups, factor)))
+            guesses += [key for key, unseen in zip(keys, hidden) if unseen]
+    return Recognised(config, tuple(guesses))
 
 
 def _reduction(channels: int, hidden: int) -> int:
     """The reduction that gives so many hidden units: the presets' 16 where it does."""
     return 16 if channels // 16 == hidden else channels // hidden
-
-
-def _condensed_groups(
-    state: Mapping[str, np.ndarray], prefix: str, inputs: int, growth: int, group_3x3: int
-) -> tuple[dict[str, int | None], list[str]]:
-    """Groups and factors of the 1x1 convolutions, from the shapes of the first condensed layer."""
-    per_group = state[f"{prefix}conv_1.conv.weight"].shape[1]
-    rows, sfr_per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
-    group_trans = growth // sfr_per_group
-    group_1x1 = state[f"{prefix}conv_1.index"].size // per_group
-    groups = {
-        "group_1x1": group_1x1,
-        "condense_factor": _unless_same(inputs // per_group, group_1x1),
-        "group_trans": group_trans,
-        "trans_factor": _unless_same(inputs * group_trans // rows, group_trans),
-    }
-    return groups, []
-
-
-def _trained_groups(
-    state: Mapping[str, np.ndarray], prefix: str, inputs: int, growth: int, group_3x3: int
-) -> tuple[dict[str, int | None], list[str]]:
-    """Groups and factors of the 1x1 convolutions, from what the masks repeat and how much of them is left; guesses.
-
-    Masks that are still all ones hide the groups: those of the 3x3 convolution are taken. A mask that is not finished
-    hides the factor: the groups are taken.
-    """
-    groups: dict[str, int | None] = {}
-    guesses = []
-    for group, factor, kind, axis in (
-        ("group_1x1", "condense_factor", "conv_1", 0),
-        ("group_trans", "trans_factor", "sfr", 1),
-    ):
-        layers = [name for name in learned_layers(state) if name.endswith(f".{kind}")]
-        masks = [np.moveaxis(binary_mask(state[f"{name}._mask"], name), axis, 0) for name in layers]
-        groups[group] = lcm(*map(_period, masks))
-        if groups[group] == 1:
-            groups[group] = group_3x3
-            guesses.append(group)
-        done = _finished_factor(masks[0], state[f"{layers[0]}._stage"])
-        groups[factor] = _unless_same(done, groups[group])
-        if not done:
-            guesses.append(factor)
-    return groups, guesses
-
-
-def _unless_same(factor: int | None, groups: int) -> int | None:
-    """The condensation factor as the constructor takes it: None where it is the number of groups."""
-    return None if factor == groups else factor
-
-
-def _period(mask: np.ndarray) -> int:
-    """The smallest divisor g of the number of rows such that row r equals row ``r mod g`` everywhere."""
-    rows = len(mask)
-    divisors = (g for g in range(1, rows + 1) if rows % g == 0)
-    return next(g for g in divisors if np.all(mask.reshape(-1, g, mask.shape[1]) == mask[:g]))
-
-
-def _finished_factor(mask: np.ndarray, stage: np.ndarray) -> int | None:
-    """The condensation factor C, if C - 1 stages are done and exactly 1/C of the mask is left."""
-    factor = mask.size // max(int(mask.sum()), 1)
-    finished = factor > 1 and mask.sum() * factor == mask.size and round(float(stage.reshape(-1)[0])) == factor - 1
-    return factor if finished else None
 
 
 _BICUBIC = Preprocessing(interpolation="bicubic")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any
 
 import numpy as np
 from paddle import nn
 
+from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
 from paddle_dense.models.registry import Preset, build_network, config_keys, networks, preset, presets
 
 # Arguments that differ between two uses of one preset.
-_USE = ("num_classes", "in_channels", "condensed", "features_only")
+_USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,78 @@ def count_layers(state: Mapping[str, np.ndarray], template: str) -> list[int]:
             layers += 1
         stages.append(layers)
     return stages
+
+
+def condensed_groups(state: Mapping[str, np.ndarray], layer: str, inputs: int) -> tuple[int, int | None]:
+    """Groups and factor (None where it is the number of groups) of one condensed LGC, from its shapes.
+
+    Args:
+        state: a state_dict.
+        layer: name of the layer.
+        inputs: channels that the layer chooses from.
+    """
+    per_group = state[f"{layer}.conv.weight"].shape[1]
+    groups = state[f"{layer}.index"].size // per_group
+    return groups, unless_same(inputs // per_group, groups)
+
+
+def trained_groups(
+    state: Mapping[str, np.ndarray], kind: str, axis: int, groups_3x3: int
+) -> tuple[int, int | None, tuple[bool, bool]]:
+    """Groups and factor of the learned layers, from what their masks repeat and how much of them is left.
+
+    Masks that are still all ones hide the groups: those of the 3x3 convolution are taken. A mask that is not finished
+    hides the factor: the groups are taken.
+
+    Args:
+        state: a state_dict in the trained form.
+        kind: the last part of the layers' names.
+        axis: of the mask, along which the groups alternate: 0 (outputs) for LGC, 1 (inputs) for SFR.
+        groups_3x3: groups of the 3x3 convolution.
+
+    Returns:
+        Groups, factor (None where it is the number of groups), and whether each of them was hidden.
+    """
+    layers = [name for name in learned_layers(state) if name.endswith(f".{kind}")]
+    masks = [np.moveaxis(binary_mask(state[f"{name}._mask"], name), axis, 0) for name in layers]
+    period = lcm(*map(_period, masks))
+    groups = groups_3x3 if period == 1 else period
+    finished = _finished_factor(masks[0], state[f"{layers[0]}._stage"])
+    return groups, unless_same(finished, groups), (period == 1, finished is None)
+
+
+def unless_same(factor: int | None, groups: int) -> int | None:
+    """The condensation factor as constructors take it: None where it is the number of groups."""
+    return None if factor == groups else factor
+
+
+def _period(mask: np.ndarray) -> int:
+    """The smallest divisor g of the number of rows such that row r equals row ``r mod g`` everywhere."""
+    rows = len(mask)
+    divisors = (g for g in range(1, rows + 1) if rows % g == 0)
+    return next(g for g in divisors if np.all(mask.reshape(-1, g, mask.shape[1]) == mask[:g]))
+
+
+def _finished_factor(mask: np.ndarray, stage: np.ndarray) -> int | None:
+    """The condensation factor C, if C - 1 stages are done and exactly 1/C of the mask is left."""
+    factor = mask.size // max(int(mask.sum()), 1)
+    finished = factor > 1 and mask.sum() * factor == mask.size and round(float(stage.reshape(-1)[0])) == factor - 1
+    return factor if finished else None
+
+
+def rename(state: Mapping[str, np.ndarray], rules: Sequence[tuple[re.Pattern, str]]) -> dict[str, np.ndarray]:
+    """The state under other names: each rule, in turn, replaces its pattern in every name."""
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names that this package's networks use, for a state_dict of any source that one of them knows."""
+    for network in networks():
+        if hasattr(network, "canonical"):
+            state = network.canonical(state)
+    return dict(state)

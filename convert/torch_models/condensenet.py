@@ -1,0 +1,91 @@
+"""PyTorch twin of `paddle_dense.models.condensenet`, key for key the original's (arXiv 1711.09224)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convert.torch_models.condensenetv2 import LGC, CondenseLGC, Conv, dense_features
+
+
+class CondenseLinear(nn.Module):
+    """Reads the half of its inputs that `index` names."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.zeros(in_features // 2, dtype=torch.int64))
+        self.linear = nn.Linear(in_features // 2, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x[:, self.index])
+
+
+class DenseLayer(nn.Module):
+    """Learned group convolution, 3x3: [N, in, H, W] -> [N, in + growth, H, W]."""
+
+    def __init__(
+        self, channels: int, k: int, bottleneck: int, groups: tuple, factor: int, dropout: float, condensed: bool
+    ) -> None:
+        super().__init__()
+        if condensed:
+            self.conv_1 = CondenseLGC(channels // factor * groups[0], bottleneck * k, groups[0], "ReLU")
+        else:
+            self.conv_1 = LGC(channels, bottleneck * k, groups[0], factor, "ReLU", dropout)
+        self.conv_2 = Conv(bottleneck * k, k, groups[1], "ReLU")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv_2(self.conv_1(x))], 1)
+
+
+class CondenseNet(nn.Module):
+    """The twin of `paddle_dense.models.CondenseNet`; see there for the arguments."""
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        growth: Sequence[int],
+        group_1x1: int = 4,
+        group_3x3: int = 4,
+        bottleneck: int = 4,
+        condense_factor: int | None = None,
+        dropout_rate: float = 0.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        init_stride: int | None = None,
+        condensed: bool = True,
+        condense_classifier: bool = True,
+    ) -> None:
+        super().__init__()
+        factor = condense_factor or group_1x1
+        groups = (group_1x1, group_3x3)
+        self.features, channels = dense_features(
+            in_channels,
+            stages,
+            growth,
+            init_stride,
+            lambda block, inputs, k: DenseLayer(inputs, k, bottleneck, groups, factor, dropout_rate, condensed),
+        )
+        self.features.pool_last = nn.AdaptiveAvgPool2d(1)
+        if not num_classes:
+            self.classifier = nn.Identity()
+        elif condensed and condense_classifier:
+            self.classifier = CondenseLinear(channels, num_classes)
+        else:
+            self.classifier = nn.Linear(channels, num_classes)
+            nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+    @torch.no_grad()
+    def condense_classifier(self) -> None:
+        """Keep the half of the classifier's inputs whose weights have the largest L1 norm, as the original does."""
+        full = self.classifier
+        halved = CondenseLinear(full.in_features, full.out_features)
+        order = full.weight.abs().sum(0).sort(stable=True).indices
+        halved.index.copy_(order[full.in_features - full.in_features // 2 :])
+        halved.linear.weight.copy_(full.weight[:, halved.index])
+        halved.linear.bias.copy_(full.bias)
+        self.classifier = halved

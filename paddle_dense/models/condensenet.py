@@ -1,0 +1,338 @@
+"""CondenseNet: an efficient DenseNet using learned group convolutions (arXiv 1711.09224).
+
+Every layer reads, through a learned group convolution, the features of all layers before it, at every resolution: the
+transitions between blocks are 2x2 average pools and nothing else, and the growth rate doubles from block to block::
+
+    x --- conv_1 (learned group conv, 1x1) --- conv_2 (grouped 3x3) --- y        output: concat([x, y])
+
+In the trained form conv_1 is a masked dense convolution that loses connections while the network learns
+(`LearnedGroupConv`); in the condensed form, equal number for number, it is a grouped convolution with an index
+(`CondenseConv`). The original's converter also halves the classifier's inputs (`CondenseLinear`), which does change the
+outputs; the released checkpoints are such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddle_dense.condense import condense_lgc, learned_layers
+from paddle_dense.data import Preprocessing
+from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear
+from paddle_dense.models.recognise import Recognised, condensed_groups, count_layers, rename, trained_groups
+from paddle_dense.models.registry import register_model, register_network
+
+
+class DenseLayer(nn.Layer):
+    """One layer: [N, in, H, W] -> [N, in + growth, H, W], the first `in` channels passed on, the others new."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        growth: int,
+        bottleneck: int,
+        group_1x1: int,
+        group_3x3: int,
+        condense_factor: int,
+        dropout_rate: float,
+        condensed: bool,
+    ) -> None:
+        super().__init__()
+        hidden = bottleneck * growth
+        if condensed:
+            gathered = in_channels // condense_factor * group_1x1
+            self.conv_1 = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
+        else:
+            self.conv_1 = LearnedGroupConv(
+                in_channels,
+                hidden,
+                groups=group_1x1,
+                condense_factor=condense_factor,
+                dropout_rate=dropout_rate,
+            )
+        self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return paddle.concat([x, self.conv_2(self.conv_1(x))], axis=1)
+
+
+class DenseFeatures(nn.Sequential):
+    """Stem, dense blocks and pools of CondenseNet and CondenseNet V2: [N, in_channels, H, W] -> [N, C, H', W'].
+
+    Args:
+        in_channels: channels of the pictures.
+        stages: layers in each dense block.
+        growth: channels that each layer of a block adds.
+        init_stride: stride of the first convolution.
+        dense_layer: makes a layer from (block, channels of its input, growth rate); blocks count from 0.
+
+    Attributes:
+        channels: channels after each block.
+        strides: pixels of the picture for each pixel after each block.
+
+    Raises:
+        ValueError: stages and growth differ in length.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        stages: Sequence[int],
+        growth: Sequence[int],
+        init_stride: int,
+        dense_layer: Callable[[int, int, int], nn.Layer],
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(growth):
+            raise ValueError(f"stages {list(stages)} and growth {list(growth)} must have the same length")
+        channels = 2 * growth[0]
+        self.channels: list[int] = []
+        self.strides = [init_stride * 2**block for block in range(len(stages))]
+        self.add_sublayer("init_conv", conv2d(in_channels, channels, 3, init_stride, padding=1))
+        for block, (layers, k) in enumerate(zip(stages, growth)):
+            dense = nn.Sequential()
+            for layer in range(layers):
+                dense.add_sublayer(f"denselayer_{layer + 1}", dense_layer(block, channels, k))
+                channels += k
+            self.channels.append(channels)
+            self.add_sublayer(f"denseblock_{block + 1}", dense)
+            if block + 1 < len(stages):
+                self.add_sublayer(f"transition_{block + 1}", nn.AvgPool2D(2, 2))
+        self.add_sublayer("norm_last", nn.BatchNorm2D(channels))
+        self.add_sublayer("relu_last", nn.ReLU())
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """The output of each block, the last one after the last BN and ReLU."""
+        pyramid = []
+        for name, layer in self.named_children():
+            x = layer(x)
+            if name.startswith("denseblock_"):
+                pyramid.append(x)
+        return [*pyramid[:-1], x]
+
+
+@register_network
+class CondenseNet(nn.Layer):
+    """CondenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
+
+    Args:
+        stages: layers in each dense block.
+        growth: channels that each layer of a block adds.
+        group_1x1: groups G of conv_1.
+        group_3x3: groups of conv_2.
+        bottleneck: conv_1 has this many times `growth` outputs.
+        condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
+        dropout_rate: dropout before the convolution of conv_1, in the trained form.
+        num_classes: classes; 0 leaves the classifier out and returns its [N, C] input.
+        in_channels: channels of the pictures.
+        init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
+        condensed: the condensed form; False for the form that is trained and loses connections.
+        condense_classifier: in the condensed form, the classifier reads half of its inputs, as the released ones do.
+        features_only: return the pyramid instead of logits, one tensor for each block.
+
+    Attributes:
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+
+    Raises:
+        ValueError: stages and growth differ in length, or channels do not divide into the groups.
+    """
+
+    head = ("classifier.",)
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        growth: Sequence[int],
+        group_1x1: int = 4,
+        group_3x3: int = 4,
+        bottleneck: int = 4,
+        condense_factor: int | None = None,
+        dropout_rate: float = 0.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        init_stride: int | None = None,
+        condensed: bool = True,
+        condense_classifier: bool = True,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__()
+        stride = init_stride or default_init_stride(stages)
+        factor = condense_factor or group_1x1
+        self.input_size = 32 if stride == 1 else 224
+        self.num_classes = num_classes
+        self.features_only = features_only
+        self.features = DenseFeatures(
+            in_channels,
+            stages,
+            growth,
+            stride,
+            lambda block, channels, k: DenseLayer(
+                channels, k, bottleneck, group_1x1, group_3x3, factor, dropout_rate, condensed
+            ),
+        )
+        self.feature_channels = self.features.channels
+        self.feature_strides = self.features.strides
+        if features_only:
+            return
+        self.features.add_sublayer("pool_last", nn.AdaptiveAvgPool2D(1))
+        if num_classes:
+            halved = condensed and condense_classifier
+            channels = self.feature_channels[-1]
+            self.classifier = (
+                CondenseLinear(channels, num_classes) if halved else linear(channels, num_classes, zero_bias=True)
+            )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.features_only:
+            return self.features.pyramid(x)
+        x = self.features(x).flatten(1)
+        return self.classifier(x) if self.num_classes else x
+
+    @staticmethod
+    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The original's names for a state_dict under pytorchcv's; any other is passed on as it is."""
+        return rename(state, _PYTORCHCV) if "features.init_block.conv.weight" in state else dict(state)
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        prefix = "features.denseblock_1.denselayer_1."
+        if f"{prefix}conv_1.conv.weight" not in state or f"{prefix}sfr.conv.weight" in state:
+            return None
+        return _recognise(state, prefix)
+
+    @staticmethod
+    def condensing(layer: str, config: Mapping[str, Any]) -> tuple:
+        """How to condense one learned layer: see `paddle_dense.condense.condense_state`."""
+        return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]
+
+
+def default_init_stride(stages: Sequence[int]) -> int:
+    """Stride of the first convolution: 1 for the CIFAR form (fewer than five blocks), 2 for ImageNet's."""
+    return 1 if len(stages) < 5 else 2
+
+
+def read_dense_blocks(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arguments that CondenseNet and CondenseNet V2 share, but for the groups of the 1x1 convolutions."""
+    stages = count_layers(state, "features.denseblock_{}.denselayer_{}.conv_2.conv.weight")
+    blocks = [f"features.denseblock_{block + 1}.denselayer_1." for block in range(len(stages))]
+    growth = [len(state[f"{block}conv_2.conv.weight"]) for block in blocks]
+    hidden = state[f"{blocks[0]}conv_2.norm.weight"].size
+    return {
+        "stages": stages,
+        "growth": growth,
+        "group_3x3": hidden // state[f"{blocks[0]}conv_2.conv.weight"].shape[1],
+        "bottleneck": hidden // growth[0],
+        "num_classes": next((state[k].size for k in ("classifier.bias", "classifier.linear.bias") if k in state), 0),
+        "in_channels": state["features.init_conv.weight"].shape[1],
+        "init_stride": default_init_stride(stages),
+        "condensed": not learned_layers(state),
+    }
+
+
+def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
+    config = read_dense_blocks(state)
+    config["condense_classifier"] = "classifier.index" in state
+    guesses = ["init_stride"]
+    if config["condensed"]:
+        inputs = state["features.init_conv.weight"].shape[0]
+        config["group_1x1"], config["condense_factor"] = condensed_groups(state, f"{prefix}conv_1", inputs)
+    else:
+        groups, factor, hidden = trained_groups(state, "conv_1", 0, config["group_3x3"])
+        config["group_1x1"], config["condense_factor"] = groups, factor
+        guesses += [key for key, unseen in zip(("group_1x1", "condense_factor"), hidden) if unseen]
+    return Recognised(config, tuple(guesses))
+
+
+_PYTORCHCV = (
+    (re.compile(r"^features\.init_block\.conv\."), "features.init_conv."),
+    (re.compile(r"^features\.stage(\d+)\.unit(\d+)\.conv([12])\."), r"features.denseblock_\1.denselayer_\2.conv_\3."),
+    (re.compile(r"^features\.post_activ\.bn\."), "features.norm_last."),
+    (re.compile(r"(\.conv_[12])\.bn\."), r"\1.norm."),
+    (re.compile(r"^output\."), "classifier."),
+)
+
+_IMAGENET = {"stages": [4, 6, 8, 10, 8], "growth": [8, 16, 32, 64, 128], "init_stride": 2}
+_CIFAR = {"growth": [8, 16, 32], "init_stride": 1, "num_classes": 10}
+_CIFAR_PREPROCESSING = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
+
+condensenet74_c4 = register_model(
+    "condensenet74_c4",
+    CondenseNet,
+    "4.8 M parameters, 529 M MACs, 26.2 % top-1 and 8.3 % top-5 error on ImageNet",
+    Preprocessing(),
+    **_IMAGENET,
+)
+condensenet74_c8 = register_model(
+    "condensenet74_c8",
+    CondenseNet,
+    "2.9 M parameters, 274 M MACs, 29.0 % top-1 and 10.0 % top-5 error on ImageNet",
+    Preprocessing(),
+    group_1x1=8,
+    group_3x3=8,
+    **_IMAGENET,
+)
+condensenet50 = register_model(
+    "condensenet50",
+    CondenseNet,
+    "0.22 M parameters, 28.6 M MACs, 6.22 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[8, 8, 8],
+    **_CIFAR,
+)
+condensenet74 = register_model(
+    "condensenet74",
+    CondenseNet,
+    "0.41 M parameters, 51.9 M MACs, 5.28 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[12, 12, 12],
+    **_CIFAR,
+)
+condensenet86 = register_model(
+    "condensenet86",
+    CondenseNet,
+    "0.52 M parameters, 65.8 M MACs, 5.06 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[14, 14, 14],
+    **_CIFAR,
+)
+condensenet98 = register_model(
+    "condensenet98",
+    CondenseNet,
+    "0.65 M parameters, 81.3 M MACs, 4.83 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[16, 16, 16],
+    **_CIFAR,
+)
+condensenet110 = register_model(
+    "condensenet110",
+    CondenseNet,
+    "0.79 M parameters, 98.2 M MACs, 4.63 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[18, 18, 18],
+    **_CIFAR,
+)
+condensenet122 = register_model(
+    "condensenet122",
+    CondenseNet,
+    "0.95 M parameters, 116.7 M MACs, 4.48 % error on CIFAR-10",
+    _CIFAR_PREPROCESSING,
+    stages=[20, 20, 20],
+    **_CIFAR,
+)
+condensenet182 = register_model(
+    "condensenet182",
+    CondenseNet,
+    "4.2 M parameters, 513 M MACs, 3.76 % error on CIFAR-10, trained with dropout",
+    _CIFAR_PREPROCESSING,
+    stages=[30, 30, 30],
+    dropout_rate=0.1,
+    **{**_CIFAR, "growth": [12, 24, 48]},
+)

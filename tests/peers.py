@@ -1,0 +1,29 @@
+"""Other libraries' networks, to compare with."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Declares torchvision's compiled operators, without which its usual build does not import beside a CPU build of PyTorch.
+_DECLARATIONS = Path(__file__).resolve().parents[2] / "shared" / "tools"
+
+
+def peer(name: str) -> ModuleType:
+    """Import a module of torchvision, timm or pytorchcv, or skip the test that asked for it."""
+    for package in ("torch", "torchvision", name.partition(".")[0]):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"compares with {name}: pip install --no-deps {package}")
+    if _DECLARATIONS.is_dir():
+        sys.path.append(str(_DECLARATIONS))
+        importlib.import_module("torchvision_on_cpu_torch")
+        sys.path.remove(str(_DECLARATIONS))
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        pytest.skip(f"compares with {name}, which needs a torchvision built for this PyTorch ({error})")
+    return importlib.import_module(name)
