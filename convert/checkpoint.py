@@ -54,7 +54,9 @@ _DTYPES = {
     **dict.fromkeys(("CharStorage", "int8"), "|i1"),
     **dict.fromkeys(("ByteStorage", "UntypedStorage", "_UntypedStorage", "uint8"), "|u1"),
     **dict.fromkeys(("BoolStorage", "bool"), "|b1"),
-    **{"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"},
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
 }
 _ITEM_SIZES = {kind: stored_dtype(code).itemsize for kind, code in _DTYPES.items()}
 # Nobody's weights, but an old file can only be read past them.

@@ -292,10 +292,13 @@ def _check_state(state: Mapping[str, np.ndarray], codes: Iterable[str]) -> None:
 
 
 def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
     try:
-        return isinstance(value, str) and value.encode() is not None
+        value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
+    return True
 
 
 def _code(array: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import pickle
 import random
 import struct
 import tracemalloc
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -335,15 +336,16 @@ def test_damaged_pickles_end_in_one_kind_of_error(protocol):
         with pytest.raises(WeightsError):
             read(program[:end])
     generator = random.Random(protocol)
-    for _ in range(500):
+    for _ in range(300):
         damaged = bytearray(program)
         for _ in range(generator.randint(1, 4)):
             damaged[generator.randrange(len(damaged))] = generator.randrange(256)
         try:
             value, _ = unpickle(memoryview(damaged))
-            for lazy in value["state_dict"].values():
-                lazy.numpy()
         except WeightsError:
             continue
-        except (AttributeError, KeyError, TypeError, IndexError):  # of this test's own last lines
-            assert not isinstance(value, Lazy)
+        state = value.get("state_dict") if isinstance(value, dict) else None
+        for lazy in state.values() if isinstance(state, dict) else ():
+            if isinstance(lazy, Lazy):
+                with suppress(WeightsError):
+                    lazy.numpy()

@@ -47,10 +47,10 @@ def example_state() -> dict[str, np.ndarray]:
 
 def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
     assert set(left) == set(right)
-    for name in right:
-        assert left[name].shape == right[name].shape, name
-        assert left[name].dtype == right[name].dtype.newbyteorder("="), name
-        assert left[name].tobytes() == right[name].astype(left[name].dtype).tobytes(), name
+    for name, expected in right.items():
+        assert left[name].shape == expected.shape, name
+        assert left[name].dtype == expected.dtype.newbyteorder("="), name
+        assert left[name].tobytes() == expected.astype(left[name].dtype).tobytes(), name
 
 
 # Both formats
