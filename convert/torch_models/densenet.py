@@ -1,0 +1,122 @@
+"""PyTorch twin of `paddle_dense.models.densenet`, key for key torchvision's (arXiv 1608.06993)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class DenseLayer(nn.Module):
+    """All features so far -> the new ones."""
+
+    def __init__(self, in_channels: int, growth_rate: int, bn_size: int, drop_rate: float) -> None:
+        super().__init__()
+        hidden = bn_size * growth_rate
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(hidden, growth_rate, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(drop_rate)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        y = self.conv1(self.relu1(self.norm1(torch.cat(list(features), 1))))
+        return self.dropout(self.conv2(self.relu2(self.norm2(y))))
+
+
+class DenseBlock(nn.Module):
+    """Layers, each of which reads all features before it."""
+
+    def __init__(self, num_layers: int, in_channels: int, growth_rate: int, bn_size: int, drop_rate: float) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.out_channels = in_channels + num_layers * growth_rate
+        for index in range(num_layers):
+            layer = DenseLayer(in_channels + index * growth_rate, growth_rate, bn_size, drop_rate)
+            self.add_module(f"denselayer{index + 1}", layer)
+
+    def grow(self, x: Tensor) -> list[Tensor]:
+        features = [x]
+        for index in range(self.num_layers):
+            features.append(self.get_submodule(f"denselayer{index + 1}")(features))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.grow(x), 1)
+
+
+def transition(channels: int, pool: bool = True) -> nn.Sequential:
+    """Halve the channels, and the sides too unless `pool` is False."""
+    layers = nn.Sequential()
+    layers.norm = nn.BatchNorm2d(channels)
+    layers.relu = nn.ReLU()
+    layers.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
+    if pool:
+        layers.pool = nn.AvgPool2d(2, 2)
+    return layers
+
+
+class DenseBackbone(nn.Module):
+    """The frame of DenseNet and CSPDenseNet."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_init_features: int,
+        blocks: Sequence[Callable[[int], DenseBlock]],
+        transitions: bool,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential()
+        self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 7, 2, padding=3, bias=False)
+        self.features.norm0 = nn.BatchNorm2d(num_init_features)
+        self.features.relu0 = nn.ReLU()
+        self.features.pool0 = nn.MaxPool2d(3, 2, padding=1)
+        channels = num_init_features
+        for number, make_block in enumerate(blocks, start=1):
+            block = make_block(channels)
+            channels = block.out_channels
+            self.features.add_module(f"denseblock{number}", block)
+            if transitions and number < len(blocks):
+                self.features.add_module(f"transition{number}", transition(channels))
+                channels //= 2
+        self.features.norm5 = nn.BatchNorm2d(channels)
+        self.relu5 = nn.ReLU()
+        self.pool5 = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool5(self.relu5(self.features(x))).flatten(1))
+
+
+class DenseNet(DenseBackbone):
+    """The twin of `paddle_dense.models.DenseNet`; see there for the arguments.
+
+    `memory_efficient` changes no number, so the twin has nothing to do for it.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int = 64,
+        bn_size: int = 4,
+        drop_rate: float = 0.0,
+        num_classes: int = 1000,
+        memory_efficient: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        def block(num_layers: int) -> Callable[[int], DenseBlock]:
+            return lambda channels: DenseBlock(num_layers, channels, growth_rate, bn_size, drop_rate)
+
+        blocks = [block(num_layers) for num_layers in block_config]
+        super().__init__(in_channels, num_init_features, blocks, True, num_classes)

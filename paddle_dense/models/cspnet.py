@@ -1,0 +1,475 @@
+"""CSPNet: a backbone that can enhance the learning capability of CNN (arXiv 1911.11929).
+
+Every stage splits its channels in two. One half goes through the stage's layers, the other goes around them, and the
+two meet at the end, so that no gradient is computed twice (figure 2)::
+
+        +--- part 1 ----------------------------+
+    x --+                                       +--- concat ---
+        +--- part 2 --- layers --- transition --+
+
+`CSPDenseNet` does so with the dense layers of DenseNet. Where its transitions stand is a mode (figure 3); the ones
+between blocks pool 2x2 as well:
+
+=============  ===================  ==================
+mode           inside each block    between the blocks
+=============  ===================  ==================
+stand          yes                  yes
+fusionfirst    no                   yes
+fusionlast     yes                  no
+=============  ===================  ==================
+
+`CSPNet` does so with the residual blocks of ResNet, ResNeXt and DarkNet (section 3.2); its names are timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+from paddle import ParamAttr, Tensor, nn
+from paddle.nn.initializer import Constant, Normal
+
+from paddle_dense.data import Preprocessing
+from paddle_dense.layers import conv2d
+from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, check_positive, read_config, transition
+from paddle_dense.models.recognise import Recognised, count_classes
+from paddle_dense.models.registry import register_model, register_network
+
+# Mode -> whether a transition stands (inside each block, between the blocks).
+MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}
+
+
+class CSPDenseBlock(DenseBlock):
+    """Dense layers on the second half of the channels: [N, in_channels, H, W] -> [N, out_channels, H, W].
+
+    The half that goes in does not come out: the output is the first half and what the layers added.
+
+    Args:
+        num_layers: number of layers.
+        in_channels: channels of the input; of an odd number the first half is the smaller one.
+        growth_rate: channels that each layer adds.
+        with_transition: halve the added channels before they meet the first half.
+        layer: further arguments of each `DenseLayer`.
+    """
+
+    def __init__(
+        self, num_layers: int, in_channels: int, growth_rate: int, with_transition: bool, **layer: Any
+    ) -> None:
+        part1 = in_channels // 2
+        super().__init__(num_layers, in_channels - part1, growth_rate, **layer)
+        added = num_layers * growth_rate
+        self.parts = [part1, in_channels - part1]
+        self.transition = transition(added, pool=False) if with_transition else None
+        self.out_channels = part1 + (added // 2 if with_transition else added)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part1, part2 = paddle.split(x, self.parts, axis=1)
+        added = paddle.concat(self.grow(part2)[1:], axis=1)
+        if self.transition is not None:
+            added = self.transition(added)
+        return paddle.concat([part1, added], axis=1)
+
+
+@register_network
+class CSPDenseNet(DenseBackbone):
+    """CSPDenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
+
+    Args:
+        growth_rate: channels that each layer adds.
+        block_config: layers in each block.
+        num_init_features: channels of the stem.
+        bn_size: the bottleneck of a layer has this many times `growth_rate` channels.
+        drop_rate: dropout of the features that each layer adds.
+        num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
+        memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs.
+        mode: where the two halves are fused: ``"stand"``, ``"fusionfirst"`` or ``"fusionlast"``. In the last one
+            nothing pools between the blocks, so all of them work at a quarter of the picture's sides.
+        in_channels: channels of the pictures.
+        features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
+
+    Attributes:
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+
+    Raises:
+        ValueError: there is no such mode (the message lists what there is), a number of layers or channels is below 1,
+            or the stem has too few channels for two halves.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int = 64,
+        bn_size: int = 4,
+        drop_rate: float = 0.0,
+        num_classes: int = 1000,
+        memory_efficient: bool = False,
+        mode: str = "fusionlast",
+        in_channels: int = 3,
+        features_only: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
+        inside, between = MODES[mode]
+        check_positive(
+            growth_rate=growth_rate, block_config=block_config, num_init_features=num_init_features, bn_size=bn_size
+        )
+        if num_init_features < 2:
+            raise ValueError(f"num_init_features={num_init_features} must be 2 or more: each block splits its input")
+
+        def block(num_layers: int) -> Callable[[int], CSPDenseBlock]:
+            return lambda channels: CSPDenseBlock(
+                num_layers,
+                channels,
+                growth_rate,
+                with_transition=inside,
+                bn_size=bn_size,
+                drop_rate=drop_rate,
+                memory_efficient=memory_efficient,
+            )
+
+        blocks = [block(num_layers) for num_layers in block_config]
+        super().__init__(in_channels, num_init_features, blocks, between, num_classes, features_only)
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        config = read_config(state)
+        # A DenseNet's first layer reads the whole stem.
+        if config is None or state[f"{FIRST_LAYER}.norm1.weight"].size == config["num_init_features"]:
+            return None
+        inside = "features.denseblock1.transition.conv.weight" in state
+        between = "features.transition1.conv.weight" in state
+        # One block has nothing between blocks, and the modes with and without are then the same network.
+        config["mode"] = "fusionfirst" if not inside else "stand" if between else "fusionlast"
+        return Recognised(config)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch normalisation and, unless `act` is False, LeakyReLU: [N, in, H, W] -> [N, out, H', W']."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
+        layers = [
+            ("conv", conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups)),
+            ("bn", nn.BatchNorm2D(out_channels)),
+        ]
+        if act:
+            layers.append(("act", nn.LeakyReLU(0.01)))
+        super().__init__(*layers)
+
+
+class Bottleneck(nn.Layer):
+    """ResNet's and ResNeXt's block, 1x1 - 3x3 - 1x1 around a shortcut: [N, channels, H, W] -> the same shape."""
+
+    def __init__(self, channels: int, hidden: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(channels, hidden)
+        self.conv2 = ConvNormAct(hidden, hidden, 3, groups=groups)
+        self.conv3 = ConvNormAct(hidden, channels, act=False)
+        self.act3 = nn.LeakyReLU(0.01)
+        Constant(0.0)(self.conv3.bn.weight)  # a new block starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act3(self.conv3(self.conv2(self.conv1(x))) + x)
+
+
+class DarkBlock(nn.Layer):
+    """DarkNet's block, 1x1 - 3x3 around a shortcut: [N, channels, H, W] -> the same shape."""
+
+    def __init__(self, channels: int, hidden: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(channels, hidden)
+        self.conv2 = ConvNormAct(hidden, channels, 3, groups=groups)
+        Constant(0.0)(self.conv2.bn.weight)  # a new block starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x)) + x
+
+
+class CrossStage(nn.Layer):
+    """One stage: down-sampling, 1x1 expansion, split, blocks on the second half, transitions.
+
+    Args:
+        block: `Bottleneck` or `DarkBlock`.
+        depth: number of blocks.
+        in_channels: channels of the input.
+        down_channels: channels of the 3x3 convolution of stride 2; 0 for none, so the sides stay.
+        expanded: channels after the expansion, half of which each part gets.
+        hidden: channels inside a block.
+        out_channels: channels of the output.
+        groups: groups of the 3x3 convolutions.
+        linear: the expansion has no activation.
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Layer],
+        depth: int,
+        in_channels: int,
+        down_channels: int,
+        expanded: int,
+        hidden: int,
+        out_channels: int,
+        groups: int,
+        linear: bool,
+    ) -> None:
+        super().__init__()
+        half = expanded // 2
+        self.conv_down = ConvNormAct(in_channels, down_channels, 3, 2, groups) if down_channels else None
+        self.conv_exp = ConvNormAct(down_channels or in_channels, expanded, act=not linear)
+        self.blocks = nn.Sequential(*(block(half, hidden, groups) for _ in range(depth)))
+        self.conv_transition_b = ConvNormAct(half, half)
+        self.conv_transition = ConvNormAct(expanded, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv_down is not None:
+            x = self.conv_down(x)
+        part1, part2 = paddle.split(self.conv_exp(x), 2, axis=1)
+        part2 = self.conv_transition_b(self.blocks(part2))
+        return self.conv_transition(paddle.concat([part1, part2], axis=1))
+
+
+@register_network
+class CSPNet(nn.Layer):
+    """CSPResNet, CSPResNeXt or CSPDarkNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
+
+    Args:
+        backbone: ``"resnet"``: 7x7 stem of stride 2 and max pool, bottleneck blocks, linear expansions, down-sampling
+            from the second stage on; ``"darknet"``: 3x3 stem of stride 1, dark blocks, down-sampling in every stage.
+        depths: blocks in each stage.
+        channels: channels that each stage returns.
+        expand_ratio: for each stage, channels after the expansion for each returned one; half of them go through the
+            blocks.
+        bottle_ratio: for each stage, channels inside a block for each that enters it.
+        groups: groups of the 3x3 convolutions; more than one makes ResNet a ResNeXt.
+        stem_channels: channels of the stem.
+        num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
+        in_channels: channels of the pictures.
+        features_only: return the pyramid instead of logits: the stem before any pooling, then one tensor a stage.
+
+    Attributes:
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+
+    Raises:
+        ValueError: there is no such backbone, the lists differ in length, or channels do not split into halves and
+            groups.
+    """
+
+    head_prefixes = ("head.",)
+    classifier_name = "head.fc"
+
+    def __init__(
+        self,
+        backbone: str,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        expand_ratio: Sequence[float],
+        bottle_ratio: Sequence[float],
+        groups: int = 1,
+        stem_channels: int = 64,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__()
+        if backbone not in ("resnet", "darknet"):
+            raise ValueError(f"unknown backbone {backbone!r}: choose one of resnet, darknet")
+        dark = backbone == "darknet"
+        widths = _widths(dark, depths, channels, expand_ratio, bottle_ratio, groups, stem_channels)
+        self.input_size = 256
+        self.num_classes = num_classes
+        self.features_only = features_only
+        self.feature_channels = [stem_channels, *channels]
+        self.feature_strides = [(1 if dark else 2) * 2**level for level in range(len(channels) + 1)]
+
+        stem = [("conv1", ConvNormAct(in_channels, stem_channels, *((3, 1) if dark else (7, 2))))]
+        if not dark:
+            stem.append(("pool", nn.MaxPool2D(3, 2, padding=1)))
+        self.stem = nn.Sequential(*stem)
+        block = DarkBlock if dark else Bottleneck
+        self.stages = nn.Sequential(
+            *(CrossStage(block, depth, *stage, groups, linear=not dark) for depth, stage in zip(depths, widths))
+        )
+        if features_only:
+            return
+        self.head = nn.Sequential(("pool", nn.AdaptiveAvgPool2D(1)), ("flatten", nn.Flatten(1)))
+        if num_classes:
+            fc = nn.Linear(channels[-1], num_classes, weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)))
+            self.head.add_sublayer("fc", fc)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.features_only:
+            return self._pyramid(x)
+        return self.head(self.stages(self.stem(x)))
+
+    def _pyramid(self, x: Tensor) -> list[Tensor]:
+        """The stem's convolution and the output of each stage."""
+        pyramid = []
+        for name, layer in self.stem.named_children():
+            x = layer(x)
+            if name == "conv1":
+                pyramid.append(x)
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        return pyramid
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        return _recognise(state)
+
+    @staticmethod
+    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rename PaddleClas' classifier, ``fc.*``, to ``head.fc.*``; keep any other name and any other network's."""
+        if "fc.weight" not in state or "stages.0.conv_exp.conv.weight" not in state:
+            return dict(state)
+        return {f"head.{name}" if name.startswith("fc.") else name: value for name, value in state.items()}
+
+
+def _widths(
+    dark: bool,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    expand_ratio: Sequence[float],
+    bottle_ratio: Sequence[float],
+    groups: int,
+    stem_channels: int,
+) -> list[tuple[int, int, int, int, int]]:
+    """Channels of each stage: of its input, down-sampled, expanded, inside a block, of its output."""
+    check_positive(depths=depths, channels=channels, groups=groups, stem_channels=stem_channels)
+    if not len(depths) == len(channels) == len(expand_ratio) == len(bottle_ratio):
+        raise ValueError("depths, channels, expand_ratio and bottle_ratio must have one number for each stage")
+    widths = []
+    previous = stem_channels
+    for index, (out, expand, bottle) in enumerate(zip(channels, expand_ratio, bottle_ratio)):
+        # DarkNet widens where it down-samples, ResNet afterwards and not at all before its first stage.
+        down = out if dark else previous if index else 0
+        expanded = round(out * expand)
+        hidden = round(expanded // 2 * bottle)
+        if expanded < 2 or expanded % 2:
+            raise ValueError(
+                f"stage {index} expands to {expanded} channels, which have no halves: change expand_ratio={expand}"
+            )
+        grouped = [hidden, previous, down] if down else [hidden]
+        if hidden < 1 or any(number % groups for number in grouped):
+            raise ValueError(
+                f"stage {index} convolves {', '.join(map(str, grouped))} channels, which groups={groups} must divide: "
+                f"change groups, or channels, expand_ratio and bottle_ratio"
+            )
+        widths.append((previous, down, expanded, hidden, out))
+        previous = out
+    return widths
+
+
+def _recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+    # timm's cs3 networks have no conv_transition_b, its "d" and "w" ones a stem of several convolutions.
+    if "stages.0.conv_transition_b.conv.weight" not in state or "stem.conv2.conv.weight" in state:
+        return None
+    stages = [f"stages.{index}" for index in range(_count(state, "stages.{}.conv_exp.conv.weight"))]
+    channels = [len(state[f"{stage}.conv_transition.conv.weight"]) for stage in stages]
+    expanded = [len(state[f"{stage}.conv_exp.conv.weight"]) for stage in stages]
+    hidden = [len(state[f"{stage}.blocks.0.conv1.conv.weight"]) for stage in stages]
+    stem_channels, in_channels = state["stem.conv1.conv.weight"].shape[:2]
+    config = {
+        "backbone": "resnet" if "stages.0.blocks.0.conv3.conv.weight" in state else "darknet",
+        "depths": [_count(state, stage + ".blocks.{}.conv1.conv.weight") for stage in stages],
+        "channels": channels,
+        "expand_ratio": [wide / out for wide, out in zip(expanded, channels)],
+        "bottle_ratio": [inside / (wide // 2) for inside, wide in zip(hidden, expanded)],
+        "groups": hidden[0] // state["stages.0.blocks.0.conv2.conv.weight"].shape[1],
+        "stem_channels": stem_channels,
+        "num_classes": count_classes(state, "head.fc"),
+        "in_channels": in_channels,
+    }
+    return Recognised(config)
+
+
+def _count(state: Mapping[str, np.ndarray], template: str) -> int:
+    """How many of the names with 0, 1, 2, ... in the template's place there are without a gap."""
+    number = 0
+    while template.format(number) in state:
+        number += 1
+    return number
+
+
+cspdensenet121 = register_model(
+    "cspdensenet121",
+    CSPDenseNet,
+    "6.2 M parameters, 17838 M MACs, no released checkpoint",
+    Preprocessing(),
+    block_config=[6, 12, 24, 16],
+)
+cspdensenet161 = register_model(
+    "cspdensenet161",
+    CSPDenseNet,
+    "23.3 M parameters, 69065 M MACs, no released checkpoint",
+    Preprocessing(),
+    growth_rate=48,
+    block_config=[6, 12, 36, 24],
+    num_init_features=96,
+)
+cspdensenet169 = register_model(
+    "cspdensenet169",
+    CSPDenseNet,
+    "11.5 M parameters, 33099 M MACs, no released checkpoint",
+    Preprocessing(),
+    block_config=[6, 12, 32, 32],
+)
+cspdensenet201 = register_model(
+    "cspdensenet201",
+    CSPDenseNet,
+    "16.3 M parameters, 47588 M MACs, no released checkpoint",
+    Preprocessing(),
+    block_config=[6, 12, 48, 32],
+)
+
+_TIMM = Preprocessing(input_size=256, resize=288)
+
+cspresnet50 = register_model(
+    "cspresnet50",
+    CSPNet,
+    "21.6 M parameters, 4517 M MACs, 20.4 % top-1 error",
+    _TIMM,
+    backbone="resnet",
+    depths=[3, 3, 5, 2],
+    channels=[128, 256, 512, 1024],
+    expand_ratio=[2.0, 2.0, 2.0, 2.0],
+    bottle_ratio=[0.5, 0.5, 0.5, 0.5],
+)
+cspresnext50 = register_model(
+    "cspresnext50",
+    CSPNet,
+    "20.6 M parameters, 4015 M MACs, 19.5 % top-1 error",
+    _TIMM,
+    backbone="resnet",
+    depths=[3, 3, 5, 2],
+    channels=[256, 512, 1024, 2048],
+    expand_ratio=[1.0, 1.0, 1.0, 1.0],
+    bottle_ratio=[1.0, 1.0, 1.0, 1.0],
+    groups=32,
+)
+cspdarknet53 = register_model(
+    "cspdarknet53",
+    CSPNet,
+    "27.6 M parameters, 6534 M MACs, 19.9 % top-1 error",
+    _TIMM,
+    backbone="darknet",
+    depths=[1, 2, 8, 8, 4],
+    channels=[64, 128, 256, 512, 1024],
+    expand_ratio=[2.0, 1.0, 1.0, 1.0, 1.0],
+    bottle_ratio=[0.5, 1.0, 1.0, 1.0, 1.0],
+    stem_channels=32,
+)

@@ -1,0 +1,385 @@
+"""DenseNet: densely connected convolutional networks (arXiv 1608.06993).
+
+In a dense block every layer reads all features before it and adds `growth_rate` new ones (equation 2)::
+
+    x0 --+--- layer --- y1 --+--- layer --- y2 --+---- ...       output: concat([x0, y1, y2, ...])
+         |                   |                   |
+         +-------------------+-------------------+---- ...
+
+    layer: concat -> norm1 -> ReLU -> conv1 (1x1, to bn_size * growth_rate) -> norm2 -> ReLU -> conv2 (3x3)
+
+Between blocks a 1x1 convolution and a 2x2 average pool halve channels and sides (table 1, the -BC form). The names are
+torchvision's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+from paddle import ParamAttr, Tensor, nn
+from paddle.distributed.fleet.utils import recompute
+from paddle.nn.initializer import KaimingNormal, Uniform
+
+from paddle_dense.data import Preprocessing
+from paddle_dense.models.recognise import Recognised, count_classes, count_layers
+from paddle_dense.models.registry import register_model, register_network
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
+    """A convolution without bias that keeps the sides at stride 1, drawn from N(0, sqrt(2 / fan_in))."""
+    return nn.Conv2D(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        weight_attr=ParamAttr(initializer=KaimingNormal()),
+        bias_attr=False,
+    )
+
+
+class DenseLayer(nn.Layer):
+    """One layer: the features so far, in_channels all together -> the new ones, [N, growth_rate, H, W].
+
+    Args:
+        in_channels: channels of all features before it.
+        growth_rate: new channels, k of the paper.
+        bn_size: the bottleneck has this many times `growth_rate` channels.
+        drop_rate: dropout of the new features.
+        memory_efficient: keep neither the concatenated nor the normalised input for the backward pass, but compute
+            them and the bottleneck a second time there (arXiv 1707.06990).
+    """
+
+    def __init__(
+        self, in_channels: int, growth_rate: int, bn_size: int, drop_rate: float = 0.0, memory_efficient: bool = False
+    ) -> None:
+        super().__init__()
+        hidden = bn_size * growth_rate
+        self.memory_efficient = memory_efficient
+        self.norm1 = nn.BatchNorm2D(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = conv(in_channels, hidden, 1)
+        self.norm2 = nn.BatchNorm2D(hidden)
+        self.relu2 = nn.ReLU()
+        self.conv2 = conv(hidden, growth_rate, 3)
+        self.dropout = nn.Dropout(drop_rate) if drop_rate else None
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        # Graphs that to_static builds plan their memory themselves.
+        if self.memory_efficient and paddle.in_dynamic_mode() and _need_gradients(features):
+            y = self._recomputed_bottleneck(features)
+        else:
+            y = self._bottleneck(*features)
+        y = self.conv2(self.relu2(self.norm2(y)))
+        return y if self.dropout is None else self.dropout(y)
+
+    def _bottleneck(self, *features: Tensor) -> Tensor:
+        return self.conv1(self.relu1(self.norm1(paddle.concat(features, axis=1))))
+
+    def _recomputed_bottleneck(self, features: Sequence[Tensor]) -> Tensor:
+        momentum = self.norm1._momentum
+        calls = 0
+
+        def bottleneck(*features: Tensor) -> Tensor:
+            # The second call is the backward pass's: it must not move the running statistics once more.
+            nonlocal calls
+            calls += 1
+            self.norm1._momentum = momentum if calls == 1 else 1.0
+            try:
+                return self._bottleneck(*features)
+            finally:
+                self.norm1._momentum = momentum
+
+        return recompute(bottleneck, *features, preserve_rng_state=False)
+
+
+def check_positive(**numbers: int | Sequence[int]) -> None:
+    """Refuse arguments that are, or hold, anything below 1, and lists that hold nothing.
+
+    Raises:
+        ValueError: it names the argument and its value.
+    """
+    for name, value in numbers.items():
+        every = [value] if isinstance(value, (int, float)) else list(value)
+        if not every or min(every) < 1:
+            raise ValueError(f"{name}={value} must be {'1 or more' if every else 'one number or more, each 1 or more'}")
+
+
+def _need_gradients(features: Sequence[Tensor]) -> bool:
+    return paddle.is_grad_enabled() and any(not feature.stop_gradient for feature in features)
+
+
+class DenseBlock(nn.Layer):
+    """A block of dense layers: [N, in_channels, H, W] -> [N, out_channels, H, W].
+
+    Args:
+        num_layers: number of layers.
+        in_channels: channels of the input.
+        growth_rate: channels that each layer adds.
+        layer: further arguments of each `DenseLayer`.
+    """
+
+    def __init__(self, num_layers: int, in_channels: int, growth_rate: int, **layer: Any) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.out_channels = in_channels + num_layers * growth_rate
+        for index in range(num_layers):
+            self.add_sublayer(
+                f"denselayer{index + 1}", DenseLayer(in_channels + index * growth_rate, growth_rate, **layer)
+            )
+
+    def grow(self, x: Tensor) -> list[Tensor]:
+        """The input and what each layer adds, not yet concatenated."""
+        features = [x]
+        for index in range(self.num_layers):
+            features.append(getattr(self, f"denselayer{index + 1}")(features))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return paddle.concat(self.grow(x), axis=1)
+
+
+def transition(channels: int, pool: bool = True) -> nn.Sequential:
+    """Halve the channels, and the sides too unless `pool` is False: [N, C, H, W] -> [N, C // 2, H // 2, W // 2]."""
+    layers = [("norm", nn.BatchNorm2D(channels)), ("relu", nn.ReLU()), ("conv", conv(channels, channels // 2, 1))]
+    if pool:
+        layers.append(("pool", nn.AvgPool2D(2, 2)))
+    return nn.Sequential(*layers)
+
+
+class DenseBackbone(nn.Layer):
+    """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier.
+
+    Args:
+        in_channels: channels of the pictures.
+        num_init_features: channels of the stem.
+        blocks: one function for each block, from the channels of its input to the block.
+        transitions: whether a transition stands between two blocks.
+        num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
+        features_only: return the pyramid instead of logits.
+    """
+
+    head_prefixes = ("classifier.",)
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_init_features: int,
+        blocks: Sequence[Callable[[int], DenseBlock]],
+        transitions: bool,
+        num_classes: int,
+        features_only: bool,
+    ) -> None:
+        super().__init__()
+        self.input_size = 224
+        self.num_classes = num_classes
+        self.features_only = features_only
+        self.feature_channels = [num_init_features]
+        self.feature_strides = [2]
+        self.features = nn.Sequential(
+            ("conv0", conv(in_channels, num_init_features, 7, stride=2)),
+            ("norm0", nn.BatchNorm2D(num_init_features)),
+            ("relu0", nn.ReLU()),
+            ("pool0", nn.MaxPool2D(3, 2, padding=1)),
+        )
+        channels, stride = num_init_features, 4
+        for number, make_block in enumerate(blocks, start=1):
+            block = make_block(channels)
+            channels = block.out_channels
+            self.features.add_sublayer(f"denseblock{number}", block)
+            self.feature_channels.append(channels)
+            self.feature_strides.append(stride)
+            if transitions and number < len(blocks):
+                self.features.add_sublayer(f"transition{number}", transition(channels))
+                channels, stride = channels // 2, stride * 2
+        self.features.add_sublayer("norm5", nn.BatchNorm2D(channels))
+        self.relu5 = nn.ReLU()
+        if features_only:
+            return
+        self.pool5 = nn.AdaptiveAvgPool2D(1)
+        if num_classes:
+            bound = 1 / sqrt(channels)
+            # The bias starts at Paddle's default, 0, as the original's does.
+            self.classifier = nn.Linear(
+                channels, num_classes, weight_attr=ParamAttr(initializer=Uniform(-bound, bound))
+            )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.features_only:
+            return self._pyramid(x)
+        x = self.pool5(self.relu5(self.features(x))).flatten(1)
+        return self.classifier(x) if self.num_classes else x
+
+    def _pyramid(self, x: Tensor) -> list[Tensor]:
+        """The stem and the output of each block, the last one after norm5 and ReLU."""
+        pyramid = []
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name == "relu0" or name.startswith("denseblock"):
+                pyramid.append(x)
+        return [*pyramid[:-1], self.relu5(x)]
+
+
+@register_network
+class DenseNet(DenseBackbone):
+    """DenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
+
+    Args:
+        growth_rate: channels that each layer adds, k of the paper.
+        block_config: layers in each dense block.
+        num_init_features: channels of the stem.
+        bn_size: the bottleneck of a layer has this many times `growth_rate` channels.
+        drop_rate: dropout of the features that each layer adds.
+        num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
+        memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs: less
+            memory, more time, the same numbers.
+        in_channels: channels of the pictures.
+        features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
+
+    Attributes:
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+
+    Raises:
+        ValueError: a number of layers or channels is below 1.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int = 64,
+        bn_size: int = 4,
+        drop_rate: float = 0.0,
+        num_classes: int = 1000,
+        memory_efficient: bool = False,
+        in_channels: int = 3,
+        features_only: bool = False,
+    ) -> None:
+        check_positive(
+            growth_rate=growth_rate, block_config=block_config, num_init_features=num_init_features, bn_size=bn_size
+        )
+
+        def block(num_layers: int) -> Callable[[int], DenseBlock]:
+            return lambda channels: DenseBlock(
+                num_layers,
+                channels,
+                growth_rate,
+                bn_size=bn_size,
+                drop_rate=drop_rate,
+                memory_efficient=memory_efficient,
+            )
+
+        blocks = [block(num_layers) for num_layers in block_config]
+        super().__init__(in_channels, num_init_features, blocks, True, num_classes, features_only)
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        config = read_config(state)
+        if config is None or state[f"{FIRST_LAYER}.norm1.weight"].size != config["num_init_features"]:
+            return None
+        return Recognised(config)
+
+    @staticmethod
+    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rename the tensors of a file in torchvision's old spelling or under Paddle's own names; keep any other name.
+
+        Old spelling: ``denselayer1.norm.1.weight`` for ``denselayer1.norm1.weight``, in the files that torchvision
+        releases. Paddle's own names: those of `paddle.vision.models.DenseNet` and PaddleClas, whose released files were
+        trained without dropout (theirs scales at inference, where this network's does nothing).
+        """
+        rename = _from_paddle_vision if "conv1_func._conv.weight" in state else _from_old_torchvision
+        names = {name: rename(name) for name in state}
+        # Two tensors for one name are a fault of the file: left alone, the second is reported as superfluous.
+        return {name if new in state else new: state[name] for name, new in names.items()}
+
+
+FIRST_LAYER = "features.denseblock1.denselayer1"
+
+
+def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """The arguments that DenseNet and CSPDenseNet share, or None if the tensors are neither's.
+
+    Dropout and recomputation are left out: they leave no trace and change nothing in what the weights answer.
+    """
+    # timm's networks with a deep stem have a second convolution there.
+    if f"{FIRST_LAYER}.conv1.weight" not in state or "features.conv1.weight" in state:
+        return None
+    growth_rate = len(state[f"{FIRST_LAYER}.conv2.weight"])
+    num_init_features, in_channels = state["features.conv0.weight"].shape[:2]
+    return {
+        "growth_rate": growth_rate,
+        "block_config": count_layers(state, "features.denseblock{}.denselayer{}.conv2.weight"),
+        "num_init_features": num_init_features,
+        "bn_size": len(state[f"{FIRST_LAYER}.conv1.weight"]) // growth_rate,
+        "num_classes": count_classes(state, "classifier"),
+        "in_channels": in_channels,
+    }
+
+
+def _from_old_torchvision(name: str) -> str:
+    return re.sub(r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+
+
+_PADDLE_VISION = (
+    (r"conv1_func\.(_conv|_batch_norm)", lambda m: f"features.{_KINDS[m[1]]}0"),
+    (
+        r"db_conv_(\d+)\.conv\d+_(\d+)\.bn_ac_func([12])\.(_conv|_batch_norm)",
+        lambda m: f"features.denseblock{int(m[1]) - 1}.denselayer{m[2]}.{_KINDS[m[4]]}{m[3]}",
+    ),
+    (
+        r"tr_conv(\d+)_blk\.conv_ac_func\.(_conv|_batch_norm)",
+        lambda m: f"features.transition{int(m[1]) - 1}.{_KINDS[m[2]]}",
+    ),
+    (r"batch_norm", lambda m: "features.norm5"),
+    (r"out", lambda m: "classifier"),
+)
+_KINDS = {"_conv": "conv", "_batch_norm": "norm"}
+
+
+def _from_paddle_vision(name: str) -> str:
+    owner, _, leaf = name.rpartition(".")
+    for pattern, new_owner in _PADDLE_VISION:
+        match = re.fullmatch(pattern, owner)
+        if match:
+            return f"{new_owner(match)}.{leaf}"
+    return name
+
+
+densenet121 = register_model(
+    "densenet121",
+    DenseNet,
+    "8.0 M parameters, 2834 M MACs, 25.6 % top-1 error",
+    Preprocessing(),
+    block_config=[6, 12, 24, 16],
+)
+densenet161 = register_model(
+    "densenet161",
+    DenseNet,
+    "28.7 M parameters, 7728 M MACs, 22.9 % top-1 error",
+    Preprocessing(),
+    growth_rate=48,
+    block_config=[6, 12, 36, 24],
+    num_init_features=96,
+)
+densenet169 = register_model(
+    "densenet169",
+    DenseNet,
+    "14.1 M parameters, 3360 M MACs, 24.4 % top-1 error",
+    Preprocessing(),
+    block_config=[6, 12, 32, 32],
+)
+densenet201 = register_model(
+    "densenet201",
+    DenseNet,
+    "20.0 M parameters, 4291 M MACs, 23.1 % top-1 error",
+    Preprocessing(),
+    block_config=[6, 12, 48, 32],
+)
