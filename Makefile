@@ -9,10 +9,10 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m convert.demo
 
-test: .venv/installed
+test: .venv/peers
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/installed
+test-slow: .venv/peers
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
@@ -26,6 +26,12 @@ format: .venv/installed
 .venv/installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,torch,test]"
+	touch $@
+
+# The libraries whose networks the tests compare with. Without their dependencies: torchvision would bring a second PyTorch.
+.venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchvision timm pytorchcv
+	$(BIN)/python -m pip install --quiet -c constraints.txt huggingface_hub pyyaml requests
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ PyTorch                     Paddle                values
 ``*.running_var``           ``*._variance``       as they are
 ``*.num_batches_tracked``   not kept
 ``*.weight``, 2-D (Linear)  ``*.weight``          transposed: [out, in] -> [in, out]
+``*.conv*.weight``, 2-D     the same name         as they are: rows of experts, [E, numbers of a kernel]
 anything else               the same name         as they are
 =========================== ===================== ==========================================
 """
@@ -37,4 +38,5 @@ def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def is_linear(name: str, value: np.ndarray) -> bool:
     """Whether this is the weight of a linear layer, the one kind of tensor that lies transposed in Paddle."""
-    return value.ndim == 2 and name.endswith("weight")
+    owner, _, leaf = name.rpartition(".")
+    return value.ndim == 2 and leaf == "weight" and not owner.rpartition(".")[2].startswith("conv")

@@ -69,37 +69,50 @@ def image_batches(folder: Path, preprocessing, channels: int) -> Iterator[np.nda
 @contextmanager
 def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator[None]:
     """Both models in evaluation mode, without gradients; their modes are put back afterwards."""
-    import paddle
     import torch
 
-    modes = torch_model.training, paddle_model.training
+    from paddle_dense.evaluation import evaluation as paddle_evaluation
+
+    modes = [(module, module.training) for module in torch_model.modules()]
     torch_model.eval()
-    paddle_model.eval()
     try:
-        with torch.no_grad(), paddle.no_grad():
+        with torch.no_grad(), paddle_evaluation(paddle_model):
             yield
     finally:
-        torch_model.train(modes[0])
-        paddle_model.train() if modes[1] else paddle_model.eval()
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Paddle networks built inside compute in float64."""
+    import paddle
+
+    default = paddle.get_default_dtype()
+    paddle.set_default_dtype("float64")
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(default)
 
 
 def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray]) -> Parity:
     """Run both models on the same batches and compare their logits.
 
     Args:
-        torch_model: the PyTorch network, on any device.
-        paddle_model: the Paddle network.
+        torch_model: the PyTorch network, on any device and of any precision.
+        paddle_model: the Paddle network, of Paddle's default dtype.
         batches: float32 [N, C, H, W] each.
     """
     import paddle
     import torch
 
-    device = next(iter(torch_model.parameters())).device
+    like = next(iter(torch_model.parameters()))
     theirs, ours = [], []
     with evaluation(torch_model, paddle_model):
         for batch in batches:
-            theirs.append(torch_model(torch.from_numpy(batch).to(device)).cpu().numpy())
-            ours.append(paddle_model(paddle.to_tensor(batch)).numpy())
+            theirs.append(torch_model(torch.from_numpy(batch).to(like)).cpu().numpy())
+            ours.append(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype())).numpy())
     expected, found = np.concatenate(theirs), np.concatenate(ours)
     if expected.shape != found.shape:
         raise WeightsError(f"PyTorch answers {list(expected.shape)} and Paddle {list(found.shape)}")
@@ -144,11 +157,11 @@ def layer_differences(
 
     handles = [m.register_forward_hook(record(theirs, n)) for n, m in torch_model.named_modules() if n]
     handles += [m.register_forward_post_hook(record(ours, n)) for n, m in paddle_model.named_sublayers()]
-    device = next(iter(torch_model.parameters())).device
+    like = next(iter(torch_model.parameters()))
     try:
         with evaluation(torch_model, paddle_model):
-            torch_model(torch.from_numpy(batch).to(device))
-            paddle_model(paddle.to_tensor(batch))
+            torch_model(torch.from_numpy(batch).to(like))
+            paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype()))
     finally:
         for handle in handles:
             handle.remove()

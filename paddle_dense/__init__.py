@@ -5,6 +5,7 @@ The names of this package load on first use, so that a command can still choose 
 
 from __future__ import annotations
 
+import zlib  # noqa: F401  Paddle 2.6 crashes if this is first imported after it.
 from importlib import import_module, util
 from typing import Any
 
@@ -20,6 +21,8 @@ if util.find_spec("paddle") is None:
 _HOMES = {
     "paddle_dense.checkpoints": ("load_model", "load_weights", "save_weights"),
     "paddle_dense.layers": (
+        "CondConv2D",
+        "CondConvLinear",
         "CondenseConv",
         "CondenseLGC",
         "CondenseLinear",
@@ -33,7 +36,16 @@ _HOMES = {
         "ShuffleLayer",
         "ShuffleLayerTrans",
     ),
-    "paddle_dense.models": ("CondenseNet", "CondenseNetV2", "create_model", "list_models"),
+    "paddle_dense.models": (
+        "CSPDenseNet",
+        "CSPNet",
+        "CondenseNet",
+        "CondenseNetV2",
+        "DenseNet",
+        "EfficientNetCondConv",
+        "create_model",
+        "list_models",
+    ),
     "paddle_dense.profiling": ("Profile", "profile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,8 +13,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming, shown
-from paddle_dense.models.recognise import canonical, recognise
-from paddle_dense.models.registry import build_network
+from paddle_dense.models.recognise import Architecture, canonical, recognise
 from paddle_dense.sidecar import read_sidecar, write_with_sidecar
 from paddle_dense.weights import read_weights
 
@@ -45,10 +44,13 @@ def load_weights(model: nn.Layer, path: PathLike, strict: bool = True) -> tuple[
         set_state(model, state)
         return [], []
     expected = model.state_dict()
-    fitting = {
-        name: value for name, value in state.items() if name in expected and value.shape == tuple(expected[name].shape)
-    }
+    network = _network_name(model)
     with naming(path):
+        fitting = {
+            name: _fitting(name, value, expected[name], network)
+            for name, value in state.items()
+            if name in expected and value.shape == tuple(expected[name].shape)
+        }
         _check_indices(fitting, model)
     set_state(model, fitting)
     return [name for name in expected if name not in fitting], [name for name in state if name not in fitting]
@@ -66,7 +68,7 @@ def load_pretrained(model: nn.Layer, source: PathLike) -> None:
     """
     from paddle_dense.pretrained import download
 
-    path = source if Path(source).suffix in (".pdparams", ".safetensors") else download(str(source))
+    path = source if Path(source).suffix or Path(source).exists() else download(str(source))
     state = _without_head(canonical(read_weights(path)), model)
     fresh = model.state_dict()
     head = f"{model.classifier_name}."
@@ -99,14 +101,16 @@ def load_model(path: PathLike) -> nn.Layer:
     state = canonical(read_weights(path))
     described = read_sidecar(path)
     with naming(path):
-        if described:
-            model = _build_described(*described)
-        else:
-            found = recognise(state)
-            for warning in found.warnings:
-                warnings.warn(f"{path}: {warning}", stacklevel=2)
-            model = found.build()
-        state = check_state(_without_head(state, model), model)
+        found = Architecture(described[0], nn.Layer, described[1]) if described else recognise(state)
+        for warning in found.warnings:
+            warnings.warn(f"{path}: {warning}", stacklevel=2)
+        try:
+            outline = found.outline()
+        except ValueError as error:
+            source = "the sidecar .json" if described else "the file"
+            raise WeightsError(f"{source} describes no network of this package: {error}") from error
+        state = check_state(_without_head(state, outline), outline)
+    model = found.build()
     set_state(model, state)
     return model
 
@@ -130,14 +134,6 @@ def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | 
     )
 
 
-def _build_described(arch: str, config: Mapping[str, Any]) -> nn.Layer:
-    """The network that a sidecar describes; WeightsError where it describes none."""
-    try:
-        return build_network(arch, dict(config))
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from None
-
-
 def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
     """Copy arrays into a model's tensors of the same names, whatever device and dtype these have."""
     tensors = model.state_dict()
@@ -153,7 +149,7 @@ def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, n
         WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or no index.
     """
     expected = model.state_dict()
-    network = getattr(model, "arch", type(model).__name__)
+    network = _network_name(model)
     for name in expected:
         if name not in state:
             raise WeightsError(
@@ -169,6 +165,10 @@ def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, n
     checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items()}
     _check_indices(checked, model)
     return checked
+
+
+def _network_name(model: nn.Layer) -> str:
+    return getattr(model, "arch", type(model).__name__)
 
 
 def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.ndarray:
@@ -197,7 +197,7 @@ def _check_indices(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
 def _without_head(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
     """Leave out what a model without a classifier, or without a head, has deliberately no place for."""
     if getattr(model, "features_only", False):
-        absent = tuple(model.head)
+        absent = model.head_prefixes
     elif getattr(model, "num_classes", None) == 0:
         absent = (f"{model.classifier_name}.",)
     else:

@@ -69,6 +69,30 @@ def _check_groups(agree: bool, groups: int, name: str) -> None:
         )
 
 
+def _checked_shape(layer: Mapping[str, np.ndarray], name: str) -> tuple[int, int]:
+    """(outputs, inputs) of a learned layer whose tensors fit together."""
+    for key in ("_mask", "conv.weight"):
+        if key not in layer:
+            raise WeightsError(f"{name}.{key} is missing: take a complete checkpoint")
+    shape = np.shape(layer["_mask"])
+    if len(shape) != 4 or shape[2:] != (1, 1) or np.shape(layer["conv.weight"]) != shape:
+        raise WeightsError(
+            f"{name}._mask is {list(shape)} and {name}.conv.weight {list(np.shape(layer['conv.weight']))} where both "
+            f"should be [outputs, inputs, 1, 1]: take an undamaged checkpoint"
+        )
+    for key, value in layer.items():
+        if key.startswith("norm.") and np.ndim(value) and np.shape(value) != (shape[1],):
+            raise WeightsError(
+                f"{name}.{key} is {list(np.shape(value))} for {shape[1]} channels: take an undamaged checkpoint"
+            )
+    return shape[:2]
+
+
+def _check_divides(channels: int, parts: int, what: str, name: str) -> None:
+    if parts < 1 or channels % parts:
+        raise WeightsError(f"{name} has {channels} channels, which {what}={parts} does not divide")
+
+
 def condense_lgc(layer: Mapping[str, np.ndarray], groups: int, condense_factor: int, name: str = "LGC") -> Arrays:
     """Arrays of a CondenseLGC that equals a trained LGC.
 
@@ -81,8 +105,10 @@ def condense_lgc(layer: Mapping[str, np.ndarray], groups: int, condense_factor: 
     Raises:
         WeightsError: the mask is not one that G groups leave after C - 1 stages.
     """
+    outputs, inputs = _checked_shape(layer, name)
+    _check_divides(outputs, groups, "groups", name)
+    _check_divides(inputs, condense_factor, "condense_factor", name)
     mask = binary_mask(layer["_mask"], name)
-    outputs, inputs = mask.shape
     keep = mask[:groups]
     _check_groups(bool(np.all(mask.reshape(-1, groups, inputs) == keep)), groups, name)
     choices = _choices(keep, condense_factor, name)
@@ -101,8 +127,10 @@ def condense_sfr(layer: Mapping[str, np.ndarray], groups: int, condense_factor: 
 
     Arguments and errors as `condense_lgc`.
     """
+    outputs, inputs = _checked_shape(layer, name)
+    _check_divides(inputs, groups, "groups", name)
+    _check_divides(outputs, condense_factor, "condense_factor", name)
     mask = binary_mask(layer["_mask"], name)
-    outputs = len(mask)
     keep = mask[:, :groups]
     _check_groups(bool(np.all(mask.reshape(outputs, -1, groups) == keep[:, None, :])), groups, name)
     choices = _choices(keep.T, condense_factor, name)
@@ -174,23 +202,34 @@ def condense(model: nn.Layer) -> nn.Layer:
         WeightsError: a layer is not condensed yet; its name and density are given.
         ValueError: the model holds no learned layer.
     """
-    from paddle_dense.layers import LGC, SFR
-
-    condensed = copy.deepcopy(model)
-    found = [(name, layer) for name, layer in condensed.named_sublayers() if isinstance(layer, (LGC, SFR))]
-    if not found:
+    condensed = _replaced(copy.deepcopy(model), "", {})
+    if condensed is None:
         raise ValueError(f"this {type(model).__name__} has no LGC or SFR layer: it is condensed already")
-    for name, layer in found:
-        parent_name, _, child = name.rpartition(".")
-        parent = condensed
-        for part in parent_name.split(".") if parent_name else []:
-            parent = getattr(parent, part)
-        setattr(parent, child, _condensed_layer(layer, name))
     if hasattr(condensed, "config"):
         # The classifier of a CondenseNet stays whole: halving it would change the outputs.
         now = {"condensed": True, "condense_classifier": False}
         condensed.config = {key: now.get(key, value) for key, value in condensed.config.items()}
     return condensed
+
+
+def _replaced(layer: nn.Layer, name: str, done: dict[int, nn.Layer | None]) -> nn.Layer | None:
+    """The layer with all learned layers in it condensed, or None if it has none; `done` keeps shared layers shared."""
+    from paddle_dense.layers.learned_group import LearnedConnections
+
+    if id(layer) in done:
+        return done[id(layer)]
+    if isinstance(layer, LearnedConnections):
+        done[id(layer)] = _condensed_layer(layer, name or type(layer).__name__)
+        return done[id(layer)]
+    found = None
+    # Not `named_children`, which names a layer that stands in two places only once.
+    for child_name, child in list(layer._sub_layers.items()):
+        new = None if child is None else _replaced(child, f"{name}.{child_name}".lstrip("."), done)
+        if new is not None:
+            setattr(layer, child_name, new)
+            found = layer
+    done[id(layer)] = found
+    return found
 
 
 def _condensed_layer(layer: nn.Layer, name: str) -> nn.Layer:
@@ -200,7 +239,13 @@ def _condensed_layer(layer: nn.Layer, name: str) -> nn.Layer:
     if isinstance(layer, LGC):
         arrays = condense_lgc(arrays, layer.groups, layer.condense_factor, name)
         inputs = arrays["index"].size
-        new = CondenseLGC(inputs, layer.out_channels, groups=layer.groups, activation=layer.activation_name)
+        new = CondenseLGC(
+            inputs,
+            layer.out_channels,
+            groups=layer.groups,
+            activation=layer.activation_name,
+            source_channels=layer.in_channels,
+        )
     else:
         arrays = condense_sfr(arrays, layer.groups, layer.condense_factor, name)
         rows = len(arrays["index"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ def cache_folder() -> Path:
 
 
 def download(name: str) -> Path:
-    """The Paddle weights released for a preset, downloaded once, with progress, and checked where a sha256 is known.
+    """The Paddle weights released for a preset, downloaded once, with progress, and checked where a hash is known.
 
     Raises:
-        WeightsError: none are released, the server does not answer, or the file is cut short or has another sha256.
+        WeightsError: none are released, the server does not answer, or the file is cut short or has another hash.
     """
     entries = [entry for entry in manifest() if entry["name"] == name]
     entry = next((entry for entry in entries if entry["framework"] == "paddle" and entry["url"]), None)
@@ -57,15 +58,14 @@ def fetch(entry: dict[str, Any]) -> Path:
     import pooch
     import requests
 
-    folder = cache_folder()
-    sha256 = entry["sha256"]
+    hashes = [f"{kind}:{entry[kind]}" for kind in ("sha256", "md5") if entry.get(kind)]
     try:
         path = pooch.retrieve(
             entry["url"],
-            known_hash=f"sha256:{sha256}" if sha256 else None,
+            known_hash=hashes[0] if hashes else None,
             fname=entry["file"],
-            path=folder,
-            progressbar=_progress_bar(),
+            path=cache_folder(),
+            progressbar=sys.stderr.isatty(),
         )
     except (OSError, ValueError, requests.RequestException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -74,9 +74,3 @@ def fetch(entry: dict[str, Any]) -> Path:
             f"file that you have"
         ) from error
     return Path(path)
-
-
-def _progress_bar() -> Any:
-    import sys
-
-    return sys.stderr.isatty()

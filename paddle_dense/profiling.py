@@ -10,7 +10,8 @@ from typing import Callable
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.layers import HS, CondenseSFR
+from paddle_dense.evaluation import evaluation
+from paddle_dense.layers import HS, CondConv2D, CondConvLinear, CondenseSFR, RoutedCondConv2D
 from paddle_dense.layers.learned_group import LearnedConnections
 
 
@@ -65,15 +66,12 @@ def profile(model: nn.Layer, input_shape: Sequence[int] = (3, 224, 224)) -> Prof
         for name, layer in model.named_sublayers(include_self=True)
         if _rule(layer) is not None
     ]
-    training = model.training
-    model.eval()
     try:
-        with paddle.no_grad():
+        with evaluation(model):
             model(paddle.zeros([1, *input_shape]))
     finally:
         for handle in handles:
             handle.remove()
-        model.train() if training else model.eval()
 
     params = _counted_params(model)
     names = list(dict.fromkeys([*params, *counted]))
@@ -98,8 +96,13 @@ def _window_area(layer: nn.Layer) -> int:
 
 # What the papers count, by kind of layer: (layer, input, output) -> multiply-accumulates.
 _COUNTED: tuple[tuple[type, Callable[[nn.Layer, Tensor, Tensor], int]], ...] = (
+    (
+        (CondConv2D, RoutedCondConv2D),
+        lambda layer, x, y: prod(layer.kernel_shape[1:]) * prod(y.shape[1:]) + layer.weight.size,
+    ),
+    (CondConvLinear, lambda layer, x, y: layer.weight.size),
     (LearnedConnections, lambda layer, x, y: _per_output(layer.conv.weight, y) // layer.condense_factor),
-    (CondenseSFR, lambda layer, x, y: layer.conv.weight.size * prod(y.shape[2:])),
+    (CondenseSFR, lambda layer, x, y: int(layer.conv.weight.size) * prod(y.shape[2:])),
     (nn.Conv2D, lambda layer, x, y: _per_output(layer.weight, y)),
     (nn.Linear, lambda layer, x, y: layer.weight.size),
     ((nn.ReLU, nn.ReLU6, HS), lambda layer, x, y: prod(x.shape[1:])),
@@ -107,6 +110,8 @@ _COUNTED: tuple[tuple[type, Callable[[nn.Layer, Tensor, Tensor], int]], ...] = (
     (nn.AdaptiveAvgPool2D, lambda layer, x, y: prod(x.shape[1:])),
     (nn.Sigmoid, lambda layer, x, y: 2 * prod(x.shape[1:])),
 )
+
+_PRODUCTS = (nn.Conv2D, nn.Linear, CondConv2D, RoutedCondConv2D, CondConvLinear)
 
 
 def _rule(layer: nn.Layer) -> Callable[[nn.Layer, Tensor, Tensor], int] | None:
@@ -121,8 +126,8 @@ def _executed_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
     if isinstance(layer, LearnedConnections):
         return _per_output(layer.conv.weight, output)
     if isinstance(layer, CondenseSFR):
-        return prod(x.shape[1:]) * output.shape[1]
-    return _counted_macs(layer, x, output) if isinstance(layer, (nn.Conv2D, nn.Linear)) else 0
+        return _per_output(layer.conv.weight, output) * layer.groups
+    return _counted_macs(layer, x, output) if isinstance(layer, _PRODUCTS) else 0
 
 
 def _counted_params(model: nn.Layer) -> dict[str, int]:

@@ -25,12 +25,32 @@ def write_with_sidecar(state: Mapping[str, np.ndarray], path: PathLike, sidecar:
     """Write arrays and their sidecar; a crash in between leaves no sidecar rather than one of other weights."""
     beside = sidecar_path(path)
     text = json.dumps(dict(sidecar), indent=2, ensure_ascii=False) + "\n"
-    if beside.exists():
-        beside.unlink()
-    write_weights(state, path)
+    previous = _taken_away(beside)
+    try:
+        write_weights(state, path)
+    except BaseException:
+        if previous is not None:
+            _write(beside, previous)
+        raise
     if sidecar:
-        with atomic_write(beside) as file:
-            file.write(text.encode())
+        _write(beside, text.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _taken_away(path: Path) -> bytes | None:
+    """The content of a file that is removed; None where there is none."""
+    try:
+        content = path.read_bytes()
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be replaced ({error.strerror}): choose another place") from error
+    return content
 
 
 def read_sidecar(path: PathLike) -> tuple[str, dict[str, Any]] | None:

@@ -9,8 +9,20 @@ from types import ModuleType
 
 import pytest
 
-# Declares torchvision's compiled operators, without which its usual build does not import beside a CPU build of PyTorch.
-_DECLARATIONS = Path(__file__).resolve().parents[2] / "shared" / "tools"
+_TOOLS = Path(__file__).resolve().parents[2] / "shared" / "tools"
+
+
+def tool(name: str) -> ModuleType:
+    """Import one of the helpers beside the large oracles.
+
+    `torchvision_on_cpu_torch` declares torchvision's compiled operators, without which its usual build does not import
+    beside a CPU build of PyTorch; `oracle_weights` rebuilds the weights of the full-size oracles from their names.
+    """
+    sys.path.append(str(_TOOLS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(_TOOLS))
 
 
 def peer(name: str) -> ModuleType:
@@ -18,10 +30,8 @@ def peer(name: str) -> ModuleType:
     for package in ("torch", "torchvision", name.partition(".")[0]):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"compares with {name}: pip install --no-deps {package}")
-    if _DECLARATIONS.is_dir():
-        sys.path.append(str(_DECLARATIONS))
-        importlib.import_module("torchvision_on_cpu_torch")
-        sys.path.remove(str(_DECLARATIONS))
+    if _TOOLS.is_dir():
+        tool("torchvision_on_cpu_torch")
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:

@@ -1,8 +1,9 @@
 """Building blocks of the densely connected networks, one idea a file."""
 
 from paddle_dense.layers.activation import HS, activation
+from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
 from paddle_dense.layers.condense import CondenseConv, CondenseLGC, CondenseLinear, CondenseSFR
-from paddle_dense.layers.conv import Conv, conv2d, linear
+from paddle_dense.layers.conv import Conv, conv2d, linear, share
 from paddle_dense.layers.learned_group import LGC, SFR, LearnedGroupConv
 from paddle_dense.layers.se import SELayer
 from paddle_dense.layers.shuffle import ShuffleLayer, ShuffleLayerTrans
@@ -11,16 +12,20 @@ __all__ = [
     "HS",
     "LGC",
     "SFR",
+    "CondConv2D",
+    "CondConvLinear",
     "CondenseConv",
     "CondenseLGC",
     "CondenseLinear",
     "CondenseSFR",
     "Conv",
     "LearnedGroupConv",
+    "RoutedCondConv2D",
     "SELayer",
     "ShuffleLayer",
     "ShuffleLayerTrans",
     "activation",
     "conv2d",
     "linear",
+    "share",
 ]

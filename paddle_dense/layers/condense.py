@@ -172,9 +172,9 @@ class CondenseSFR(nn.Layer):
         rows, per_group, height, width = weight.shape
         group = paddle.arange(rows, dtype="int64") // (rows // self.groups)
         # Column m of a row of group g reads input channel m * G + g: build [G, out, in / G, ...], then interleave.
-        grouped = paddle.scatter(
+        grouped = paddle.scatter_nd_add(
             paddle.zeros([self.groups * self.out_channels, per_group * height * width], dtype=weight.dtype),
-            group * self.out_channels + self.targets(),
+            (group * self.out_channels + self.targets()).unsqueeze(1),
             weight.flatten(1),
         )
         grouped = grouped.reshape([self.groups, self.out_channels, per_group, height, width])

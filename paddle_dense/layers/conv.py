@@ -18,6 +18,8 @@ def conv2d(
     Paddle's own ``KaimingNormal`` counts the inputs (fan-in), which the papers' code does not, and 2.6 cannot be told
     otherwise.
     """
+    for channels in (in_channels, out_channels):
+        share(channels, groups, "groups of a convolution")
     std = sqrt(2.0 / (kernel_size * kernel_size * out_channels))
     return nn.Conv2D(
         in_channels,
@@ -29,6 +31,17 @@ def conv2d(
         weight_attr=ParamAttr(initializer=Normal(0.0, std)),
         bias_attr=False,
     )
+
+
+def share(channels: int, parts: int, what: str) -> int:
+    """Channels of each of so many equal parts.
+
+    Raises:
+        ValueError: the channels do not divide into these parts; `what` says what they are.
+    """
+    if channels % parts:
+        raise ValueError(f"{channels} channels do not divide into {parts} {what}: change the growth rate or the number")
+    return channels // parts
 
 
 def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bool = False) -> nn.Linear:

@@ -13,12 +13,17 @@ class SELayer(nn.Layer):
     Args:
         inplanes: channels C of the input.
         reduction: the gate's hidden layer has ``inplanes // reduction`` units.
+
+    Raises:
+        ValueError: the reduction leaves no unit.
     """
 
     def __init__(self, inplanes: int, reduction: int = 16) -> None:
         super().__init__()
         self.avg_pool = nn.AdaptiveAvgPool2D(1)
         hidden = inplanes // reduction
+        if not hidden:
+            raise ValueError(f"a reduction of {reduction} leaves nothing of {inplanes} channels: give a smaller one")
         self.fc = nn.Sequential(
             linear(inplanes, hidden, bias=False),
             nn.ReLU(),

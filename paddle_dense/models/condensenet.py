@@ -23,8 +23,15 @@ from paddle import Tensor, nn
 
 from paddle_dense.condense import condense_lgc, learned_layers
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear
-from paddle_dense.models.recognise import Recognised, condensed_groups, count_layers, rename, trained_groups
+from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
+from paddle_dense.models.recognise import (
+    Recognised,
+    condensed_groups,
+    count_classes,
+    count_layers,
+    rename,
+    trained_groups,
+)
 from paddle_dense.models.registry import register_model, register_network
 
 
@@ -45,7 +52,7 @@ class DenseLayer(nn.Layer):
         super().__init__()
         hidden = bottleneck * growth
         if condensed:
-            gathered = in_channels // condense_factor * group_1x1
+            gathered = share(in_channels, condense_factor, "parts (the condensation factor)") * group_1x1
             self.conv_1 = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
         else:
             self.conv_1 = LearnedGroupConv(
@@ -76,7 +83,7 @@ class DenseFeatures(nn.Sequential):
         strides: pixels of the picture for each pixel after each block.
 
     Raises:
-        ValueError: stages and growth differ in length.
+        ValueError: stages and growth are empty or differ in length.
     """
 
     def __init__(
@@ -88,8 +95,8 @@ class DenseFeatures(nn.Sequential):
         dense_layer: Callable[[int, int, int], nn.Layer],
     ) -> None:
         super().__init__()
-        if len(stages) != len(growth):
-            raise ValueError(f"stages {list(stages)} and growth {list(growth)} must have the same length")
+        if not stages or len(stages) != len(growth):
+            raise ValueError(f"stages {list(stages)} and growth {list(growth)} must have the same length, 1 or more")
         channels = 2 * growth[0]
         self.channels: list[int] = []
         self.strides = [init_stride * 2**block for block in range(len(stages))]
@@ -143,7 +150,7 @@ class CondenseNet(nn.Layer):
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
     """
 
-    head = ("classifier.",)
+    head_prefixes = ("classifier.",)
     classifier_name = "classifier"
 
     def __init__(
@@ -230,7 +237,7 @@ def read_dense_blocks(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "growth": growth,
         "group_3x3": hidden // state[f"{blocks[0]}conv_2.conv.weight"].shape[1],
         "bottleneck": hidden // growth[0],
-        "num_classes": next((state[k].size for k in ("classifier.bias", "classifier.linear.bias") if k in state), 0),
+        "num_classes": count_classes(state, "classifier"),
         "in_channels": state["features.init_conv.weight"].shape[1],
         "init_stride": default_init_stride(stages),
         "condensed": not learned_layers(state),

@@ -23,10 +23,12 @@ from paddle import Tensor, nn
 
 from paddle_dense.condense import condense_lgc, condense_sfr
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear
+from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear, share
 from paddle_dense.models.condensenet import DenseFeatures, default_init_stride, read_dense_blocks
 from paddle_dense.models.recognise import Recognised, condensed_groups, trained_groups, unless_same
 from paddle_dense.models.registry import register_model, register_network
+
+_FACTOR = "parts (the condensation factor)"
 
 
 class DenseLayer(nn.Layer):
@@ -48,7 +50,7 @@ class DenseLayer(nn.Layer):
         condense_factor, trans_factor = factors
         hidden = bottleneck * growth
         if condensed:
-            gathered = in_channels // condense_factor * group_1x1
+            gathered = share(in_channels, condense_factor, _FACTOR) * group_1x1
             self.conv_1 = CondenseLGC(
                 gathered, hidden, groups=group_1x1, activation=activation, source_channels=in_channels
             )
@@ -58,7 +60,7 @@ class DenseLayer(nn.Layer):
             )
         self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3, activation=activation)
         if condensed:
-            rows = in_channels // trans_factor * group_trans
+            rows = share(in_channels, trans_factor, _FACTOR) * group_trans
             self.sfr = CondenseSFR(growth, in_channels, groups=group_trans, activation=activation, rows=rows)
         else:
             self.sfr = SFR(growth, in_channels, groups=group_trans, condense_factor=trans_factor, activation=activation)
@@ -102,7 +104,7 @@ class CondenseNetV2(nn.Layer):
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
     """
 
-    head = ("features.se_last.", "fc.", "classifier.")
+    head_prefixes = ("features.se_last.", "fc.", "classifier.")
     classifier_name = "classifier"
 
     def __init__(

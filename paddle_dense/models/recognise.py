@@ -10,7 +10,7 @@ from math import lcm
 from typing import Any
 
 import numpy as np
-from paddle import nn
+from paddle import LazyGuard, nn
 
 from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
@@ -50,8 +50,13 @@ class Architecture:
     warnings: tuple[str, ...] = field(default=())
 
     def build(self) -> nn.Layer:
-        """A new network with these numbers."""
+        """A new network with these numbers; ValueError if there can be none."""
         return build_network(self.arch, self.config)
+
+    def outline(self) -> nn.Layer:
+        """The same without memory for its parameters: enough to compare shapes before anything large is made."""
+        with LazyGuard():
+            return self.build()
 
 
 def recognise(
@@ -82,11 +87,13 @@ def recognise(
         for key, value in _differences(wanted, found):
             if key not in overrides:
                 raise WeightsError(f"the tensors have {key}={found.config[key]} and {arch} has {key}={value}")
-    entry = wanted or next((entry for entry in presets(network) if not _differences(entry, found)), None)
-    if entry:
-        numbers = {key: value for key, value in _full(entry.network, entry.config).items() if key not in _USE}
-        config = {**found.config, **numbers, **overrides}
-        return Architecture(entry.name, network, config)
+    matching = [wanted] if wanted else [entry for entry in presets(network) if not _differences(entry, found)]
+    if matching:
+        entry = matching[0]
+        numbers = {key: value for key, value in _full(network, entry.config).items() if key not in _USE}
+        others = " or ".join(f"--arch {other.name}" for other in matching[1:])
+        said = f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it"
+        return Architecture(entry.name, network, {**found.config, **numbers, **overrides}, (said,) if others else ())
     warnings = tuple(
         f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
         f"and --config {key}=VALUE corrects it"
@@ -142,6 +149,22 @@ def count_layers(state: Mapping[str, np.ndarray], template: str) -> list[int]:
             layers += 1
         stages.append(layers)
     return stages
+
+
+def count_classes(state: Mapping[str, np.ndarray], classifier: str) -> int:
+    """Classes that a network's last layer tells apart; 0 where the state has no such layer.
+
+    Raises:
+        KeyError: the layer has no bias.
+        ValueError: the bias is empty.
+    """
+    if not any(name.startswith(f"{classifier}.") for name in state):
+        return 0
+    names = (f"{classifier}.linear.bias", f"{classifier}.bias")
+    classes = state[names[0] if names[0] in state else names[1]].size
+    if not classes:
+        raise ValueError("a classifier without classes")
+    return classes
 
 
 def condensed_groups(state: Mapping[str, np.ndarray], layer: str, inputs: int) -> tuple[int, int | None]:

@@ -60,6 +60,7 @@ class Preset:
         model = build_network(self.network.__name__, {**self.config, **_with_alias(config)})
         model.arch = self.name
         model.preprocessing = self.preprocessing
+        model.input_size = self.preprocessing.input_size
         return model
 
 
@@ -75,7 +76,11 @@ def register_network(network: type[nn.Layer]) -> type[nn.Layer]:
     def recording_init(self: nn.Layer, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **_with_alias(kwargs))
         bound.apply_defaults()
-        config = dict(list(bound.arguments.items())[1:])
+        # Lists are copied: a model's config is its own, whoever changes the preset's or the caller's.
+        config = {
+            key: list(value) if isinstance(value, (list, tuple)) else value
+            for key, value in list(bound.arguments.items())[1:]
+        }
         init(self, **config)
         self.config = config
         self.arch = network.__name__
@@ -131,7 +136,7 @@ def build_network(arch: str, config: dict[str, Any]) -> nn.Layer:
     """Build a network from the name of its class, or of a preset, and a complete or partial config.
 
     Raises:
-        ValueError: the name or an argument is unknown.
+        ValueError: the name or an argument is unknown, or no network has such numbers.
     """
     if arch in _PRESETS:
         return _PRESETS[arch](**config)
@@ -141,7 +146,11 @@ def build_network(arch: str, config: dict[str, Any]) -> nn.Layer:
     unknown = set(config) - set(config_keys(network))
     if unknown:
         raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
-    return network(**config)
+    try:
+        return network(**config)
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ValueError(f"{arch} cannot be built with the arguments {config}: {reason[0]}") from error
 
 
 def list_models(pattern: str = "*") -> list[str]:
