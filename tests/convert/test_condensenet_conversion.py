@@ -1,9 +1,8 @@
-"""CondenseNet through the command: the original's files, pytorchcv's names, and the classifier that is halved or not."""
+"""CondenseNet through the command: the original's files, pytorchcv's names, and a classifier halved or not."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import paddle
@@ -11,11 +10,11 @@ import pytest
 
 import paddle_dense
 from convert.torch2paddle import FAILED, OK, USAGE, main
-from tests.peers import peer
 
 torch = pytest.importorskip("torch", reason="checks against PyTorch: pip install torch")
 
-from convert.torch_models.condensenet import CondenseNet  # noqa: E402
+from convert.torch_models.condensenet import CondenseNet
+from tests.peers import peer, tool
 
 
 def convert(capsys, *arguments) -> tuple[int, dict, str]:
@@ -76,10 +75,7 @@ def test_halving_is_refused_where_it_makes_no_sense(capsys, data, tmp_path):
 
 
 def test_the_full_size_network_under_pytorchcvs_names(capsys, oracles, tmp_path, difference):
-    sys.path.insert(0, str(oracles.parent / "tools"))
-    from oracle_weights import load_oracle
-
-    state, x, logits = load_oracle(oracles / "full" / "condensenet74_c4_g4")
+    state, x, logits = tool("oracle_weights").load_oracle(oracles / "full" / "condensenet74_c4_g4")
     checkpoint = tmp_path / "condensenet74.pth"
     torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, checkpoint)
 

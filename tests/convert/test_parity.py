@@ -12,9 +12,9 @@ from paddle_dense.errors import WeightsError
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 
-from convert import parity  # noqa: E402
-from convert.torch_models.condensenetv2 import CondenseNetV2 as Twin  # noqa: E402
-from paddle_dense.models import CondenseNetV2  # noqa: E402
+from convert import parity
+from convert.torch_models.condensenetv2 import CondenseNetV2 as Twin
+from paddle_dense.models import CondenseNetV2
 
 CONFIG = {"stages": [1, 1], "growth": [8, 8], "fc_channel": 16, "num_classes": 5}
 CONFIG.update(group_1x1=4, group_3x3=4, group_trans=4, HS_start_block=1, SE_start_block=1)

@@ -17,7 +17,7 @@ from convert.torch2paddle import FAILED, OK, USAGE, main
 
 torch = pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
 
-from convert.torch_models.condensenetv2 import CondenseNetV2, LearnedConnections  # noqa: E402
+from convert.torch_models.condensenetv2 import CondenseNetV2, LearnedConnections
 
 SMALL = {"stages": [1, 2, 1], "growth": [8, 8, 16], "fc_channel": 24, "SE_start_block": 1, "num_classes": 7}
 SMALL.update(group_1x1=4, group_3x3=4, group_trans=4)
@@ -356,8 +356,7 @@ def test_one_bad_file_among_many_does_not_stop_the_others(capsys, tmp_path):
 def test_safetensors_output_holds_the_same_tensors(capsys, tmp_path):
     torch.save(trained_twin(SMALL).state_dict(), tmp_path / "a.pth")
     convert(capsys, tmp_path / "a.pth")
-    status, [result], _ = convert(capsys, tmp_path / "a.pth", "-o", tmp_path / "b.safetensors")
-    assert status == OK
+    assert convert(capsys, tmp_path / "a.pth", "-o", tmp_path / "b.safetensors")[0] == OK
     x = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
     np.testing.assert_array_equal(
         paddle_logits(tmp_path / "a.pdparams", x), paddle_logits(tmp_path / "b.safetensors", x)

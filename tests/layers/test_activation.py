@@ -1,0 +1,34 @@
+"""The activations, by the papers' names."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_dense.layers import HS, activation
+
+
+def test_hs_is_hard_swish():
+    x = np.concatenate([np.linspace(-6, 6, 1201), [-3, 3, 0, -100, 100]]).astype("f4")
+    expected = x * np.minimum(np.maximum(x + 3, 0), 6) / 6
+    assert np.abs(HS()(paddle.to_tensor(x)).numpy() - expected).max() < 1e-6
+
+
+def test_hs_has_the_slope_of_hard_swish():
+    x = paddle.to_tensor(np.float32([-5, -1.5, 0, 2, 5]), stop_gradient=False)
+    HS()(x).sum().backward()
+    assert np.abs(x.grad.numpy() - np.float32([0, 0, 0.5, 7 / 6, 1])).max() < 1e-6
+
+
+def test_activations_go_by_the_papers_names():
+    x = paddle.to_tensor(np.float32([-1, 2]))
+    assert activation("ReLU")(x).tolist() == [0, 2]
+    assert isinstance(activation("HS"), HS)
+
+
+@pytest.mark.parametrize("name", ["relu", "Hardswish", ""])
+def test_an_unknown_name_lists_what_there_is(name):
+    with pytest.raises(ValueError) as caught:
+        activation(name)
+    assert repr(name) in str(caught.value) and "ReLU" in str(caught.value) and "HS" in str(caught.value)

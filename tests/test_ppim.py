@@ -1,0 +1,50 @@
+"""The weights of CondenseNet V2 that Paddle users already have are ppim's: they load, and they answer the same."""
+
+from __future__ import annotations
+
+import paddle
+import pytest
+
+from paddle_dense import create_model, load_model, load_weights
+
+ppim = pytest.importorskip("ppim", reason="compares with ppim's networks: pip install ppim")
+
+NAMES = pytest.mark.parametrize("name", ["cdnv2_a", "cdnv2_b", "cdnv2_c"])
+
+
+def answers(models: list[paddle.nn.Layer]) -> list[paddle.Tensor]:
+    x = paddle.randn([1, 3, 224, 224])
+    for model in models:
+        model.eval()
+    with paddle.no_grad():
+        return [model(x) for model in models]
+
+
+@NAMES
+def test_our_weights_load_into_ppim(name, randomise, difference):
+    ours, theirs = randomise(create_model(name)), getattr(ppim, name)()
+    missing, unexpected = theirs.set_state_dict(ours.state_dict())
+    assert not missing and not unexpected
+    assert difference(*answers([ours, theirs])) < 1e-6
+
+
+@NAMES
+def test_their_files_load_into_ours(name, randomise, difference, tmp_path):
+    """As a plain file of paddle.save, into a network that we built and as one that we recognise."""
+    theirs = randomise(getattr(ppim, name)(class_dim=10), seed=3)
+    paddle.save(theirs.state_dict(), str(tmp_path / "theirs.pdparams"))
+    ours = create_model(name, class_dim=10)
+    load_weights(ours, tmp_path / "theirs.pdparams")
+    recognised = load_model(tmp_path / "theirs.pdparams")
+    assert recognised.arch == name
+    expected, *found = answers([theirs, ours, recognised])
+    for logits in found:
+        assert difference(logits, expected) < 1e-6
+
+
+def test_pretrained_takes_their_files(randomise, difference, tmp_path):
+    theirs = randomise(ppim.cdnv2_a())
+    paddle.save(theirs.state_dict(), str(tmp_path / "cdnv2_a.pdparams"))
+    ours, transforms = create_model("cdnv2_a", pretrained=str(tmp_path / "cdnv2_a.pdparams"), return_transforms=True)
+    assert difference(*answers([ours, theirs])) < 1e-6
+    assert callable(transforms)
