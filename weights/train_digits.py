@@ -3,8 +3,8 @@
     PYTHONPATH=. python weights/train_digits.py
 
 The network loses three quarters of the connections of its 1x1 convolutions during the first half of the epochs and is
-then condensed. The recipe was chosen by cross-validation inside the training part; the last epoch's network is kept, and
-the held-out quarter (450 pictures) is looked at once, at the end. Right there, with PyTorch 2.13.0 on two cores:
+then condensed. The recipe was chosen by cross-validation inside the training part, the last epoch's network is kept,
+and the held-out quarter (450 pictures) is looked at once, at the end. Right there, with PyTorch 2.13.0 on two cores:
 
     --seed 0    449 (99.78 %)    the one that ships
     --seed 1    448 (99.56 %)
