@@ -155,10 +155,14 @@ class CondenseSFR(nn.Layer):
 
     def targets(self) -> Tensor:
         """Output channel of each row of the grouped convolution: int64, [rows]."""
-        # One 1 a row makes this product exact, as long as it is not done in half precision.
-        with paddle.amp.auto_cast(enable=False):
-            numbers = paddle.arange(self.out_channels, dtype="float32")
-            return paddle.mv(self.index.astype("float32"), numbers).astype("int64")
+        # A product with the channels' numbers, 256 * high + low. One 1 a row and numbers below 256 keep both parts
+        # exact in any precision that automatic mixed precision may choose.
+        index = self.index if self.index.dtype == paddle.float32 else self.index.astype("float32")
+        numbers = paddle.arange(self.out_channels)
+        high, low = (
+            paddle.mv(index, part.astype("float32")).astype("int64") for part in (numbers // 256, numbers % 256)
+        )
+        return 256 * high + low
 
     def index_fault(self, index: np.ndarray) -> str | None:
         """What is wrong with an `index` [rows, out], as the end of a sentence; None if every row holds one 1."""
