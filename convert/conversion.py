@@ -252,7 +252,7 @@ def _check(
         return result, []
 
     with parity.double_precision():
-        reference, model = reference.double(), architecture.build()
+        reference, model = parity.in_double_precision(reference), architecture.build()
         set_state(model, state)
         exact = parity.compare(reference, model, batches)
         if exact.max_rel_diff <= options.atol:

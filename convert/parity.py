@@ -83,6 +83,15 @@ def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
             module.training = training
 
 
+def in_double_precision(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in float64, with the constants that Paddle's kernels keep in float32 rounded alike."""
+    for module in model.modules():
+        for name in ("eps", "negative_slope"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, float(np.float32(getattr(module, name))))
+    return model.double()
+
+
 @contextmanager
 def double_precision() -> Iterator[None]:
     """Paddle networks built inside compute in float64."""

@@ -11,8 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from convert.conversion import Conversion, Options, convert_checkpoint, default_target
-from paddle_dense.errors import WeightsError
+try:
+    from convert.conversion import Conversion, Options, convert_checkpoint, default_target
+    from paddle_dense.errors import WeightsError
+except ImportError as error:  # without Paddle; the message says what to install
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {error}")
 
 OK, FAILED, USAGE = 0, 1, 2
 
