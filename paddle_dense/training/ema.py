@@ -1,0 +1,61 @@
+"""Averaged weights: a second network that follows the one in training, slowly."""
+
+from __future__ import annotations
+
+import copy
+
+import paddle
+from paddle import nn
+
+# What an average would spoil: masks and counters of the learned layers, which must stay what they are.
+_COPIED = ("_mask", "_count", "_stage")
+
+
+class ModelEMA(paddle.callbacks.Callback):
+    """An exponential moving average of a network: ``average = decay * average + (1 - decay) * weight`` at each update.
+
+    Parameters and BN statistics are averaged; masks, counters and indices are copied, so the average of a condensed
+    network is condensed as well (the original averages its masks too, and its files hold 0.99997 where a 1 belongs).
+    Use it as a callback of `paddle.Model.fit`, or call `update` after each optimizer step.
+
+    Args:
+        network: the network in training; its weights are where the average begins.
+        decay: the share of the average that is kept at an update, in [0, 1).
+
+    Attributes:
+        network: the averaged network, in evaluation mode.
+
+    Raises:
+        ValueError: the decay is not in [0, 1).
+    """
+
+    def __init__(self, network: nn.Layer, decay: float = 0.9998) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"ModelEMA: decay={decay} must be in [0, 1)")
+        self.decay = decay
+        self.network = copy.deepcopy(network)
+        self.network.eval()
+        for parameter in self.network.parameters():
+            parameter.stop_gradient = True
+
+    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+        accumulate = getattr(self.model, "_accumulate", 1)
+        if (step + 1) % accumulate == 0 or step + 1 == self.params.get("steps"):
+            self.update(self.model.network)
+
+    @paddle.no_grad()
+    def update(self, network: nn.Layer) -> None:
+        """Move the average towards a network, which must be a later state of the one that it began with."""
+        current = network.state_dict()
+        for name, average in self.network.state_dict().items():
+            tensor = current[name]
+            if name.rpartition(".")[2] in _COPIED or not average.is_floating_point():
+                paddle.assign(tensor, output=average)
+            else:
+                # In float32 whatever the weights are in: 0.0002 of a half-precision weight would often be nothing.
+                average.set_value(
+                    (average.astype("float32") * self.decay + tensor.astype("float32") * (1 - self.decay)).astype(
+                        average.dtype
+                    )
+                )

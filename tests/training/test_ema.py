@@ -1,0 +1,72 @@
+"""Averaged weights: the formula, and what must not be averaged."""
+
+import copy
+
+import numpy as np
+import pytest
+
+paddle = pytest.importorskip("paddle")
+
+import paddle_dense as pd_
+from paddle_dense.training import ModelEMA, set_progress
+
+SMALL = {"stages": [1, 1, 1], "growth": [8, 8, 8], "num_classes": 4}
+
+
+def test_parameters_and_statistics_are_averaged(randomise):
+    net = randomise(pd_.CondenseNet(**SMALL, condensed=False), seed=1)
+    first = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    ema = ModelEMA(net, decay=0.75)
+    randomise(net, seed=2)
+    second = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    ema.update(net)
+    for name, tensor in ema.network.state_dict().items():
+        if name.endswith(("_mask", "_count", "_stage")):
+            np.testing.assert_array_equal(tensor.numpy(), second[name])
+        else:
+            np.testing.assert_allclose(tensor.numpy(), 0.75 * first[name] + 0.25 * second[name], rtol=2e-6, atol=1e-7)
+
+
+def test_the_average_of_a_condensed_network_condenses():
+    net = pd_.CondenseNet(**SMALL, condensed=False)
+    ema = ModelEMA(net, decay=0.9)
+    for progress in (0.1, 0.2, 0.4, 0.6):
+        set_progress(net, progress)
+        ema.update(net)
+    pd_.condense(ema.network)
+
+
+def test_indices_are_copied(randomise):
+    net = pd_.CondenseNet(**SMALL)
+    ema = ModelEMA(net, decay=0.5)
+    randomise(net)
+    ema.update(net)
+    indices = {name: value for name, value in net.state_dict().items() if name.endswith("index")}
+    assert indices
+    for name, value in indices.items():
+        np.testing.assert_array_equal(ema.network.state_dict()[name].numpy(), value.numpy())
+
+
+def test_as_a_callback_it_follows_every_update(randomise):
+    net = randomise(pd_.CondenseNet(**SMALL))
+    expected = ModelEMA(copy.deepcopy(net), decay=0.5)
+    ema = ModelEMA(net, decay=0.5)
+
+    class Follow(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if step in (1, 3, 4):  # two batches make an update, and the epoch's last batch ends one
+                expected.update(net)
+
+    model = paddle.Model(net)
+    model.prepare(paddle.optimizer.SGD(0.05, net.parameters()), paddle.nn.CrossEntropyLoss())
+    data = [[paddle.randn([2, 3, 32, 32]), paddle.to_tensor([0, 1])] for _ in range(5)]
+    model.fit(data, epochs=1, verbose=0, accumulate_grad_batches=2, callbacks=[Follow(), ema])
+    for name, tensor in expected.network.state_dict().items():
+        np.testing.assert_array_equal(ema.network.state_dict()[name].numpy(), tensor.numpy())
+    assert not ema.network.training
+    assert all(parameter.stop_gradient for parameter in ema.network.parameters())
+
+
+def test_the_decay_is_checked():
+    with pytest.raises(ValueError, match=r"decay=1.0 must be in \[0, 1\)"):
+        ModelEMA(pd_.CondenseNet(**SMALL), decay=1.0)
