@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -69,34 +70,27 @@ def load_pretrained(model: nn.Layer, source: PathLike) -> None:
     from paddle_dense.pretrained import download
 
     path = source if Path(source).suffix or Path(source).exists() else download(str(source))
-    state = _without_head(canonical(read_weights(path)), model)
-    fresh = model.state_dict()
-    head = f"{model.classifier_name}."
-    changed = [
-        name
-        for name, value in state.items()
-        if name.startswith(head) and name in fresh and value.shape != tuple(fresh[name].shape)
-    ]
-    if changed:
+    state, fresh = _without_other_classifier(_without_head(canonical(read_weights(path)), model), model)
+    if fresh:
         warnings.warn(
             f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
             stacklevel=2,
         )
-        own = {name: tensor.numpy() for name, tensor in fresh.items() if name.startswith(head)}
-        state = {**state, **own}
     with naming(path):
-        state = check_state(state, model)
+        state = check_state(state, model, fresh)
     set_state(model, state)
 
 
-def load_model(path: PathLike) -> nn.Layer:
+def load_model(path: PathLike, **config: Any) -> nn.Layer:
     """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
 
     Args:
         path: ``.pdparams`` or ``.safetensors``.
+        config: arguments of the network to change: `num_classes` for a fresh classifier, `features_only`, ...
 
     Raises:
-        WeightsError: the file cannot be read, or no known network has such tensors.
+        WeightsError: the file cannot be read, no known network has such tensors, or they do not fit the changes.
+        ValueError: the network has no such argument, or cannot be built with it.
     """
     state = canonical(read_weights(path))
     described = read_sidecar(path)
@@ -109,7 +103,12 @@ def load_model(path: PathLike) -> nn.Layer:
         except ValueError as error:
             source = "the sidecar .json" if described else "the file"
             raise WeightsError(f"{source} describes no network of this package: {error}") from error
-        state = check_state(_without_head(state, outline), outline)
+        if config:
+            found = replace(found, config={**found.config, **config})
+            outline = found.outline()
+        state = _without_head(state, outline)
+        state, fresh = _without_other_classifier(state, outline) if config else (state, ())
+        state = check_state(state, outline, fresh)
     model = found.build()
     set_state(model, state)
     return model
@@ -142,8 +141,15 @@ def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
         tensor.set_value(paddle.to_tensor(np.ascontiguousarray(value), place=tensor.place).astype(tensor.dtype))
 
 
-def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
+def check_state(
+    state: Mapping[str, np.ndarray], model: nn.Layer, fresh: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The tensors of a file in the model's order, once every one of them is there and fits.
+
+    Args:
+        state: the file's tensors.
+        model: the network, or its outline.
+        fresh: names that may be missing, because the model keeps its own.
 
     Raises:
         WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or no index.
@@ -151,7 +157,7 @@ def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, n
     expected = model.state_dict()
     network = _network_name(model)
     for name in expected:
-        if name not in state:
+        if name not in state and name not in fresh:
             raise WeightsError(
                 f"tensor {shown(name)} of {network} is missing: complete the file, or build the network with "
                 f"the file's own numbers"
@@ -162,7 +168,9 @@ def check_state(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, n
                 f"tensor {shown(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
                 f"network with the file's own numbers"
             )
-    checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items()}
+    checked = {
+        name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state
+    }
     _check_indices(checked, model)
     return checked
 
@@ -203,3 +211,16 @@ def _without_head(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str,
     else:
         return dict(state)
     return {name: value for name, value in state.items() if not name.startswith(absent)}
+
+
+def _without_other_classifier(
+    state: Mapping[str, np.ndarray], model: nn.Layer
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Leave out what belongs to a classifier for another number of classes; also the names that are left out."""
+    expected, head = model.state_dict(), f"{model.classifier_name}."
+    other = [
+        name
+        for name, value in state.items()
+        if name.startswith(head) and name in expected and value.shape != tuple(expected[name].shape)
+    ]
+    return {name: value for name, value in state.items() if name not in other}, other

@@ -127,6 +127,19 @@ def presets(network: type[nn.Layer] | None = None) -> list[Preset]:
     return [entry for entry in _PRESETS.values() if network in (None, entry.network)]
 
 
+def network_class(arch: str) -> type[nn.Layer]:
+    """The class behind the name of a preset or of a network.
+
+    Raises:
+        ValueError: there is no such name; the message lists what there is.
+    """
+    if arch in _PRESETS:
+        return _PRESETS[arch].network
+    if arch not in _NETWORKS:
+        raise ValueError(f"unknown network {arch!r}: choose one of {', '.join([*_PRESETS, *_NETWORKS])}")
+    return _NETWORKS[arch]
+
+
 def networks() -> list[type[nn.Layer]]:
     """The networks that presets are made of, one or more for each paper."""
     return list(_NETWORKS.values())
@@ -138,11 +151,9 @@ def build_network(arch: str, config: dict[str, Any]) -> nn.Layer:
     Raises:
         ValueError: the name or an argument is unknown, or no network has such numbers.
     """
+    network = network_class(arch)
     if arch in _PRESETS:
         return _PRESETS[arch](**config)
-    if arch not in _NETWORKS:
-        raise ValueError(f"unknown network {arch!r}: choose one of {', '.join([*_PRESETS, *_NETWORKS])}")
-    network = _NETWORKS[arch]
     unknown = set(config) - set(config_keys(network))
     if unknown:
         raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
