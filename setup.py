@@ -14,7 +14,7 @@ extras = {
     "deploy": ["paddle2onnx>=2.0", "onnxruntime>=1.16"],
     "train": ["scikit-learn>=1.0", "visualdl>=2.5"],
     "notebooks": ["notebook", "matplotlib>=3.5", "scikit-learn>=1.0"],
-    "test": ["pytest>=7", "ruff", "hypothesis", "safetensors>=0.4", "scikit-learn>=1.0"],
+    "test": ["pytest>=7", "ruff", "hypothesis", "safetensors>=0.4", "scikit-learn>=1.0", "matplotlib>=3.5"],
 }
 
 setup(

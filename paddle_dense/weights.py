@@ -85,6 +85,20 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         )
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The texts in the header of a .safetensors file; none in a file of another kind.
+
+    Raises:
+        WeightsError: the file cannot be read, or its header is damaged.
+    """
+    with naming(path):
+        data = map_file(path)
+        if not is_safetensors(data):
+            return {}
+        metadata = _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        return {str(key): str(value) for key, value in metadata.items()}
+
+
 def write_weights(
     state: Mapping[str, np.ndarray], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
 ) -> None:

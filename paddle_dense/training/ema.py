@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
-# What an average would spoil: masks and counters of the learned layers, which must stay what they are.
-_COPIED = ("_mask", "_count", "_stage")
+_CHOICES = ("_mask", "_count", "_stage", "index")
 
 
 class ModelEMA(paddle.callbacks.Callback):
@@ -44,18 +43,30 @@ class ModelEMA(paddle.callbacks.Callback):
         if (step + 1) % accumulate == 0 or step + 1 == self.params.get("steps"):
             self.update(self.model.network)
 
+    def on_train_end(self, logs: dict | None = None) -> None:
+        # Connections may have gone after the last update.
+        self.copy_choices(self.model.network)
+
     @paddle.no_grad()
     def update(self, network: nn.Layer) -> None:
         """Move the average towards a network, which must be a later state of the one that it began with."""
+        self.copy_choices(network)
         current = network.state_dict()
         for name, average in self.network.state_dict().items():
-            tensor = current[name]
-            if name.rpartition(".")[2] in _COPIED or not average.is_floating_point():
-                paddle.assign(tensor, output=average)
-            else:
-                # In float32 whatever the weights are in: 0.0002 of a half-precision weight would often be nothing.
-                average.set_value(
-                    (average.astype("float32") * self.decay + tensor.astype("float32") * (1 - self.decay)).astype(
-                        average.dtype
-                    )
-                )
+            if not _is_choice(name, average):
+                # In float32 whatever the weights are in: 0.0002 of a half-precision weight is often nothing.
+                moved = average.astype("float32") * self.decay + current[name].astype("float32") * (1 - self.decay)
+                average.set_value(moved.astype(average.dtype))
+
+    @paddle.no_grad()
+    def copy_choices(self, network: nn.Layer) -> None:
+        """Take over which connections a network has: masks, counters and indices."""
+        current = network.state_dict()
+        for name, average in self.network.state_dict().items():
+            if _is_choice(name, average):
+                average.set_value(current[name])
+
+
+def _is_choice(name: str, tensor: Tensor) -> bool:
+    """Whether an average would spoil it."""
+    return name.rpartition(".")[2] in _CHOICES or not tensor.is_floating_point()

@@ -1,0 +1,302 @@
+"""Which features a densely connected network uses: the papers' heat map of its connections.
+
+Row s, column l is the mean absolute weight with which dense layer l reads the features of source s (DenseNet, arXiv
+1608.06993, figure 5; CondenseNet V2, arXiv 2104.04382, figure 7). For CondenseNet V2 a second map shows which features
+each layer changes through sparse feature reactivation. `connectivity` computes the maps, `plot_connectivity` and the
+command ``python -m paddle_dense.training plot`` draw them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+import numpy as np
+from paddle import Tensor, nn
+
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+from paddle_dense.errors import WeightsError
+from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
+from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.models.condensenet import DenseFeatures
+from paddle_dense.training.resume import load_network
+from paddle_dense.weights import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+PathLike = Union[str, os.PathLike]
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """How the dense layers of a network use the features before them.
+
+    Attributes:
+        sources: who made the features, a label for each row: ``"stem"``, or ``"in 2"`` for the input of block 2 where
+            blocks are dense only within themselves, and ``"2-3"`` for layer 3 of block 2.
+        layers: who uses them, a label for each column.
+        source_blocks: block of each source, from 1; 0 for the stem.
+        layer_blocks: block of each layer, from 1.
+        reads: [sources, layers], float64: mean absolute weight of the 1x1 convolution through which a layer reads the
+            channels of a source. Connections that were dropped count as 0; NaN where a layer cannot see a source.
+        reactivates: the same for the weights through which a layer's SFR changes those channels; None without SFR.
+        density: share of the connections that are left, of reading and reactivating together.
+    """
+
+    sources: tuple[str, ...]
+    layers: tuple[str, ...]
+    source_blocks: tuple[int, ...]
+    layer_blocks: tuple[int, ...]
+    reads: np.ndarray
+    reactivates: np.ndarray | None
+    density: float
+
+
+def connectivity(model: nn.Layer) -> Connectivity:
+    """Measure which features each layer reads and reactivates; the trained and the condensed form give the same answer.
+
+    Args:
+        model: a CondenseNet or CondenseNet V2, in the trained form (however many connections are left) or condensed, a
+            DenseNet or a CSPDenseNet.
+
+    Raises:
+        ValueError: the network has no dense layers, or weights that are no numbers any more.
+    """
+    blocks = _dense_blocks(model)
+    if isinstance(model.features, DenseFeatures):
+        # Every layer sees all earlier ones, whatever block they are in.
+        parts = [(("stem", 0), [layer for block in blocks for layer in block])]
+    else:
+        parts = [((f"in {number}", number), block) for number, block in enumerate(blocks, start=1)]
+    layers = [layer for _, part in parts for layer in part]
+    sources = [source for start, part in parts for source in (start, *(layer[:2] for layer in part[:-1]))]
+    reactivates = None
+    if all(layer.sfr is not None for layer in layers):
+        reactivates = _by_source([[_updated(layer.sfr) for layer in part] for _, part in parts])
+    convs = [conv for layer in layers for conv in (layer.conv, layer.sfr) if conv is not None]
+    left, possible = np.sum([_connections(conv) for conv in convs], axis=0)
+    return Connectivity(
+        sources=tuple(label for label, _ in sources),
+        layers=tuple(layer.label for layer in layers),
+        source_blocks=tuple(block for _, block in sources),
+        layer_blocks=tuple(layer.block for layer in layers),
+        reads=_by_source([[_read(layer.conv) for layer in part] for _, part in parts]),
+        reactivates=reactivates,
+        density=float(left / possible),
+    )
+
+
+def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
+    """Draw the connectivity of a network; each column is scaled to the source that its layer uses most.
+
+    Args:
+        model: see `connectivity`.
+        path: the picture, ``.png``, ``.svg`` or ``.pdf``; what stood there is replaced, in one step.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: the network has no dense layers, or the name another suffix.
+        WeightsError: the picture cannot be written there.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{os.fspath(path)} has no suffix of a picture: end the name in {' or '.join(FORMATS)}")
+    figure = _figure(connectivity(model), _name(model))
+    with atomic_write(path) as file:
+        figure.savefig(file, format=suffix[1:], dpi=150)
+
+
+class _DenseLayer(NamedTuple):
+    label: str
+    block: int
+    conv: nn.Layer  # 1x1, reads earlier features
+    sfr: nn.Layer | None
+
+
+def _dense_blocks(model: nn.Layer) -> list[list[_DenseLayer]]:
+    blocks = [
+        [_dense_layer(block, number, layer) for number, layer in enumerate(_children(dense, "denselayer"), start=1)]
+        for block, dense in enumerate(_children(getattr(model, "features", None), "denseblock"), start=1)
+    ]
+    if not any(blocks):
+        raise ValueError(
+            f"{_name(model)} has no dense layers to plot: take a CondenseNet, CondenseNetV2, DenseNet or CSPDenseNet"
+        )
+    return blocks
+
+
+def _children(layer: nn.Layer | None, prefix: str) -> list[nn.Layer]:
+    children = layer.named_children() if isinstance(layer, nn.Layer) else ()
+    return [child for name, child in children if name.startswith(prefix)]
+
+
+def _dense_layer(block: int, number: int, layer: nn.Layer) -> _DenseLayer:
+    conv = getattr(layer, "conv_1", getattr(layer, "conv1", None))
+    sfr = getattr(layer, "sfr", None)
+    known = isinstance(conv, (LGC, CondenseLGC, nn.Conv2D)) and isinstance(sfr, (SFR, CondenseSFR, type(None)))
+    if not known:
+        raise ValueError("the dense layers have been rewritten: plot the network as it was before")
+    return _DenseLayer(f"{block}-{number}", block, conv, sfr)
+
+
+def _name(model: nn.Layer) -> str:
+    return getattr(model, "arch", type(model).__name__)
+
+
+def _absolute(weight: Tensor) -> np.ndarray:
+    # float32 first: numpy has no bfloat16.
+    values = np.abs(weight.astype("float32").numpy().astype(np.float64))
+    if not np.isfinite(values).all():
+        raise ValueError("the weights hold NaN or infinity: take a checkpoint from before the training diverged")
+    return values
+
+
+def _read(conv: nn.Layer) -> np.ndarray:
+    """Mean absolute weight of each channel that a convolution can read: [in]."""
+    if isinstance(conv, LearnedConnections):
+        return _absolute(conv.conv.weight * conv._mask).mean(axis=(0, 2, 3))
+    if isinstance(conv, CondenseLGC):
+        weight = _absolute(conv.conv.weight)
+        # Every group sums over its own rows; a channel that several groups gathered stands in `index` several times.
+        gathered = weight.reshape(conv.groups, -1, weight.shape[1]).sum(axis=1)
+        return np.bincount(conv.index.numpy(), gathered.ravel(), conv.source_channels) / len(weight)
+    return _absolute(conv.weight).mean(axis=(0, 2, 3))
+
+
+def _updated(sfr: nn.Layer) -> np.ndarray:
+    """Mean absolute weight of each channel that a layer can reactivate: [out]."""
+    weight = sfr.dense_weight() if isinstance(sfr, CondenseSFR) else sfr.conv.weight * sfr._mask
+    return _absolute(weight).mean(axis=(1, 2, 3))
+
+
+def _connections(conv: nn.Layer) -> tuple[float, int]:
+    """Connections of a 1x1 convolution that are left, and how many there were."""
+    if isinstance(conv, LearnedConnections):
+        return conv._mask.sum().item(), conv._mask.size
+    if isinstance(conv, CondenseLGC):
+        return conv.conv.weight.size, conv.conv.weight.shape[0] * conv.source_channels
+    if isinstance(conv, CondenseSFR):
+        return conv.conv.weight.size, conv.out_channels * conv.conv.weight.shape[1] * conv.groups
+    return conv.weight.size, conv.weight.size
+
+
+def _by_source(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Average values per channel over the sources that made the channels.
+
+    Args:
+        parts: independent parts of the network; for each layer of a part one value per channel that it sees: those of
+            the part's input, and of every earlier layer of the part in turn.
+
+    Returns:
+        [sources, layers], a part's square after the other along the diagonal, NaN elsewhere.
+    """
+    size = sum(map(len, parts))
+    matrix = np.full((size, size), np.nan)
+    first = 0
+    for part in parts:
+        ends = [len(values) for values in part]  # the next layer sees as much, and then what this one adds
+        for layer, values in enumerate(part):
+            means = [channels.mean() for channels in np.split(values, ends[:layer])]
+            matrix[first : first + layer + 1, first + layer] = means
+        first += len(part)
+    return matrix
+
+
+# The picture
+
+_LABELS = 30  # as many fit beside each other
+_CELL, _SIDE = 0.1, (4.6, 9.0)  # inches: a cell of the map, and its smallest and largest side
+
+
+def _figure(found: Connectivity, name: str) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib draws the plot: pip install "paddle_dense[report]"') from error
+    maps = [("features that a layer reads", found.reads)]
+    if found.reactivates is not None:
+        maps.append(("features that a layer reactivates (SFR)", found.reactivates))
+    side = min(max(_CELL * len(found.layers), _SIDE[0]), _SIDE[1])
+    # A Figure of its own, without pyplot, belongs to nobody's session and needs no display.
+    figure = Figure(figsize=((side + 0.6) * len(maps) + 1.2, side + 1.1), layout="constrained")
+    figure.suptitle(f"{name}: {100 * found.density:.3g}% of the connections left")
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    panels[0].set_ylabel("source of the features")
+    for axes, (title, values) in zip(panels, maps):
+        image = _draw_map(axes, title, values, found)
+    bar = figure.colorbar(image, ax=list(panels), fraction=0.05, pad=0.02)
+    bar.set_label("mean |weight| of a connection, 1 = the layer's strongest source")
+    return figure
+
+
+def _draw_map(axes: Axes, title: str, values: np.ndarray, found: Connectivity) -> AxesImage:
+    strongest = np.nanmax(values, axis=0)
+    # A layer without any weight is all 0.
+    scaled = values / np.where(strongest > 0, strongest, 1)
+    seen = np.ma.masked_invalid(scaled)
+    image = axes.imshow(seen, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("layer, as block-number (white: it does not see the source)")
+    for axis, labels in ((axes.xaxis, found.layers), (axes.yaxis, found.sources)):
+        step = -(-len(labels) // _LABELS)
+        axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=7)
+    axes.tick_params(axis="x", rotation=90)
+    for line, blocks in ((axes.axvline, found.layer_blocks), (axes.axhline, found.source_blocks)):
+        for border in np.flatnonzero(np.diff(blocks)):
+            line(border + 0.5, color="0.55", linewidth=0.7)
+    return image
+
+
+# The command
+
+
+def parser() -> Parser:
+    """The command line of ``plot``."""
+    command = Parser(
+        prog="python -m paddle_dense.training plot",
+        description="Draw which features each layer of a densely connected network reads and, in a CondenseNet V2, "
+        "reactivates. The trained and the condensed form give the same picture.",
+        epilog="Exit status: 0 the picture was written, 1 the checkpoint is bad or has no dense layers, 2 wrong usage.",
+    )
+    add = command.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help=".pdparams or .safetensors")
+    picture = f"the picture, {' or '.join(FORMATS)} (default: NAME.png beside CKPT)"
+    add("-o", "--output", type=Path, metavar="FILE", help=picture)
+    add("--force", action="store_true", help="overwrite an existing picture")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``plot``; returns its exit status."""
+    try:
+        args = parser().parse_args(argv)
+        target = args.output or args.checkpoint.with_suffix(".png")
+        if target.suffix.lower() not in FORMATS:
+            raise UsageError(f"-o {target} must end in {' or '.join(FORMATS)}")
+    except UsageError as error:
+        complain(error)
+        return USAGE
+    try:
+        if target.exists() and not args.force:
+            raise WeightsError(f"{target} exists already: give another name with -o, or --force to overwrite it")
+        with warnings.catch_warnings():
+            # What a file does not show, such as strides and activations, does not show in the picture either.
+            warnings.simplefilter("ignore")
+            model = load_network(args.checkpoint)
+        plot_connectivity(model, target)
+    except (WeightsError, OSError, ImportError) as error:
+        complain(error)
+        return FAILED
+    except ValueError as error:
+        complain(f"{args.checkpoint}: {error}")
+        return FAILED
+    print(f"{args.checkpoint} -> {target}: {_name(model)}")
+    return OK

@@ -1,0 +1,313 @@
+"""Training that survives power cuts: the whole state in one file, written in one step, the last two kept.
+
+A file ``checkpoint-00001234.safetensors`` holds the tensors under ``network.``, ``average.`` and ``optimizer.``; the
+step, the schedule, the loss scaling and the settings of the run stand as text in its header. Random numbers need no
+place in it: data order and augmentation are functions of the seed and the step, and `StepSeeds` makes dropout one too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import distributed, nn
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
+
+from paddle_dense.checkpoints import check_state, load_model, set_state
+from paddle_dense.errors import WeightsError, naming
+from paddle_dense.models.registry import build_network
+from paddle_dense.training.ema import ModelEMA
+from paddle_dense.weights import read_metadata, read_weights, write_weights
+
+_KEEP = 2
+_NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
+_LEFT_BY_DEAD_RUNS = re.compile(r"\.[0-9a-f]{16}\.tmp")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read.
+
+    Attributes:
+        path: its file.
+        step: batches done.
+        settings: what the run was started with.
+        network: name and arguments of the network.
+        schedule, scaler: states of the learning rate and of the loss scaling.
+        tensors: everything else.
+    """
+
+    path: Path
+    step: int
+    settings: dict[str, Any]
+    network: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+    def build_network(self) -> nn.Layer:
+        """The network as it was at this step.
+
+        Raises:
+            WeightsError: the checkpoint names no network of this package, or its tensors do not fit it.
+        """
+        with naming(self.path):
+            try:
+                network = build_network(str(self.network["arch"]), dict(self.network["config"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise WeightsError(f"holds no network of this package ({error}): take another checkpoint") from None
+        self.restore_network(network)
+        return network
+
+    def restore_network(self, network: nn.Layer) -> None:
+        """Put a network's tensors back; WeightsError if it is another network."""
+        with naming(self.path):
+            set_state(network, check_state(self._part("network"), network))
+
+    def restore(self, model: paddle.Model, average: ModelEMA | None = None) -> None:
+        """Put a prepared model, its optimizer and its average back to where they were.
+
+        Raises:
+            WeightsError: the checkpoint is of another network, or was made without an average or by another optimizer.
+        """
+        self.restore_network(model.network)
+        with naming(self.path):
+            if average is not None:
+                set_state(average.network, check_state(self._part("average"), average.network))
+            _set_optimizer(model._optimizer, model.network, self._part("optimizer"))
+        if isinstance(model._optimizer._learning_rate, LRScheduler):
+            model._optimizer._learning_rate.set_state_dict(dict(self.schedule))
+        if self.scaler:
+            model._scaler = paddle.amp.GradScaler(**model._adapter._amp_configs)
+            model._scaler.load_state_dict({**self.scaler, "scale": np.asarray(self.scaler["scale"], "float32")})
+
+    def _part(self, name: str) -> dict[str, np.ndarray]:
+        prefix = f"{name}."
+        return {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step, reverse=True)
+
+
+def newest(folder: Path) -> Saved | None:
+    """The newest checkpoint of a run that can be read, or None if there is none at all.
+
+    Raises:
+        WeightsError: there are some, and not one can be read.
+    """
+    fault = None
+    for path in saved_checkpoints(folder):
+        try:
+            return read_checkpoint(path)
+        except WeightsError as error:  # a disk's fault: writing is all or nothing, and there is an older one
+            fault = fault or error
+    if fault:
+        raise fault
+    return None
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        WeightsError: it cannot be read or is no checkpoint of a training run.
+    """
+    tensors, texts = read_weights(path), read_metadata(path)
+    try:
+        told = [dict(json.loads(texts[key])) for key in ("settings", "network", "schedule", "scaler")]
+        return Saved(Path(path), int(texts["step"]), *told, tensors)
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise WeightsError(
+            f"{path} is no checkpoint of a training run: give one that python -m paddle_dense.training wrote"
+        ) from None
+
+
+def load_network(path: Path) -> nn.Layer:
+    """The network in a training checkpoint or in any weight file.
+
+    Raises:
+        WeightsError: the file cannot be read or holds no network of this package.
+    """
+    return read_checkpoint(path).build_network() if _NAME.fullmatch(Path(path).name) else load_model(path)
+
+
+class Checkpoints(paddle.callbacks.Callback):
+    """Saves the whole state of a training run: every so often, when asked to stop, and at the end.
+
+    Only rank 0 writes. Call `request_stop`, from a signal handler for example, and training ends after the current
+    batch, on all devices alike.
+
+    Args:
+        folder: where the checkpoints go.
+        settings: what a continued run needs to know; anything that JSON takes.
+        start_step: steps done before this `fit`.
+        every_steps: save after so many steps.
+        every_seconds: and also when so much time has gone by since the last save.
+        average: the averaged weights, if there are any.
+
+    Attributes:
+        step: batches done.
+        stopped: training ended because it was asked to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        start_step: int = 0,
+        every_steps: int | None = None,
+        every_seconds: float = 600.0,
+        average: ModelEMA | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.settings = dict(settings)
+        self.step = start_step
+        self.every_steps = every_steps
+        self.every_seconds = every_seconds
+        self.average = average
+        self.stopped = False
+        self._stop_requested = False
+        self._saved_step: int | None = None
+        self._saved_at = time.monotonic()
+
+    def request_stop(self) -> None:
+        """End training after the current batch."""
+        self._stop_requested = True
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if distributed.get_rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if _LEFT_BY_DEAD_RUNS.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+        # At the start as well: a run that is killed in its first minutes can be continued like any other.
+        self.save()
+
+    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+        self.step += 1
+        due = self.every_steps is not None and self.step % self.every_steps == 0
+        if due or time.monotonic() - self._saved_at > self.every_seconds:
+            self.save()
+        self.stopped = self._any_rank_stops()
+        if self.stopped:
+            # Paddle ends `fit` when this count runs out, after the callbacks of the batch and before the next one.
+            self.model.num_iters = 1
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one, and remove all but the last two.
+
+        Raises:
+            WeightsError: the folder cannot be written to.
+        """
+        if distributed.get_rank() == 0 and self._saved_step != self.step:
+            write_weights(self._tensors(), self._path(), self._texts())
+            for path in saved_checkpoints(self.folder)[_KEEP:]:
+                path.unlink(missing_ok=True)
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _path(self) -> Path:
+        return self.folder / f"checkpoint-{self.step:08d}.safetensors"
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        parts = {"network": _arrays(self.model.network), "optimizer": _optimizer_arrays(self.model)}
+        if self.average is not None:
+            parts["average"] = _arrays(self.average.network)
+        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+    def _texts(self) -> dict[str, str]:
+        rate = self.model._optimizer._learning_rate
+        scaler = getattr(self.model, "_scaler", None)
+        return {
+            "step": str(self.step),
+            "settings": json.dumps(self.settings),
+            "network": json.dumps(_described(self.model.network)),
+            "schedule": json.dumps(rate.state_dict() if isinstance(rate, LRScheduler) else {}),
+            "scaler": json.dumps(
+                scaler.state_dict() if scaler else {}, default=lambda array: np.asarray(array).tolist()
+            ),
+        }
+
+    def _any_rank_stops(self) -> bool:
+        if not distributed.is_initialized():
+            return self._stop_requested
+        # A signal may reach the devices at different steps; a device that left alone would leave the others waiting.
+        flag = paddle.to_tensor([int(self._stop_requested)], dtype="int32")
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+class StepSeeds(paddle.callbacks.Callback):
+    """Makes the framework's random numbers, dropout's for example, a function of seed, device and step.
+
+    Args:
+        seed: of the run.
+        start_step: steps done before this `fit`.
+    """
+
+    def __init__(self, seed: int, start_step: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.step = start_step
+
+    def on_train_batch_begin(self, step: int, logs: dict | None = None) -> None:
+        words = np.random.SeedSequence([self.seed, distributed.get_rank(), self.step]).generate_state(1)
+        paddle.seed(int(words[0]))
+        self.step += 1
+
+
+def _described(network: nn.Layer) -> dict[str, Any]:
+    return {"arch": network.arch, "config": network.config} if hasattr(network, "config") else {}
+
+
+def _step(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def _arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
+
+
+def _optimizer_arrays(model: paddle.Model) -> dict[str, np.ndarray]:
+    """The optimizer's accumulators under the names that the parameters have in the network.
+
+    Paddle's own names hold counters of the process, so that a second network in a notebook could not be continued.
+    """
+    return {
+        f"{name}.{kind}": tensors[parameter.name].numpy()
+        for kind, tensors in model._optimizer._accumulators.items()
+        for name, parameter in model.network.named_parameters()
+        if parameter.name in tensors
+    }
+
+
+def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str, np.ndarray]) -> None:
+    if not arrays:
+        return  # saved before the first step
+    parameters = dict(network.named_parameters())
+    optimizer._create_accumulators(
+        paddle.static.default_main_program().global_block(), [p for p in parameters.values() if not p.stop_gradient]
+    )
+    for key, array in arrays.items():
+        name, _, kind = key.rpartition(".")
+        try:
+            tensor = optimizer._accumulators[kind][parameters[name].name]
+            tensor.set_value(paddle.to_tensor(array, dtype=tensor.dtype))
+        except (KeyError, ValueError) as error:
+            raise WeightsError(
+                f"holds {kind} of {name} for another optimizer: continue with the settings that the run began with"
+            ) from error

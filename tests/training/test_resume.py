@@ -1,0 +1,196 @@
+"""A run that was cut off ends exactly where the uninterrupted one ends."""
+
+import json
+
+import numpy as np
+import pytest
+
+paddle = pytest.importorskip("paddle")
+
+import paddle_dense as pd_
+from paddle_dense.errors import WeightsError
+from paddle_dense.training import Checkpoints, CondensationCallback, CondensationLoss, ModelEMA, WarmupCosine
+from paddle_dense.training.batches import TrainingBatches
+from paddle_dense.training.resume import StepSeeds, load_network, newest, read_checkpoint, saved_checkpoints
+from paddle_dense.weights import read_weights, write_weights
+
+EPOCHS, PICTURES, BATCH = 3, 14, 4  # three batches an epoch, two pictures left over
+
+
+class Noise(paddle.io.Dataset):
+    """Pictures as a function of their number."""
+
+    def __getitem__(self, index):
+        _, number = index
+        random = np.random.default_rng(number)
+        return random.standard_normal((3, 32, 32)).astype("f4"), np.int64(number % 4)
+
+    def __len__(self):
+        return PICTURES
+
+
+def network(**config):
+    # With dropout, which draws from the framework's own random numbers.
+    config = {"stages": [1, 1], "growth": [8, 8], "num_classes": 4, "condensed": False, "dropout_rate": 0.2, **config}
+    return pd_.CondenseNet(**config)
+
+
+def fit(folder, saved=None, stop_after=None, every_steps=None, seed=0):
+    """Run or continue a training; returns the arrays that it ends with and the callback that saved them."""
+    paddle.seed(7 if saved is None else 12345)
+    net = network()
+    ema = ModelEMA(net, 0.9)
+    start = saved.step if saved else 0
+    batches = TrainingBatches(PICTURES, BATCH, EPOCHS, seed, start)
+    model = paddle.Model(net)
+    rate = WarmupCosine(0.1, batches.total_steps, 2, 0.01)
+    optimizer = paddle.optimizer.Momentum(rate, 0.9, net.parameters(), use_nesterov=True, weight_decay=1e-4)
+    model.prepare(optimizer, CondensationLoss(paddle.nn.CrossEntropyLoss(), 1e-3))
+    if saved:
+        saved.restore(model, ema)
+    checkpoints = Checkpoints(folder, {"seed": seed}, start, every_steps, average=ema)
+
+    class Stop(paddle.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            if start + step + 1 == stop_after:
+                checkpoints.request_stop()
+
+    if len(batches):
+        callbacks = [
+            StepSeeds(seed, start),
+            paddle.callbacks.LRScheduler(),
+            CondensationCallback(batches.total_steps, start, verbose=False),
+            ema,
+            Stop(),
+            checkpoints,
+        ]
+        loader = paddle.io.DataLoader(Noise(), batch_sampler=batches)
+        model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)
+    return {**arrays("network", net), **arrays("average", ema.network), "rate": np.array(rate())}, checkpoints
+
+
+def arrays(prefix, net):
+    return {f"{prefix}.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole"))[0]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 9])
+def test_stopped_and_continued_is_bit_for_bit_uninterrupted(tmp_path, uninterrupted, stop_after):
+    _, checkpoints = fit(tmp_path, stop_after=stop_after)
+    assert checkpoints.stopped
+    saved = newest(tmp_path)
+    assert saved.step == stop_after
+    found, checkpoints = fit(tmp_path, saved)
+    assert not checkpoints.stopped
+    assert found.keys() == uninterrupted.keys()
+    for name, array in uninterrupted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_run_that_stops_again_and_again(tmp_path, uninterrupted):
+    saved = None
+    for step in range(1, 10):
+        fit(tmp_path, saved, stop_after=step)
+        saved = newest(tmp_path)
+    found, _ = fit(tmp_path, saved)
+    for name, array in uninterrupted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_the_last_two_are_kept(tmp_path):
+    fit(tmp_path, every_steps=2)
+    assert [path.name for path in saved_checkpoints(tmp_path)] == [
+        "checkpoint-00000009.safetensors",
+        "checkpoint-00000008.safetensors",
+    ]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_dead_run_left_is_swept(tmp_path):
+    (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / "notes.tmp").write_bytes(b"not ours")
+    fit(tmp_path, stop_after=1)
+    assert not (tmp_path / ".0123456789abcdef.tmp").exists()
+    assert (tmp_path / "notes.tmp").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    fit(tmp_path, every_steps=2)
+    last, before = saved_checkpoints(tmp_path)
+    last.write_bytes(last.read_bytes()[:1000])
+    assert newest(tmp_path).path == before
+    before.write_bytes(b"")
+    with pytest.raises(WeightsError, match="checkpoint-00000009"):
+        newest(tmp_path)
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "nowhere") is None
+
+
+def test_the_network_can_be_taken_from_a_checkpoint(tmp_path, uninterrupted):
+    fit(tmp_path)
+    net = load_network(saved_checkpoints(tmp_path)[0])
+    for name, tensor in net.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), uninterrupted[f"network.{name}"])
+
+
+def test_another_file_is_no_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    write_weights({"a": np.zeros(3, "f4")}, path)
+    with pytest.raises(WeightsError, match="is no checkpoint of a training run"):
+        read_checkpoint(path)
+    write_weights({"a": np.zeros(3, "f4")}, path, dict.fromkeys(("step", "settings", "network", "schedule"), "[]"))
+    with pytest.raises(WeightsError, match="is no checkpoint of a training run"):
+        read_checkpoint(path)
+
+
+def test_another_network_or_optimizer_is_refused(tmp_path):
+    fit(tmp_path, stop_after=2)
+    saved = newest(tmp_path)
+    other = paddle.Model(network(growth=[8, 16]))
+    other.prepare(paddle.optimizer.Momentum(0.1, 0.9, other.parameters()), paddle.nn.CrossEntropyLoss())
+    with pytest.raises(WeightsError, match=r"checkpoint-00000002.safetensors: tensor .* build the network"):
+        saved.restore(other)
+    adam = paddle.Model(network())
+    adam.prepare(paddle.optimizer.Adam(0.1, parameters=adam.parameters()), paddle.nn.CrossEntropyLoss())
+    with pytest.raises(WeightsError, match=r"checkpoint-00000002.safetensors: holds velocity of .* another optimizer"):
+        saved.restore(adam)
+
+
+def test_a_checkpoint_holds_the_settings_and_nothing_that_runs(tmp_path):
+    fit(tmp_path, stop_after=2, seed=3)
+    saved = newest(tmp_path)
+    assert saved.settings == {"seed": 3}
+    assert saved.path.read_bytes()[8:9] == b"{"  # a safetensors header, which is JSON
+    assert {name.split(".")[0] for name in read_weights(saved.path)} == {"network", "average", "optimizer"}
+    json.dumps(saved.schedule)
+
+
+def test_every_epoch_has_its_own_order_and_devices_share_a_batch(monkeypatch):
+    whole = list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0))
+    assert len(whole) == 9
+    for epoch in range(EPOCHS):
+        seen = [index for batch in whole[3 * epoch : 3 * epoch + 3] for index in batch]
+        assert {index[0] for index in seen} == {epoch}
+        assert len({index[1] for index in seen}) == 12
+    assert [index[1] for index in whole[0]] != [index[1] for index in whole[3]]
+    assert list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0, start_step=4)) == whole[4:]
+    assert list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=1)) != whole
+
+    # Paddle asks the environment once; tests/training/test_devices.py starts real processes.
+    monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(paddle.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0)))
+    assert [first + second for first, second in zip(*shares)] == whole
+    with pytest.raises(ValueError, match="a batch of 5 pictures cannot be divided among 2 devices"):
+        TrainingBatches(PICTURES, 5, EPOCHS, seed=0)
+    with pytest.raises(ValueError, match="a batch of 16 is more than the 14 training pictures"):
+        TrainingBatches(PICTURES, 16, EPOCHS, seed=0)
