@@ -29,7 +29,7 @@ setup(
     # The folder of weights becomes a part of the installed package.
     package_dir={"paddle_dense.shipped": "weights"},
     package_data={"paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"]},
-    install_requires=["numpy>=1.20", "ppim", "pooch>=1.6", "tqdm", "Pillow"],
+    install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "tqdm", "Pillow"],
     extras_require=extras,
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

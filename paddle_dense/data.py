@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,10 +76,30 @@ class Digits:
 
 # Mean and standard deviation of all training pixels once scaled up, in units of the originals' 0 to 16.
 _DIGITS_MEAN, _DIGITS_STD = 4.88, 5.18
+_DIGITS_WHITE = 16
+# The same for pictures whose values are in [0, 1], as `Preprocessing` takes them.
+DIGITS_MEAN, DIGITS_STD = (_DIGITS_MEAN / _DIGITS_WHITE,), (_DIGITS_STD / _DIGITS_WHITE,)
 
 
 def load_digits() -> Digits:
     """The handwritten digits that scikit-learn carries; nothing is downloaded.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    parts = []
+    for part in ("train", "test"):
+        pictures, labels = digit_pictures(part)
+        images = np.stack([np.asarray(picture) for picture in pictures])[:, None] * _DIGITS_WHITE
+        parts += [((images - _DIGITS_MEAN) / _DIGITS_STD).astype(np.float32), labels]
+    return Digits(*parts)
+
+
+def digit_pictures(part: str) -> tuple[list[Image], np.ndarray]:
+    """The handwritten digits as 32x32 PIL images of float32 (mode F) in [0, 1], and their labels, int64 [N].
+
+    Args:
+        part: ``"train"`` or ``"test"``, the quarter that is held out.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -88,15 +111,11 @@ def load_digits() -> Digits:
     from PIL import Image
 
     pixels, labels = datasets.load_digits(return_X_y=True)
-    images = np.stack(
-        [
-            np.asarray(Image.fromarray(picture).resize((32, 32), Image.BILINEAR))
-            for picture in pixels.astype(np.float32).reshape(-1, 8, 8)
-        ]
-    )
-    images = ((images - _DIGITS_MEAN) / _DIGITS_STD)[:, None].astype(np.float32)
     train, test = model_selection.train_test_split(
         np.arange(len(labels)), test_size=0.25, random_state=0, stratify=labels
     )
-    labels = labels.astype(np.int64)
-    return Digits(images[train], labels[train], images[test], labels[test])
+    chosen = train if part == "train" else test
+    # Dividing by a power of two loses nothing.
+    small = pixels[chosen].astype(np.float32).reshape(-1, 8, 8) / _DIGITS_WHITE
+    pictures = [Image.fromarray(picture).resize((32, 32), Image.BILINEAR) for picture in small]
+    return pictures, labels[chosen].astype(np.int64)

@@ -64,13 +64,8 @@ class Saved:
                 network = build_network(str(self.network["arch"]), dict(self.network["config"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise WeightsError(f"holds no network of this package ({error}): take another checkpoint") from None
-        self.restore_network(network)
-        return network
-
-    def restore_network(self, network: nn.Layer) -> None:
-        """Put a network's tensors back; WeightsError if it is another network."""
-        with naming(self.path):
             set_state(network, check_state(self._part("network"), network))
+        return network
 
     def restore(self, model: paddle.Model, average: ModelEMA | None = None) -> None:
         """Put a prepared model, its optimizer and its average back to where they were.
@@ -78,11 +73,12 @@ class Saved:
         Raises:
             WeightsError: the checkpoint is of another network, or was made without an average or by another optimizer.
         """
-        self.restore_network(model.network)
         with naming(self.path):
+            state = check_state(self._part("network"), model.network)
+            _set_optimizer(model._optimizer, model.network, self._part("optimizer"))
+            set_state(model.network, state)
             if average is not None:
                 set_state(average.network, check_state(self._part("average"), average.network))
-            _set_optimizer(model._optimizer, model.network, self._part("optimizer"))
         if isinstance(model._optimizer._learning_rate, LRScheduler):
             model._optimizer._learning_rate.set_state_dict(dict(self.schedule))
         if self.scaler:
@@ -299,9 +295,11 @@ def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str,
     if not arrays:
         return  # saved before the first step
     parameters = dict(network.named_parameters())
-    optimizer._create_accumulators(
-        paddle.static.default_main_program().global_block(), [p for p in parameters.values() if not p.stop_gradient]
-    )
+    # Paddle makes accumulators in an optimizer's first step; what that does to the weights is put right afterwards.
+    for parameter in optimizer._parameter_list:
+        parameter.grad = paddle.zeros_like(parameter)
+    optimizer.step()
+    optimizer.clear_grad()
     for key, array in arrays.items():
         name, _, kind = key.rpartition(".")
         try:

@@ -1,0 +1,402 @@
+"""Pictures to learn from: digits, folders of pictures, and CIFAR archives, whose pickles are read without running."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import paddle
+from paddle.dataset import common
+from paddle.io import DataLoader, Dataset
+from paddle.vision.datasets import Cifar10, cifar
+from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
+from PIL import Image
+
+from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
+from paddle_dense.errors import AGAIN, DAMAGED, HostileFileError, WeightsError, naming, shown
+from paddle_dense.unpickle import Lazy, describe, unpickle
+
+
+class DataError(WeightsError):
+    """Pictures cannot be used: the message names the file or folder, what was found, and what to do."""
+
+
+class PictureData(Dataset):
+    """Pictures with their classes: ``data[i]`` is (PIL image, number of its class).
+
+    Attributes:
+        classes: the names of the classes, by number.
+        in_channels: 1 for grey pictures, 3 for colour.
+        input_size: the side of the pictures, in pixels, where all have the same.
+        mean, std: of each channel, whose values are in [0, 1], where the data has numbers of its own.
+    """
+
+    classes: list[str]
+    in_channels: int = 3
+    input_size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def open_data(name: str | os.PathLike, part: str) -> PictureData:
+    """The pictures to train on, or to test on.
+
+    Args:
+        name: ``"digits"``; ``"cifar10"`` or ``"cifar100"``, which Paddle downloads once; the path of such an archive
+            (`cifar-10-python.tar.gz`, also unzipped); or a folder with train/CLASS/ and val/CLASS/ in it. A folder that
+            has one of these names is ``./digits``.
+        part: ``"train"`` or ``"test"``.
+
+    Raises:
+        ValueError: there is no such data or part.
+        DataError: the data cannot be used.
+        HostileFileError: an archive asks to run code.
+        ImportError: the digits need scikit-learn.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f"there is no part {part!r} of the data: take train or test")
+    if name == "digits":
+        return DigitPictures(part)
+    if name in ("cifar10", "cifar100"):
+        return CifarPictures(_downloaded(name), part)
+    if os.path.isdir(name):
+        return PictureFolder(name, part)
+    if os.path.exists(name):
+        return CifarPictures(name, part)
+    raise ValueError(
+        f"there is no data {os.fspath(name)}: give digits, cifar10, cifar100, a CIFAR archive, or a folder with "
+        f"train/CLASS/ and val/CLASS/"
+    )
+
+
+class PictureLoader:
+    """Batches of a dataset: float32 pictures [N, C, H, W] and int64 classes [N].
+
+    `paddle.io.DataLoader` does the work of several processes. By itself it may wait forever for a picture that cannot
+    be read, or hide the reason; here that is a DataError. Without other processes, pictures are prepared between the
+    steps and not beside them in a thread, so that nobody else draws random numbers meanwhile.
+
+    Args:
+        dataset: gives (array [C, H, W], number of the class).
+        batches: lists of indices.
+        workers: processes that prepare pictures.
+    """
+
+    def __init__(self, dataset: Dataset, batches: Iterable[list], workers: int = 0) -> None:
+        self.dataset, self.batches, self.workers = dataset, batches, workers
+
+    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
+        if not self.workers:
+            for batch in self.batches:
+                yield [paddle.to_tensor(field) for field in _stack([self.dataset[index] for index in batch])]
+            return
+        loader = DataLoader(
+            _Reporting(self.dataset), batch_sampler=self.batches, num_workers=self.workers, collate_fn=_collate
+        )
+        for fields in loader:
+            if len(fields) == 1:
+                raise DataError(fields[0].numpy().tobytes().decode())
+            yield fields
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Reporting(Dataset):
+    """A dataset that gives a DataError's sentence instead of raising it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return str(error)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def _collate(samples: list[Any]) -> list[np.ndarray]:
+    """A batch as its arrays; one that lacks a picture as the sentence that says why, in bytes."""
+    sentences = [sample for sample in samples if isinstance(sample, str)]
+    return [np.frombuffer(sentences[0].encode(), np.uint8)] if sentences else _stack(samples)
+
+
+def _stack(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+    pictures, labels = zip(*samples)
+    return [np.stack(pictures), np.array(labels, np.int64)]
+
+
+class DigitPictures(PictureData):
+    """scikit-learn's handwritten digits, split as `paddle_dense.data.load_digits` does; images of float32 (mode F)."""
+
+    in_channels = 1
+    input_size = 32
+    mean, std = DIGITS_MEAN, DIGITS_STD
+
+    def __init__(self, part: str) -> None:
+        self.pictures, labels = digit_pictures(part)
+        self.labels = labels.tolist()
+        self.classes = [str(digit) for digit in range(10)]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.pictures[index], self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+# Folders of pictures
+
+_TEST_FOLDERS = ("val", "validation", "test")
+
+
+class PictureFolder(PictureData):
+    """The pictures below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/), in RGB.
+
+    As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take pictures many times where a
+    link leads to a folder above itself.
+
+    Attributes:
+        samples: (path, number of the class) of each picture.
+
+    Raises:
+        DataError: a folder is missing or empty, or the classes of the two parts differ.
+    """
+
+    def __init__(self, root: str | os.PathLike, part: str) -> None:
+        train, test = _part_folders(Path(root))
+        folder = train if part == "train" else test
+        self.classes = _same_classes(train, test)
+        self.samples: list[tuple[str, int]] = []
+        for label, name in enumerate(self.classes):
+            paths = list(_pictures_below(folder / name))
+            if part == "train" and not paths:
+                raise DataError(f"{folder / name}: holds no pictures: add some, or remove the class from both parts")
+            self.samples += [(path, label) for path in paths]
+        if not self.samples:
+            raise DataError(f"{folder}: holds no pictures: add some in a folder for each class")
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return read_picture(path), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def read_picture(path: str | os.PathLike) -> Image.Image:
+    """The picture of a file, in RGB; of 16 bits the upper 8 are taken.
+
+    Raises:
+        DataError: PIL cannot read it.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode not in ("I", "F"):  # which PIL would cut off at 255
+                return image.convert("RGB")
+    except Exception as error:  # there is hardly a kind that a damaged picture has not made PIL raise
+        raise DataError(f"{path}: cannot be read as a picture: replace it or take it out") from error
+    raise DataError(f"{path}: has more than 16 bits a pixel: save it with 8")
+
+
+def _part_folders(root: Path) -> tuple[Path, Path]:
+    train = root / "train"
+    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+    if train.is_dir() and test:
+        return train, test
+    missing = "val" if train.is_dir() else "train" if test else "train and no folder val"
+    raise DataError(
+        f"{root}: has no folder {missing}: put the pictures in train/CLASS/ and val/CLASS/, for each class of its own"
+    )
+
+
+def _same_classes(train: Path, test: Path) -> list[str]:
+    """The class names, which must be those of both parts."""
+    names = {part: {entry.name for entry in os.scandir(part) if _is_class(entry)} for part in (train, test)}
+    for part, other in ((train, test), (test, train)):
+        missing = sorted(names[other] - names[part])
+        if missing:
+            raise DataError(f"{part}: has no folder for class {shown(missing[0])}, which {other} has: add or remove it")
+    if not names[train]:
+        raise DataError(f"{train}: has no folders: put the pictures of each class in a folder of its own")
+    return sorted(names[train])
+
+
+def _is_class(entry: os.DirEntry) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _pictures_below(folder: Path) -> Iterator[str]:
+    seen = set()
+    for path, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:  # come back to through a link
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if has_valid_extension(name, IMG_EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(path, name)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}): check who may read it") from error
+
+
+# CIFAR
+
+_CIFAR_STATISTICS = {
+    10: ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+# What the parts and the class names are called in archives of CIFAR-10 and of CIFAR-100.
+_BATCH_FILES = {"train": ("data_batch", "train"), "test": ("test_batch", "test")}
+_META_FILES = ("batches.meta", "meta")
+_PIXELS = 3 * 32 * 32
+_UNPACKED_LIMIT = 1 << 28  # bytes; both archives have 186 MB
+_FILES_LIMIT = 1000
+
+
+class CifarPictures(PictureData, Cifar10):
+    """Paddle's CIFAR-10 or CIFAR-100, whichever the archive holds, read without running its pickles.
+
+    Raises:
+        DataError: the archive is damaged, too large, or no CIFAR archive.
+        HostileFileError: it asks to run code.
+    """
+
+    input_size = 32
+
+    def __init__(self, path: str | os.PathLike, part: str) -> None:
+        super().__init__(os.fspath(path), mode=part, backend="pil")
+
+    def _load_data(self) -> None:
+        """Where Paddle's class would call pickle.load."""
+        files = _read_members(self.data_file, _BATCH_FILES[self.mode])
+        self.data, counts, meta = [], set(), {}
+        for name in sorted(files):
+            with naming(f"{self.data_file}: {shown(name)}"):
+                content = _read_dict(files[name])
+                if posixpath.basename(name) in _META_FILES:
+                    meta = content
+                    continue
+                images, labels, count = _read_batch(content)
+            self.data += zip(images, labels)
+            counts.add(count)
+        if len(counts) != 1 or not self.data:
+            raise DataError(f"{self.data_file}: holds no {self.mode} pictures of one CIFAR: give the published archive")
+        (count,) = counts
+        self.classes = _class_names(meta, count)
+        self.mean, self.std = _CIFAR_STATISTICS[count]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = super().__getitem__(index)
+        return image, int(label)
+
+
+def _downloaded(name: str) -> str:
+    """The archive in Paddle's cache, where it is downloaded to if need be."""
+    url, md5 = (getattr(cifar, f"{name.upper()}_{what}") for what in ("URL", "MD5"))
+    try:
+        return common.download(url, "cifar", md5)
+    except RuntimeError as error:
+        raise DataError(f"{name} cannot be downloaded from {url}: get the file otherwise and give its path") from error
+
+
+class _Bounded:
+    """A file for tarfile to read from that ends the reading of what unpacks to more than any CIFAR."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.left = file, _UNPACKED_LIMIT
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise DataError(f"unpacks to more than {_UNPACKED_LIMIT >> 20} MB, so it is no CIFAR archive")
+        return data
+
+
+def _read_members(path: str, batch_files: tuple[str, str]) -> dict[str, bytes]:
+    """The files of an archive that hold batches or class names, by their names."""
+    with naming(path), open(path, "rb") as file:
+        try:
+            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+            unzipped = _Bounded(gzip.GzipFile(fileobj=file) if zipped else file)
+            with tarfile.open(fileobj=unzipped, mode="r|") as archive:
+                members = dict(_members(archive, batch_files))
+            while unzipped.read(1 << 16):  # only at its end does gzip compare the checksum
+                pass
+            return members
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise DataError(f"cannot be read as a tar archive: {AGAIN}") from error
+
+
+def _members(archive: tarfile.TarFile, batch_files: tuple[str, str]) -> Iterator[tuple[str, bytes]]:
+    for number, member in enumerate(archive):
+        if number == _FILES_LIMIT:
+            raise DataError(f"holds more than {_FILES_LIMIT} files, so it is no CIFAR archive")
+        file = posixpath.basename(member.name)
+        wanted = file.startswith(batch_files[0]) or file == batch_files[1] or file in _META_FILES
+        if not wanted or not member.isreg():
+            continue
+        # A sparse file can be larger than all that was read.
+        if member.issparse() or member.size > _UNPACKED_LIMIT:
+            raise DataError(f"claims {member.size} bytes for {shown(member.name)}, so it is no CIFAR archive")
+        yield member.name, archive.extractfile(member).read()
+
+
+def _read_dict(content: bytes) -> dict[Any, Any]:
+    try:
+        value, _ = unpickle(memoryview(content))
+    except HostileFileError as error:
+        asks = str(error).partition(", which")[0]
+        raise HostileFileError(
+            f"{asks}, which no pictures need: open it with nothing else and take the archive from a source you trust"
+        ) from None
+    if not isinstance(value, dict):
+        raise DataError(f"holds {describe(value)} where CIFAR has a dict, {DAMAGED}")
+    return {_text(key): entry for key, entry in value.items()}
+
+
+def _read_batch(batch: dict[Any, Any]) -> tuple[np.ndarray, list[int], int]:
+    """The pictures, uint8 [N, 3072], their labels, and how many classes there are."""
+    data = batch.get("data")
+    if not isinstance(data, Lazy):
+        raise DataError(f"has no array called 'data', {DAMAGED}")
+    images = data.numpy()
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != _PIXELS:
+        raise DataError(f"holds {images.dtype} {list(images.shape)} where CIFAR has uint8 [N, {_PIXELS}], {DAMAGED}")
+    key, count = ("fine_labels", 100) if "fine_labels" in batch else ("labels", 10)
+    labels = batch.get(key)
+    if not isinstance(labels, list) or len(labels) != len(images):
+        raise DataError(f"has no list of {len(images)} {key}, one for each picture, {DAMAGED}")
+    if not all(type(label) is int and 0 <= label < count for label in labels):
+        raise DataError(f"has {key} that are no numbers from 0 to {count - 1}, {DAMAGED}")
+    return images, labels, count
+
+
+def _class_names(meta: dict[Any, Any], count: int) -> list[str]:
+    names = meta.get("label_names" if count == 10 else "fine_label_names")
+    names = [_text(name) for name in names] if isinstance(names, list) else []
+    if len(names) != count or not all(isinstance(name, str) and name.isprintable() for name in names):
+        return [str(number) for number in range(count)]
+    return names
+
+
+def _text(value: object) -> object:
+    """A string of Python 2 or bytes of Python 3 as text."""
+    return value.decode("latin1") if isinstance(value, bytes) else value

@@ -1,0 +1,96 @@
+"""What a training run shows: a bar with the time that is left, a line for each epoch, curves for VisualDL."""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable
+
+import paddle
+from paddle import distributed
+
+from paddle_dense.training.accuracy import Accuracy
+from paddle_dense.training.condensation import density, learned_connections
+
+
+class Progress(paddle.callbacks.Callback):
+    """A progress bar on stderr, and after each epoch the accuracy on the test pictures and a line on stdout.
+
+    Args:
+        steps_per_epoch: batches in an epoch.
+        total_steps: batches in the whole training.
+        start_step: batches done before this `fit`.
+        evaluate: measures the accuracy; called on all ranks.
+    """
+
+    def __init__(
+        self, steps_per_epoch: int, total_steps: int, start_step: int, evaluate: Callable[[], Accuracy]
+    ) -> None:
+        super().__init__()
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+        self.step = start_step
+        self.evaluate = evaluate
+        self.accuracy: Accuracy | None = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        from tqdm import tqdm
+
+        # disable=None: a bar for a terminal, nothing for a file or a pipe.
+        quiet = True if distributed.get_rank() else None
+        self._bar = tqdm(total=self.total_steps, initial=self.step, unit="step", file=sys.stderr, disable=quiet)
+        self._learns = bool(learned_connections(self.model.network))
+
+    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+        self.step += 1
+        self._bar.update()
+        if not self._bar.disable:
+            self._bar.set_description(f"epoch {-(-self.step // self.steps_per_epoch)}", refresh=False)
+            self._bar.set_postfix(self._figures(logs or {}), refresh=False)
+        if self.step % self.steps_per_epoch == 0:
+            self._end_epoch(logs or {})
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._bar.close()
+
+    def _figures(self, logs: dict) -> dict[str, str]:
+        figures = {"loss": f"{logs['loss'][0]:.3f}", "accuracy": f"{logs['acc']:.2%}"}
+        return {**figures, "density": f"{density(self.model.network):.1%}"} if self._learns else figures
+
+    def _end_epoch(self, logs: dict) -> None:
+        figures = self._figures(logs)
+        self.accuracy = self.evaluate()
+        for metric in self.model._metrics:
+            metric.reset()
+        if distributed.get_rank() == 0:
+            epoch, epochs = self.step // self.steps_per_epoch, self.total_steps // self.steps_per_epoch
+            said = ", ".join(f"{name} {value}" for name, value in figures.items())
+            self._bar.write(f"epoch {epoch}/{epochs}: {said}, test accuracy {self.accuracy.top1:.2%}", file=sys.stdout)
+
+
+class Curves(paddle.callbacks.VisualDL):
+    """Paddle's VisualDL callback, which continues a curve where an earlier run left it and adds density and accuracy.
+
+    Args:
+        log_dir: the folder that ``visualdl --logdir`` is given.
+        start_step: batches done before this `fit`.
+        progress: where the accuracy comes from.
+    """
+
+    def __init__(self, log_dir: str, start_step: int, progress: Progress) -> None:
+        super().__init__(log_dir)
+        self.start_step = start_step
+        self.progress = progress
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        self.train_step = self.start_step
+
+    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+        super().on_train_batch_end(step, logs)
+        if not self._is_write() or self.progress.step % self.progress.steps_per_epoch:
+            return
+        add = self.writer.add_scalar
+        add(tag="test/accuracy", step=self.train_step, value=self.progress.accuracy.top1)
+        add(tag="test/loss", step=self.train_step, value=self.progress.accuracy.loss)
+        for name, layer in learned_connections(self.model.network).items():
+            add(tag=f"density/{name}", step=self.train_step, value=layer.density)

@@ -1,0 +1,242 @@
+"""One training run from its settings: network, data, optimizer, callbacks, and the files that it leaves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle import distributed, nn
+
+from paddle_dense.checkpoints import load_model, save_weights
+from paddle_dense.condense import condense
+from paddle_dense.data import Preprocessing
+from paddle_dense.errors import WeightsError
+from paddle_dense.models.registry import build_network, config_keys, network_class
+from paddle_dense.training.accuracy import Accuracy, measure_accuracy
+from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
+from paddle_dense.training.batches import TrainingBatches
+from paddle_dense.training.condensation import (
+    CondensationCallback,
+    CondensationLoss,
+    density,
+    learned_connections,
+    set_progress,
+)
+from paddle_dense.training.data import PictureData, PictureLoader, open_data
+from paddle_dense.training.ema import ModelEMA
+from paddle_dense.training.progress import Curves, Progress
+from paddle_dense.training.recipes import Recipe, recipe
+from paddle_dense.training.resume import Checkpoints, Saved, StepSeeds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a run; a continued run has the same.
+
+    Attributes:
+        data: `digits`, a folder of pictures, or a CIFAR archive.
+        model: preset or network; from the file's sidecar or tensors where `pretrained` is given alone.
+        recipe: name of a recipe.
+        config: arguments of the network.
+        pretrained: weight file to begin with.
+        epochs, batch_size, learning_rate: in place of the recipe's.
+        seed: of weights, data order, augmentation and dropout.
+        amp: half precision where the device has it.
+        ema: keep averaged weights, and take them at the end.
+    """
+
+    data: str
+    recipe: str
+    model: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    amp: bool = False
+    ema: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: batches done.
+        stopped: it was asked to stop, and can be continued.
+        accuracies: what the test pictures gave, for each file written.
+        files: the weight files.
+    """
+
+    step: int
+    stopped: bool
+    accuracies: dict[str, Accuracy]
+    files: list[Path]
+
+
+class Run:
+    """A training run: build it from settings, then `train` or `evaluate`.
+
+    Args:
+        settings: see `Settings`.
+        folder: where checkpoints and weights go.
+        saved: the checkpoint to continue from.
+        workers: processes that prepare pictures.
+        log_dir: folder for VisualDL.
+
+    Raises:
+        ValueError: settings that do not fit together.
+        WeightsError: the pretrained file or the checkpoint cannot be used.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, saved: Saved | None = None, workers: int = 0, log_dir: str | None = None
+    ) -> None:
+        if distributed.get_world_size() > 1:
+            distributed.init_parallel_env()
+        paddle.seed(settings.seed)
+        self.settings = settings
+        self.folder = Path(folder)
+        self.saved = saved
+        self.workers = workers
+        self.log_dir = log_dir
+        self.recipe: Recipe = recipe(settings.recipe)
+        self.train_data = open_data(settings.data, "train")
+        self.network = saved.build_network() if saved else _network(settings, self.train_data)
+        self.preprocessing = _preprocessing(self.network, self.train_data)
+        self.test_data = Augmented(open_data(settings.data, "test"), eval_transforms(self.preprocessing))
+
+    def evaluate(self, network: nn.Layer | None = None) -> Accuracy:
+        """The accuracy of a network, the run's own unless given, on the test pictures."""
+        return measure_accuracy(network or self.network, self.test_data, self._batch_size(), self.workers)
+
+    def train(self, condense_at_end: bool = False) -> Result:
+        """Train to the end, or until asked to stop, and write the weights.
+
+        Args:
+            condense_at_end: also write the condensed form.
+        """
+        start = self.saved.step if self.saved else 0
+        settings = self.settings
+        batches = TrainingBatches(
+            len(self.train_data), self._batch_size(), settings.epochs or self.recipe.epochs, settings.seed, start
+        )
+        model, average = self._prepared(batches)
+        if self.saved:
+            self.saved.restore(model, average)
+        checkpoints = Checkpoints(self.folder, asdict(settings), start, batches.steps_per_epoch, average=average)
+        if len(batches):
+            transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
+            pictures = Augmented(self.train_data, transforms, settings.seed)
+            loader = PictureLoader(pictures, batches, self.workers)
+            with _stop_on_signals(checkpoints):
+                model.fit(loader, epochs=1, verbose=0, callbacks=self._callbacks(batches, start, average, checkpoints))
+        if checkpoints.stopped:
+            return Result(checkpoints.step, True, {}, [])
+        return self._finished(batches.total_steps, average, condense_at_end)
+
+    def _prepared(self, batches: TrainingBatches) -> tuple[paddle.Model, ModelEMA | None]:
+        settings, rate = self.settings, self.settings.learning_rate
+        if rate is None:
+            # The linear scaling rule (arXiv 1706.02677): the recipe's rate is for the recipe's batch.
+            rate = self.recipe.learning_rate * batches.batch_size / self.recipe.batch_size
+        model = paddle.Model(self.network)
+        optimizer = paddle.optimizer.Momentum(
+            self.recipe.schedule(rate, batches.steps_per_epoch, batches.total_steps // batches.steps_per_epoch),
+            momentum=0.9,
+            parameters=[p for p in self.network.parameters() if not p.stop_gradient],
+            use_nesterov=True,
+            weight_decay=self.recipe.weight_decay,
+        )
+        loss = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+        model.prepare(
+            optimizer,
+            CondensationLoss(loss, self.recipe.group_lasso, self.network),
+            paddle.metric.Accuracy(),
+            amp_configs="O1" if settings.amp and not paddle.get_device().startswith("cpu") else None,
+        )
+        return model, ModelEMA(self.network, self.recipe.ema_decay) if settings.ema else None
+
+    def _callbacks(
+        self, batches: TrainingBatches, start: int, average: ModelEMA | None, checkpoints: Checkpoints
+    ) -> list[paddle.callbacks.Callback]:
+        """In this order: what changes the network, then what shows it, then what saves it."""
+        shown = average.network if average else self.network
+        progress = Progress(batches.steps_per_epoch, batches.total_steps, start, lambda: self.evaluate(shown))
+        return [
+            StepSeeds(self.settings.seed, start),
+            paddle.callbacks.LRScheduler(),
+            *([CondensationCallback(batches.total_steps, start)] if learned_connections(self.network) else []),
+            *([average] if average else []),
+            progress,
+            *([Curves(self.log_dir, start, progress)] if self.log_dir else []),
+            checkpoints,
+        ]
+
+    def _finished(self, steps: int, average: ModelEMA | None, condense_at_end: bool) -> Result:
+        # All is dropped by now, unless the run was cut off between its last step and its end.
+        set_progress(self.network, 1.0)
+        networks = {"model": self.network}
+        if average:
+            average.copy_choices(self.network)
+            networks["model_ema"] = average.network
+        if condense_at_end:
+            networks["model_condensed"] = condense(average.network if average else self.network)
+        accuracies = {name: self.evaluate(network) for name, network in networks.items()}
+        files = [self.folder / f"{name}.pdparams" for name in networks]
+        if distributed.get_rank() == 0:
+            for file, (name, network) in zip(files, networks.items()):
+                told = {"step": steps, "accuracy": accuracies[name].top1, "density": density(network)}
+                save_weights(network, file, {"training": {**asdict(self.settings), **told}})
+        return Result(steps, False, accuracies, files)
+
+    def _batch_size(self) -> int:
+        return self.settings.batch_size or self.recipe.batch_size
+
+
+def _network(settings: Settings, data: PictureData) -> nn.Layer:
+    """The network of the settings, with as many outputs as the data has classes."""
+    given = {"num_classes": len(data.classes), **settings.config}
+    if settings.pretrained and not settings.model:
+        network = load_model(settings.pretrained, **given)
+    else:
+        given = {"in_channels": data.in_channels, **given}
+        if settings.pretrained:
+            given = {"pretrained": settings.pretrained, **given}
+        elif "condensed" in config_keys(network_class(settings.model)):
+            given = {"condensed": False, **given}
+        network = build_network(settings.model, given)
+    if network.config["in_channels"] != data.in_channels:
+        raise WeightsError(
+            f"{settings.pretrained or network.arch} takes pictures of {network.config['in_channels']} channels and "
+            f"{settings.data} has {data.in_channels}: take another network or other data"
+        )
+    return network
+
+
+def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
+    """The data's own numbers where it has some, or else those of the network's paper."""
+    if data.mean is None:
+        return network.preprocessing
+    return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
+
+
+@contextmanager
+def _stop_on_signals(checkpoints: Checkpoints) -> Iterator[None]:
+    """SIGINT and SIGTERM end the training after the current batch instead of amid it."""
+
+    def stop(number: int, frame: Any) -> None:
+        checkpoints.request_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,273 @@
+"""The command: train, stop, continue, fine-tune, evaluate, and what it says when something is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+paddle = pytest.importorskip("paddle")
+
+import paddle_dense as pd_
+from paddle_dense.training.__main__ import main
+from paddle_dense.training.resume import saved_checkpoints
+from paddle_dense.weights import read_weights
+
+SMALL = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of two classes, dark and bright: 12 pictures to train on, 6 to test on."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for name, light in (("dark", 40), ("bright", 200)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = (light + random.integers(-20, 20, (40, 40, 3))).astype("uint8")
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def command(pictures, tmp_path, monkeypatch, capsys):
+    """``command("--epochs", 3)`` runs the command in an empty folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, data=True):
+        given = [*(["--data", pictures] if data else []), *arguments]
+        status = main([str(argument) for argument in given])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def arrays(path):
+    return read_weights(path)
+
+
+def assert_same(found, expected):
+    found, expected = read_weights(found), read_weights(expected)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_train_and_condense(command, tmp_path):
+    options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 4, "--ema", "--condense-at-end"]
+    status, out, err = command(*SMALL, *options, "-o", "run", "--log-dir", "curves")
+    assert (status, err) == (0, "")
+    assert "12 pictures of 2 classes, recipe finetune" in out
+    assert "epoch 4/4: loss" in out and "density 25.0%" in out
+    for name in ("model", "model_ema", "model_condensed"):
+        assert f"{name}.pdparams: accuracy" in out
+    trained, condensed = (
+        pd_.load_model(tmp_path / "run" / f"{name}.pdparams") for name in ("model_ema", "model_condensed")
+    )
+    x = paddle.randn([3, 3, 64, 64])
+    trained.eval(), condensed.eval()
+    np.testing.assert_allclose(condensed(x).numpy(), trained(x).numpy(), atol=1e-6)
+    told = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
+    assert told["config"]["num_classes"] == 2 and told["training"]["step"] == 12
+    assert any(file.name.startswith("vdlrecords") for file in (tmp_path / "curves").iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights(command):
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--seed", seed, "-o", folder)
+    assert_same("a/model.pdparams", "b/model.pdparams")
+    with pytest.raises(AssertionError):
+        assert_same("a/model.pdparams", "c/model.pdparams")
+
+
+def test_continue_a_finished_run_only_writes_its_files_again(command):
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2]
+    command(*options, "-o", "run")
+    before = arrays("run/model.pdparams")
+    os.remove("run/model.pdparams")
+    status, out, _ = command("--resume", "run", data=False)
+    assert status == 0 and "continued from step 6" in out
+    for name, array in arrays("run/model.pdparams").items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_fine_tune_a_converted_file_with_a_new_head(command, tmp_path):
+    torch = pytest.importorskip("torch")
+    from convert.torch2paddle import main as convert
+    from convert.torch_models.condensenet import CondenseNet
+
+    config = {"stages": [1, 1], "growth": [8, 8], "num_classes": 5, "init_stride": 2}
+    torch.save(CondenseNet(**config, condensed=True).state_dict(), "five.pth")
+    assert convert(["five.pth", "--config", "init_stride=2"]) == 0
+    status, out, err = command("--pretrained", "five.pdparams", "--batch-size", 4, "--epochs", 1)
+    assert (status, err) == (0, "") and "recipe finetune" in out
+    tuned, before = arrays("runs/five/model.pdparams"), arrays("five.pdparams")
+    assert tuned["classifier.linear.weight"].shape[1] == 2
+    for name in before:
+        if name.endswith(".index"):
+            np.testing.assert_array_equal(tuned[name], before[name])
+    assert not np.array_equal(tuned["features.init_conv.weight"], before["features.init_conv.weight"])
+
+    status, out, _ = command("--pretrained", "runs/five/model.pdparams", "--eval-only")
+    assert status == 0 and "on 6 pictures" in out
+
+
+def test_half_precision_on_a_cpu_changes_nothing(command):
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1]
+    status, out, _ = command(*options, "--amp", "-o", "half")
+    assert status == 0 and "note: Paddle has no half precision on a CPU, so --amp changes nothing here" in out
+    assert command(*options, "-o", "full")[0] == 0
+    assert_same("half/model.pdparams", "full/model.pdparams")
+
+
+def test_evaluate_a_run(command):
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
+    _, by_run, _ = command("--resume", "run", "--eval-only", data=False)
+    _, by_file, _ = command("--pretrained", "run/model.pdparams", "--eval-only")
+    assert by_run == by_file and by_run.startswith("accuracy ")
+
+
+@pytest.mark.slow
+def test_digits_are_learned(command):
+    pytest.importorskip("sklearn")
+    small = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-16,init_stride=2"]
+    status, out, _ = command("--data", "digits", *small, "--epochs", 6, "--condense-at-end", data=False)
+    assert status == 0
+    accuracy = float(out.rpartition("model_condensed.pdparams: accuracy ")[2].split("%")[0])
+    assert accuracy > 50  # ten classes
+
+
+def test_a_plot_of_the_run(command):
+    pytest.importorskip("matplotlib")
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
+    checkpoint = saved_checkpoints_in("run")[0]
+    assert main(["plot", str(checkpoint), "-o", "run.png"]) == 0
+    assert Image.open("run.png").size[0] > 300
+
+
+def saved_checkpoints_in(folder):
+    from pathlib import Path
+
+    return saved_checkpoints(Path(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "cdnv2_a"], "--data is missing: give digits"),
+        (["--data", "digits"], "--model is missing: give a preset"),
+        (["--data", "digits", "--model", "resnet"], "unknown network 'resnet': choose one of"),
+        (["--data", "digits", "--model", "cdnv2_a", "--recipe", "mine"], "unknown recipe 'mine': choose one of"),
+        (["--data", "nowhere", "--model", "cdnv2_a"], "there is no data nowhere"),
+        (["--data", "digits", "--model", "cdnv2_a", "--epochs", "0"], "--epochs 0 must be 1 or more"),
+        (["--data", "digits", "--model", "cdnv2_a", "--learning-rate", "nan"], "--learning-rate nan must be above 0"),
+        (["--data", "digits", "--model", "cdnv2_a", "--config", "stages"], "'stages' must have the form KEY=VALUE"),
+        (["--data", "digits", "--model", "cdnv2_a", "--config", "depth=3"], "takes no argument 'depth'"),
+        (["--data", "digits", "--model", "cdnv2_a", "--eval-only"], "--eval-only needs weights"),
+        (["--data", "digits", "--model", "CondenseNet"], "CondenseNet cannot be built with the arguments"),
+        (["--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files_are_one_line_and_status_1(command, tmp_path):
+    (tmp_path / "bad.pdparams").write_bytes(b"not weights")
+    cases = [
+        (["--pretrained", "bad.pdparams"], "bad.pdparams"),
+        (["--pretrained", "missing.pdparams"], "missing.pdparams: cannot be read"),
+        (["--resume", "nowhere"], "nowhere holds no checkpoint to continue from"),
+    ]
+    for arguments, message in cases:
+        status, _, err = command(*arguments)
+        assert status == 1 and message in err and err.count("\n") == 1
+
+
+def test_a_run_is_not_overwritten_or_changed_by_mistake(command):
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run"]
+    assert command(*options)[0] == 0
+    status, _, err = command(*options)
+    assert status == 2 and "run holds a run already: --resume continues it" in err
+    status, _, err = command("--resume", "run", "--epochs", 2)
+    assert status == 2 and "--epochs 2 contradicts the run, which began with 1: leave --epochs out" in err
+
+
+def start(pictures, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "paddle_dense.training", "--data", str(pictures), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_step(process, folder, step):
+    """Until the run has saved this step, or later."""
+    while not any(int(path.stem.split("-")[1]) >= step for path in saved_checkpoints(folder)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+LONG = [*SMALL, "--recipe", "finetune", "--batch-size", "4", "--epochs", "12", "--ema", "--condense-at-end"]
+
+
+def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, tmp_path, command):
+    command(*LONG, "-o", "whole")
+    run = tmp_path / "run"
+    killed = start(pictures, *LONG, "-o", str(run))
+    wait_for_step(killed, run, 3)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+
+    stopped = start(pictures, "--resume", str(run))
+    wait_for_step(stopped, run, 15)
+    stopped.send_signal(signal.SIGINT)
+    out, err = stopped.communicate()
+    assert stopped.returncode == 130, err
+    assert "stopped and saved at step" in out and "Traceback" not in err
+    assert not (run / "model.pdparams").exists()
+
+    status, out, _ = command("--resume", run, "--condense-at-end")
+    assert status == 0 and "continued from step" in out
+    for name in ("model", "model_ema", "model_condensed"):
+        assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
+    assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.slow
+def test_killed_at_many_random_moments(pictures, tmp_path, command):
+    command(*LONG, "-o", "whole")
+    run = tmp_path / "run"
+    random = np.random.default_rng()
+    for step in range(1, 31, 3):
+        process = start(pictures, *(["--resume", str(run)] if step > 1 else [*LONG, "-o", str(run)]))
+        wait_for_step(process, run, step)
+        time.sleep(random.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    command("--resume", run, "--condense-at-end")
+    for name in ("model", "model_ema", "model_condensed"):
+        assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
+
+
+def test_a_picture_that_cannot_be_read_is_named(command, pictures, tmp_path):
+    folder = shutil.copytree(pictures, tmp_path / "broken")
+    (folder / "train" / "dark" / "0.png").write_bytes(b"no picture")
+    status, _, err = command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "--data", folder)
+    assert status == 1 and "0.png: cannot be read as a picture" in err and err.count("\n") == 1
