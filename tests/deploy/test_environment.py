@@ -1,0 +1,56 @@
+"""What a processor needs, and that nothing is changed unasked."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from paddle_dense.deploy import environment
+from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment
+
+CPUINFO = "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nvendor_id\t: {vendor}\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [("AuthenticAMD", "avx avx2", "5"), ("AuthenticAMD", "avx", None), ("GenuineIntel", "avx avx2", None)],
+)
+def test_mkl_is_told_of_avx2_on_amd_only(tmp_path, monkeypatch, vendor, flags, expected):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor=vendor, flags=flags))
+    monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
+    assert cpu_environment().get("MKL_DEBUG_CPU_TYPE") == expected
+
+
+def test_asking_changes_nothing():
+    before = dict(os.environ)
+    assert int(cpu_environment()["OMP_NUM_THREADS"]) >= 1
+    assert dict(os.environ) == before
+
+
+def run(code, **variables):
+    environ = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
+    done = subprocess.run([sys.executable, "-c", code], env={**environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_set_before_paddle_loads_and_leaves_what_is_set():
+    code = (
+        "import os, sys\n"
+        "from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment\n"
+        "print(set_cpu_environment() == {k: v for k, v in cpu_environment().items() if k != 'OMP_NUM_THREADS'})\n"
+        "print(os.environ['OMP_NUM_THREADS'], 'paddle' in sys.modules)"
+    )
+    assert run(code, OMP_NUM_THREADS="7").split() == ["True", "7", "False"]
+
+
+def test_importing_the_package_changes_no_environment():
+    code = "import os; before = dict(os.environ); import paddle_dense.deploy; print(before == dict(os.environ))"
+    assert run(code).split() == ["True"]
+
+
+def test_after_paddle_it_is_too_late():
+    pytest.importorskip("paddle")
+    with pytest.raises(RuntimeError, match="before import paddle"):
+        set_cpu_environment()
