@@ -26,7 +26,7 @@ from paddle_dense.training.run import Run, Settings
 GROUPS = {"group_1x1": 4, "group_3x3": 4}
 NETWORKS = {
     "CondenseNetV2": {"stages": [1, 2, 3], "growth": [8, 16, 32], "fc_channel": 128, "group_trans": 4, **GROUPS},
-    "CondenseNet": {"stages": [2, 3, 4], "growth": [8, 16, 32], **GROUPS},
+    "CondenseNet": {"stages": [1, 2, 3], "growth": [8, 16, 32], **GROUPS},
 }
 
 
@@ -65,7 +65,7 @@ def learn(name: str, epochs: int, seed: int, folder: Path) -> dict[str, object]:
 def main() -> None:
     """Train and print the table."""
     parser = argparse.ArgumentParser(description="Train both CondenseNets on the digits.")
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     options = parser.parse_args()

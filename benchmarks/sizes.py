@@ -44,8 +44,7 @@ def sizes(name: str) -> tuple[int, float]:
 
     The CondenseNets' papers count activations and pooling with the products; everybody else counts the products.
     """
-    model = create_model(name)
-    found = profile(model, (3, model.input_size, model.input_size))
+    found = profile(create_model(name))
     counted = found.macs if name.startswith(("cdnv2", "condensenet")) else found.executed_macs
     return found.params, counted / 1e6
 

@@ -38,7 +38,7 @@ class Profile:
         )
 
 
-def profile(model: nn.Layer, input_shape: Sequence[int] = (3, 224, 224)) -> Profile:
+def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profile:
     """Count parameters and multiply-accumulates by running one black picture through the model.
 
     The papers count the products of convolutions and linear layers, 1 for each element of a ReLU or ReLU6, the window's
@@ -48,8 +48,12 @@ def profile(model: nn.Layer, input_shape: Sequence[int] = (3, 224, 224)) -> Prof
 
     Args:
         model: any Paddle network; its state and mode are left as they were.
-        input_shape: (channels, height, width) of the picture.
+        input_shape: (channels, height, width) of the picture; the network's own channels and size, or (3, 224, 224)
+            for a network of another package, unless given.
     """
+    if input_shape is None:
+        size = getattr(model, "input_size", 224)
+        input_shape = (model.config["in_channels"] if hasattr(model, "config") else 3, size, size)
     counted: dict[str, int] = {}
     executed: dict[str, int] = {}
 

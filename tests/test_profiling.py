@@ -144,3 +144,8 @@ def test_a_picture_that_does_not_fit_leaves_no_trace():
     assert model.training
     assert not any(layer._forward_post_hooks for layer in model.sublayers(include_self=True))
     assert paddle.is_grad_enabled()
+
+
+def test_the_picture_is_the_networks_own_unless_given():
+    digits = CondenseNetV2(**SMALL, in_channels=1)
+    assert profile(digits).macs == profile(digits, (1, digits.input_size, digits.input_size)).macs

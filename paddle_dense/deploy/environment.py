@@ -2,8 +2,9 @@
 
 Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is told that
 they have AVX2, and it starts with one thread. Both are settled by environment variables that are read once, when Paddle
-loads; so the commands of this package call `set_cpu_environment` before they import it, and a program of one's own does
-the same in its first lines::
+loads. Besides, the C library gives every large tensor's memory back to the system and fetches it again page by page for
+the next one, which can take longer than the arithmetic. The commands of this package therefore call
+`set_cpu_environment` before they import Paddle, and a program of one's own does the same in its first lines::
 
     from paddle_dense.deploy.environment import set_cpu_environment
 
@@ -13,12 +14,16 @@ the same in its first lines::
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+# Of glibc's mallopt: up to which size memory is kept, and how much of it.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT, _MOST_KEPT = 1 << 30, (1 << 31) - 1
 
 
 def cpu_environment() -> dict[str, str]:
@@ -36,10 +41,10 @@ def cpu_environment() -> dict[str, str]:
 
 
 def set_cpu_environment() -> dict[str, str]:
-    """Set what `cpu_environment` says in this process, but for variables that are set already.
+    """Set what `cpu_environment` says in this process, but for variables that are set already, and keep freed memory.
 
     Returns:
-        What was set.
+        The variables that were set.
 
     Raises:
         RuntimeError: Paddle is loaded already and would not notice.
@@ -48,7 +53,15 @@ def set_cpu_environment() -> dict[str, str]:
         raise RuntimeError("Paddle has been imported already: call set_cpu_environment() before import paddle")
     variables = {name: value for name, value in cpu_environment().items() if name not in os.environ}
     os.environ.update(variables)
+    _keep_memory()
     return variables
+
+
+def _keep_memory() -> None:
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        library.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
 
 
 def _usable_cores() -> int:

@@ -1,6 +1,7 @@
 """What a processor needs, and that nothing is changed unasked."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -54,3 +55,19 @@ def test_after_paddle_it_is_too_late():
     pytest.importorskip("paddle")
     with pytest.raises(RuntimeError, match="before import paddle"):
         set_cpu_environment()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose allocator is told")
+def test_freed_memory_is_kept():
+    code = (
+        "import resource, numpy as np\n"
+        "from paddle_dense.deploy.environment import set_cpu_environment\n"
+        "{}\n"
+        "def fill():\n"
+        "    np.ones(1 << 22)\n"
+        "fill()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): fill()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    assert int(run(code.format("set_cpu_environment()"))) < 100 < int(run(code.format("")))
