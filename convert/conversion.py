@@ -122,22 +122,22 @@ def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -
     from paddle_dense.checkpoints import check_state
     from paddle_dense.models.recognise import canonical, recognise
 
-    with naming(path), _on_cpu():
+    with naming(path), on_cpu():
         original = canonical(checkpoint.state)
         source = to_paddle(original)
         found = recognise(source, options.arch, options.config)
         warnings += found.warnings
-        state, architecture = _condensed(source, found, options.keep_trained_form)
+        state, architecture = _target_form(source, found, options.keep_trained_form)
         if options.condense_classifier:
             state, architecture = _with_condensed_classifier(state, architecture)
             warnings.append(CLASSIFIER_CHANGED)
-        outline = _outline(architecture, options)
+        outline = outline_of(architecture, options)
         state = check_state(state, outline)
         parity = None
         if options.verify and util.find_spec("torch") is None:
             warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
         elif options.verify:
-            parity, said = _check(original, state, found, architecture, options)
+            parity, said = check(original, state, found, architecture, options)
             warnings += said
 
     result = Conversion(
@@ -166,14 +166,21 @@ def default_target(path: Path, suffix: str) -> Path:
     return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")
 
 
-def _condensed(
+def _target_form(
     source: dict[str, np.ndarray], found: Architecture, keep: bool
 ) -> tuple[dict[str, np.ndarray], Architecture]:
     """The state to write and the network that it fits, in the condensed form unless the user keeps the trained one."""
     if found.config.get("condensed", True):
         return source, found
-    if keep:
-        return _with_binary_masks(source), found
+    return (with_binary_masks(source), found) if keep else condensed_form(source, found)
+
+
+def condensed_form(source: Mapping[str, np.ndarray], found: Architecture) -> tuple[dict[str, np.ndarray], Architecture]:
+    """State and network of a checkpoint in the trained form, condensed.
+
+    Raises:
+        WeightsError: it is not condensed far enough.
+    """
     state = condense_state(source, lambda layer: found.network.condensing(layer, found.config))
     return state, replace(found, config={**found.config, "condensed": True})
 
@@ -194,7 +201,7 @@ def _with_condensed_classifier(
     return halved, replace(found, config={**found.config, "condense_classifier": True})
 
 
-def _outline(architecture: Architecture, options: Options) -> nn.Layer:
+def outline_of(architecture: Architecture, options: Options) -> nn.Layer:
     """The Paddle network without its memory; numbers that make none are the user's fault where the user gave some."""
     try:
         return architecture.outline()
@@ -202,7 +209,7 @@ def _outline(architecture: Architecture, options: Options) -> nn.Layer:
         raise (ValueError(f"--config: {error}") if options.config else WeightsError(str(error))) from error
 
 
-def _with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same state with averaged masks put back to 0 and 1, and the counters beside them to whole numbers."""
     rounded = dict(state)
     for layer in learned_layers(state):
@@ -213,7 +220,7 @@ def _with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return rounded
 
 
-def _check(
+def check(
     source: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
     found: Architecture,
@@ -235,8 +242,8 @@ def _check(
     from convert import parity
     from paddle_dense.checkpoints import set_state
 
-    reference = _own_reference(options.reference) if options.reference else build_twin(found)
-    parity.load_torch_state(reference, _with_binary_masks(source))
+    reference = build_reference(found, options.reference)
+    parity.load_torch_state(reference, with_binary_masks(source))
     if options.condense_classifier:
         if options.reference:
             raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
@@ -247,22 +254,13 @@ def _check(
     batches = parity.random_batches(channels, model.input_size)
     if options.images:
         batches += parity.image_batches(options.images, model.preprocessing, channels)
-    result = parity.compare(reference, model, batches)
+    result, warnings = parity.settled(reference, model, batches, options.atol)
     if result.max_rel_diff <= options.atol:
-        return result, []
+        return result, warnings
 
-    with parity.double_precision():
-        reference, model = parity.in_double_precision(reference), architecture.build()
-        set_state(model, state)
-        exact = parity.compare(reference, model, batches)
-        if exact.max_rel_diff <= options.atol:
-            return exact, [
-                f"this network amplifies rounding: in float32 the frameworks differ by {result.max_rel_diff:.1e} of "
-                f"the logits' scale, and in float64 they agree to {exact.max_rel_diff:.1e}"
-            ]
-        inside = [f"{layer}." for layer in learned_layers(source)]
-        layers = parity.layer_differences(reference, model, batches[0], skip=inside)
-    first = parity.first_difference(layers, options.atol)
+    inside = [f"{layer}." for layer in learned_layers(source)]
+    with parity.exact_pair(reference, model) as pair:
+        first = parity.first_difference(parity.layer_differences(*pair, batches[0], skip=inside), options.atol)
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
     raise WeightsError(
         f"Paddle and PyTorch differ by {result.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
@@ -271,7 +269,7 @@ def _check(
 
 
 @contextmanager
-def _on_cpu() -> Iterator[None]:
+def on_cpu() -> Iterator[None]:
     """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
     import paddle
 
@@ -281,6 +279,11 @@ def _on_cpu() -> Iterator[None]:
         yield
     finally:
         paddle.set_device(device)
+
+
+def build_reference(architecture: Architecture, own: str | None) -> torch.nn.Module:
+    """The PyTorch network to compare with: the user's ``MODULE:FACTORY``, or else the twin."""
+    return _own_reference(own) if own else build_twin(architecture)
 
 
 def build_twin(architecture: Architecture) -> torch.nn.Module:

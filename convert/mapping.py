@@ -12,6 +12,8 @@ PyTorch                     Paddle                values
 ``*.conv*.weight``, 2-D     the same name         as they are: rows of experts, [E, numbers of a kernel]
 anything else               the same name         as they are
 =========================== ===================== ==========================================
+
+`to_paddle` reads it from left to right and `to_torch` from right to left.
 """
 
 from __future__ import annotations
@@ -33,6 +35,22 @@ def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if leaf in _STATISTICS:
             name = f"{owner}.{_STATISTICS[leaf]}"
         mapped[name] = value.T if is_linear(name, value) else value
+    return mapped
+
+
+def to_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A Paddle state_dict under PyTorch's names and in PyTorch's layout; arrays are views where they can be.
+
+    PyTorch's BN also counts its batches. Paddle keeps no such number, and only a BN without a momentum reads it, so it
+    is 0.
+    """
+    names = {ours: theirs for theirs, ours in _STATISTICS.items()}
+    mapped = {}
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        mapped[f"{owner}.{names[leaf]}" if leaf in names else name] = value.T if is_linear(name, value) else value
+        if leaf == "_variance":
+            mapped[f"{owner}.num_batches_tracked"] = np.zeros((), np.int64)
     return mapped
 
 

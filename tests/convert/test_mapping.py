@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert.mapping import is_linear, to_paddle
+from convert.mapping import is_linear, to_paddle, to_torch
 
 
 def numbered(*shape: int) -> np.ndarray:
@@ -46,9 +46,40 @@ def test_the_whole_table():
     assert mapped["features.norm._variance"] is state["features.norm.running_var"]
 
 
+def test_the_whole_table_backwards():
+    state = {
+        "features.init_conv.weight": numbered(4, 3, 3, 3),
+        "features.norm.weight": numbered(4),
+        "features.norm._mean": numbered(4),
+        "features.norm._variance": numbered(4),
+        "features.conv_1._mask": numbered(6, 4, 1, 1),
+        "blocks.4.0.conv_pw.weight": numbered(2, 12),
+        "fc.weight": numbered(4, 5),
+    }
+    mapped = to_torch(state)
+    assert list(mapped) == [
+        "features.init_conv.weight",
+        "features.norm.weight",
+        "features.norm.running_mean",
+        "features.norm.running_var",
+        "features.norm.num_batches_tracked",
+        "features.conv_1._mask",
+        "blocks.4.0.conv_pw.weight",
+        "fc.weight",
+    ]
+    assert mapped["fc.weight"].shape == (5, 4) and (mapped["fc.weight"] == state["fc.weight"].T).all()
+    assert mapped["features.norm.num_batches_tracked"].shape == () and mapped["blocks.4.0.conv_pw.weight"].shape == (
+        2,
+        12,
+    )
+    back = to_paddle(mapped)
+    assert list(back) == list(state) and all((back[name] == state[name]).all() for name in state)
+
+
 def test_the_input_stays_as_it_is():
     state = {"fc.weight": numbered(5, 4), "norm.running_mean": numbered(2)}
     to_paddle(state)
+    to_torch(state)
     assert list(state) == ["fc.weight", "norm.running_mean"] and state["fc.weight"].shape == (5, 4)
 
 
@@ -75,3 +106,15 @@ def test_the_original_becomes_what_paddle_expects(tiny, tiny_state):
         expected = CondenseNetV2(**tiny, condensed=condensed).state_dict()
         found = tiny_state(name)
         assert {key: array.shape for key, array in found.items()} == {k: tuple(v.shape) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["converted.pth", "trained_unconverted.pth.tar"])
+def test_there_and_back_gives_the_originals_file(data, name):
+    from convert.checkpoint import read_checkpoint
+
+    original = read_checkpoint(data / f"cdnv2_tiny_{name}").state
+    back = to_torch(to_paddle(original))
+    assert list(back) == list(original)
+    for key, value in original.items():
+        if not key.endswith("num_batches_tracked"):
+            assert back[key].shape == value.shape and (back[key] == value).all(), key

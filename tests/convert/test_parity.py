@@ -64,6 +64,52 @@ def test_not_a_number_is_a_difference(pair):
     assert not result.max_rel_diff <= 1e9
 
 
+def test_what_float32_cannot_settle_float64_does(pair):
+    batches = parity.random_batches(3, 32)
+    result, warnings = parity.settled(*pair, batches, atol=1e-10)
+    assert result.max_rel_diff < 1e-12 and len(warnings) == 1 and "in float64 they agree to" in warnings[0]
+    result, warnings = parity.settled(*pair, batches, atol=1e-5)
+    assert 0 < result.max_rel_diff < 1e-5 and warnings == []
+    pair[1].classifier.bias.set_value(pair[1].classifier.bias + 1e-3)
+    result, warnings = parity.settled(*pair, batches, atol=1e-5)
+    assert result.max_rel_diff > 1e-5 and warnings == []
+
+
+def test_the_exact_pair_is_a_copy_in_float64(pair):
+    twin, model = pair
+    index = model.state_dict()["features.denseblock_1.denselayer_1.conv_1.index"].numpy()
+    with parity.exact_pair(twin, model) as (exact_twin, exact_model):
+        assert paddle.get_default_dtype() == "float64"
+        layers = parity.layer_differences(exact_twin, exact_model, parity.random_batches(3, 32)[0])
+        assert max(layer.max_rel_diff for layer in layers) < 1e-13
+        copied = exact_model.state_dict()
+        assert copied["fc.weight"].dtype == paddle.float64
+        assert (copied["features.denseblock_1.denselayer_1.conv_1.index"].numpy() == index).all()
+        assert copied["features.denseblock_1.denselayer_1.conv_1.index"].dtype == paddle.int64
+    assert paddle.get_default_dtype() == "float32"
+    assert twin.fc.weight.dtype == torch.float32 and model.fc.weight.dtype == paddle.float32
+
+
+@pytest.mark.parametrize("pixels", [4, 7])
+def test_float64_has_no_constant_in_float32_left(pixels):
+    """Forward and backward through what has constants: BN, leaky ReLU, the average over 16 and 49 pixels."""
+    theirs = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3, eps=1e-3), torch.nn.LeakyReLU(0.01), torch.nn.AdaptiveAvgPool2d(1)
+    )
+    ours = paddle.nn.Sequential(
+        paddle.nn.BatchNorm2D(3, epsilon=1e-3), paddle.nn.LeakyReLU(0.01), paddle.nn.AdaptiveAvgPool2D(1)
+    )
+    x = np.random.default_rng(0).standard_normal((2, 3, pixels, pixels))
+    with parity.exact_pair(theirs, ours) as (theirs, ours):
+        expected = theirs(torch.from_numpy(x))
+        expected.square().sum().backward()
+        found = ours(paddle.to_tensor(x))
+        found.square().sum().backward()
+    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-13)
+    np.testing.assert_allclose(ours[0].weight.grad.numpy(), theirs[0].weight.grad.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(ours[0]._mean.numpy(), theirs[0].running_mean.numpy(), rtol=1e-13)
+
+
 def test_modes_are_put_back(pair):
     twin, model = pair
     twin.train()

@@ -81,7 +81,8 @@ def test_the_official_checkpoint_needs_no_option(capsys, oracles, tmp_path):
 
     assert status == OK
     assert result["arch"] == "cdnv2_a" and result["params"] == 2_038_444
-    assert result["verified"] and result["max_rel_diff"] < 1e-6 and result["top1_agreement"] == 1
+    # Rounding: 4.6e-7 on one processor, 1.3e-6 on another.
+    assert result["verified"] and result["max_rel_diff"] < 2e-6 and result["top1_agreement"] == 1
     assert result["warnings"] == []
     assert result["output"] == str(tmp_path / "cdnv2_a.pdparams")
     oracle = np.load(oracles / "cdnv2_a_io.npz")

@@ -8,6 +8,7 @@ import pytest
 
 import paddle_dense as pd_
 from convert.mapping import to_paddle
+from convert.parity import exact_pair
 from convert.torch2paddle import OK, main
 from paddle_dense.models import cspnet as networks
 from paddle_dense.models.recognise import canonical
@@ -134,15 +135,17 @@ def test_gradients_are_alike(name, config, randomise, difference):
     twin = randomise(getattr(twins, name)(**config)).train()
     ours = in_paddle(twin, getattr(networks, name)(**config))
     ours.train()
-    x = pictures(4, 3, 64, 64)
-    twin(torch.from_numpy(x)).square().mean().backward()
-    ours(paddle.to_tensor(x)).square().mean().backward()
+    x = pictures(4, 3, 64, 64).astype("f8")
+    # In float32, one activation on the other side of a ReLU's kink already moves a gradient by 1e-4.
+    with exact_pair(twin, ours) as (twin, ours):
+        twin(torch.from_numpy(x)).square().mean().backward()
+        ours(paddle.to_tensor(x)).square().mean().backward()
     linear = ("classifier.weight", "head.fc.weight")
     expected = {key: p.grad.T if key in linear else p.grad for key, p in twin.named_parameters()}
     found = {key: p.grad for key, p in ours.named_parameters() if not p.stop_gradient}
     assert list(found) == list(expected)
     for key, gradient in expected.items():
-        assert difference(found[key], gradient) < 1e-4, key
+        assert difference(found[key], gradient) < 1e-9, key
 
 
 def test_starts_alike(timm):

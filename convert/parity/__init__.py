@@ -1,0 +1,51 @@
+"""Whether PyTorch and Paddle do the same: forward and layer by layer (`forward`), and in training (`training`)."""
+
+from convert.parity.forward import (
+    IMAGE_SUFFIXES,
+    SEEDS,
+    LayerDifference,
+    Parity,
+    compare,
+    double_precision,
+    evaluation,
+    exact_pair,
+    first_difference,
+    image_batches,
+    in_double_precision,
+    layer_differences,
+    load_torch_state,
+    paddle_in_double_precision,
+    random_batches,
+    settled,
+)
+from convert.parity.training import (
+    Difference,
+    StepParity,
+    TrainingParity,
+    compare_training,
+    pytorch_running_variance,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SEEDS",
+    "Difference",
+    "LayerDifference",
+    "Parity",
+    "StepParity",
+    "TrainingParity",
+    "compare",
+    "compare_training",
+    "double_precision",
+    "evaluation",
+    "exact_pair",
+    "first_difference",
+    "image_batches",
+    "in_double_precision",
+    "layer_differences",
+    "load_torch_state",
+    "paddle_in_double_precision",
+    "pytorch_running_variance",
+    "random_batches",
+    "settled",
+]

@@ -1,0 +1,155 @@
+"""The command ``python -m convert.parity``: does a checkpoint do the same in PyTorch and in Paddle?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+try:
+    from convert.command import add_options, for_each, read_options
+    from convert.parity.checkpoint import CheckpointParity, Options, check_checkpoint
+    from convert.parity.forward import first_difference
+    from convert.parity.training import Difference
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+except ImportError as error:  # without Paddle; the message says what to install
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, as ``--help`` shows it."""
+    command = Parser(
+        prog="python -m convert.parity",
+        description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
+        "gradient, and steps of Nesterov's SGD. Nothing is written. A checkpoint in the trained form is compared in "
+        "the trained form, and its condensed form as well.",
+        epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage.",
+    )
+    add = command.add_argument
+    add(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="CKPT",
+        help=".pth, .pt, .pth.tar, .safetensors, or .pdparams",
+    )
+    add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
+    add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
+    add("--batch-size", type=int, default=4, help="pictures in each training step (default: 4)")
+    add(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the random pictures (default: the network's own, but at most 64 in training)",
+    )
+    add("--seed", type=int, default=0, help="of the random pictures (default: 0)")
+    add("--layers", action="store_true", help="print the difference of every layer")
+    add(
+        "--keep-trained-form",
+        action="store_true",
+        help="do not compare the condensed form of a checkpoint in the trained form",
+    )
+    add_options(command)
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    # Paddle's own words, which are no news to someone who compares frameworks.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    try:
+        args = parser().parse_args(arguments)
+        for name, least in (("steps", 0), ("batch_size", 2), ("size", 32), ("seed", 0)):
+            value = getattr(args, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
+        if not args.learning_rate >= 0:
+            raise UsageError(f"--learning-rate {args.learning_rate} must be 0 or more")
+        options = read_options(args, Options)
+    except UsageError as error:
+        complain(error)
+        return USAGE
+    if util.find_spec("torch") is None:
+        complain("this command compares with PyTorch, which is not installed: pip install torch")
+        return FAILED
+
+    def work(number: int) -> int:
+        result = check_checkpoint(args.checkpoints[number], options)
+        _report(result, args.layers, args.json)
+        return FAILED if result.difference else OK
+
+    return for_each(args.checkpoints, work, {} if args.json else None)
+
+
+def _report(result: CheckpointParity, layers: bool, as_json: bool) -> None:
+    for warning in result.warnings:
+        print(f"warning: {result.input}: {warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(_as_json(result, layers), ensure_ascii=False))
+    else:
+        _print(result, layers)
+    if result.difference:
+        complain(f"{result.input}: Paddle and PyTorch differ: {result.difference}")
+
+
+def _as_json(result: CheckpointParity, layers: bool) -> dict[str, Any]:
+    first = first_difference(result.layers, result.atol)
+    training = result.training
+    return {
+        "input": result.input,
+        "arch": result.arch,
+        "config": result.config,
+        **asdict(result.forward),
+        "first_layer": first and asdict(first),
+        **({"layers": [asdict(layer) for layer in result.layers]} if layers else {}),
+        "steps": [asdict(step) for step in training.steps] if training else [],
+        "exact_steps": [asdict(step) for step in training.exact] if training else [],
+        "first_difference": training and training.first_difference and asdict(training.first_difference),
+        "verified": result.difference is None,
+        "seconds": result.seconds,
+        "warnings": list(result.warnings),
+    }
+
+
+def _print(result: CheckpointParity, layers: bool) -> None:
+    """What a person reads; differences are relative to the scale of what differs."""
+    forward = result.forward
+    form = {True: ", condensed form", False: ", trained form"}.get(result.config.get("condensed"), "")
+    print(f"{result.input}: {result.arch}{form}, {result.seconds:.1f} s")
+    print(
+        f"  logits    {forward.max_abs_diff:.1e} apart, {forward.max_rel_diff:.1e} of their scale, "
+        f"top-1 equal on {forward.top1_agreement:.0%} of {forward.inputs} inputs"
+    )
+    first = first_difference(result.layers, result.atol)
+    largest = max((layer.max_rel_diff for layer in result.layers), default=0.0)
+    where = f"first apart in {first.name}, by {first.max_rel_diff:.1e}" if first else f"equal to {largest:.1e}"
+    print(f"  layers    {len(result.layers)} in float64, {where}")
+    if layers:
+        for layer in result.layers:
+            print(f"    {layer.max_rel_diff:8.1e}  {layer.name}")
+    if not result.training:
+        return
+    for precision, steps in (("float32", result.training.steps), ("float64", result.training.exact)):
+        for step in steps:
+            print(
+                f"  {precision}   step {step.step}: loss {step.torch_loss:.6f} and {step.paddle_loss:.6f}, "
+                f"{step.loss_diff:.1e} apart; masks {'equal' if step.masks_equal else 'apart'}; "
+                f"gradients {_apart(step.gradient)}; updates {_apart(step.update)}"
+            )
+
+
+def _apart(difference: Difference) -> str:
+    return f"{difference.size:.1e} apart in {difference.name}" if difference.size else "equal"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

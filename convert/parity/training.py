@@ -1,0 +1,480 @@
+r"""The same training in PyTorch and in Paddle, step by step: losses, masks, every gradient, every update.
+
+From equal weights and equal batches both frameworks take the same steps, ``cross entropy + weight * group lasso`` and
+Nesterov's SGD. What is compared, in the order in which it is computed, so that the first difference is the cause:
+
+====================  =====================================================================================
+initial value         every tensor of the two networks: equal
+mask                  ``_mask``, ``_count``, ``_stage`` after the progress has been set: equal
+output                the logits, relative to the largest; where they differ, the first layer whose output does
+loss                  the cross entropy, relative to its value
+group lasso           each learned layer's, relative to its value
+gradient              each parameter's, relative to the largest element of that gradient
+update                each tensor's way since the start, BN's running statistics included, relative to that way
+====================  =====================================================================================
+
+**Rounding.** A gradient jumps where an activation crosses a kink (0 in ReLU, -3 and 3 in hard-swish), and two orders of
+summation put a few of millions of activations on different sides. Each adds or takes away one term of a sum that
+largely cancels, 1e-3 of a gradient and more; the update spreads it, and some steps later hundreds have crossed. PyTorch
+parts with itself in the same way when it runs on another number of threads. From the same weights, gradients agree to
+1e-5 in float32 wherever no activation crosses (tests/convert/test_training_parity.py counts them). A tolerance for the
+crossings would be one for mistakes, so what differs in float32 is run once more in float64, which leaves 1e-16 for a
+crossing to happen in, and each step from PyTorch's weights, so that nothing adds up: a mistake is as large as before,
+and in the step that makes it.
+
+**Scales.** There is none that a mistake could hide behind: every tensor is measured against itself. Taken off is only
+what the numbers themselves cannot express. Of a gradient or an update, 1e-12 of the largest in the network: float64's
+rounding of sums that cancel, which is all there is where the true gradient is 0 (a bias before a BN). Of an update,
+besides, the rounding of the weights to their own dtype, half a unit in the last place in each framework and step.
+
+**Running variance.** Paddle puts the biased variance of a batch into BN's running variance, PyTorch the unbiased one.
+Both compute the same in training, and differ in evaluation: see `pytorch_running_variance`, which is in force here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert.mapping import to_paddle
+from convert.parity.forward import exact_pair, first_difference, output_differences
+from paddle_dense.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from paddle import nn
+
+Arrays = dict[str, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]
+
+NO_DROPOUT = "dropout draws other numbers in each framework, so it was switched off in both for the training steps"
+_CANCELLATION = 1e-12
+_BUFFERS_OF_MASKS = ("_mask", "_count", "_stage")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one thing is apart.
+
+    Attributes:
+        step: the training step, from 0.
+        what: "initial value", "mask", "output", "loss", "group lasso", "gradient" or "update".
+        name: the tensor, under Paddle's name, or the layer.
+        size: the largest difference, relative to the scale that the module's docstring gives.
+    """
+
+    step: int
+    what: str
+    name: str
+    size: float
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.what} of {self.name}, by {self.size:.1e}"
+
+
+@dataclass(frozen=True)
+class StepParity:
+    """One training step in both frameworks.
+
+    Attributes:
+        step: from 0.
+        torch_loss, paddle_loss: the cross entropy, before the step.
+        loss_diff: absolute difference of the two.
+        torch_lasso, paddle_lasso: the group lasso of all learned layers, before its weight.
+        masks_equal: every mask and counter is the same in both.
+        gradient: the gradient that differs most.
+        update: the tensor whose way since the start differs most.
+        first: the first difference beyond the tolerance, None if there is none.
+    """
+
+    step: int
+    torch_loss: float
+    paddle_loss: float
+    loss_diff: float
+    torch_lasso: float
+    paddle_lasso: float
+    masks_equal: bool
+    gradient: Difference
+    update: Difference
+    first: Difference | None
+
+
+@dataclass(frozen=True)
+class TrainingParity:
+    """What `compare_training` found.
+
+    Attributes:
+        steps: each step, in the networks' own precision.
+        exact: each step in float64 and from PyTorch's weights, where `steps` differ beyond the tolerance; else empty.
+        warnings: what the user should know, one sentence each.
+    """
+
+    steps: tuple[StepParity, ...]
+    exact: tuple[StepParity, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def first_difference(self) -> Difference | None:
+        """The first step and tensor that differ beyond the tolerance; rounding that float64 settles is none."""
+        return _first_of(self.exact or self.steps)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both frameworks train alike."""
+        return self.first_difference is None
+
+
+def compare_training(
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    batches: Sequence[Batch],
+    *,
+    steps: int | None = None,
+    learning_rate: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    group_lasso: float = 1e-5,
+    tolerance: float = 1e-4,
+) -> TrainingParity:
+    """Train copies of both networks in lockstep and report where they part; the networks themselves stay as they are.
+
+    Dropout and stochastic depth are switched off in the copies, with a warning. Learned layers are told the progress
+    ``t / steps`` before step t, and count towards the loss.
+
+    Args:
+        torch_model: the PyTorch network; its learned layers have `set_progress` and `group_lasso`, as the twins' have.
+        paddle_model: the Paddle network with the same weights.
+        batches: pictures, float32 [N, C, H, W], and classes, int64 [N], of each step.
+        steps: steps of the whole training, of which these batches are the first; as many as batches unless given.
+        learning_rate: of the SGD.
+        momentum: Nesterov's, or 0 for none.
+        weight_decay: of all parameters.
+        group_lasso: weight of the group lasso.
+        tolerance: largest difference allowed, relative to the scales that the module's docstring gives.
+
+    Raises:
+        WeightsError: the networks do not have the same tensors.
+        ValueError: there is no batch, or the PyTorch network's learned layers are not those of the Paddle network.
+    """
+    recipe = _Recipe(steps or len(batches), learning_rate, momentum, weight_decay, group_lasso, tolerance)
+    found, random = _train(torch_model, paddle_model, batches, recipe)
+    warnings = [NO_DROPOUT] if random else []
+    exact: tuple[StepParity, ...] = ()
+    first = _first_of(found)
+    if first and str(next(iter(paddle_model.parameters())).dtype) != "paddle.float64":
+        with exact_pair(torch_model, paddle_model) as pair:
+            exact, _ = _train(*pair, batches, recipe, synchronised=True)
+        if _first_of(exact) is None:
+            largest = max(_CANCELLATION, *(size for step in exact for size in (step.gradient.size, step.update.size)))
+            warnings.append(
+                f"training amplifies rounding: in float32 the frameworks part at {first} of its scale, and in float64 "
+                f"every step is the same to {largest:.1e}"
+            )
+    return TrainingParity(found, exact, tuple(warnings))
+
+
+@contextmanager
+def pytorch_running_variance(model: nn.Layer) -> Iterator[None]:
+    """Inside, training gives BN the running variance that PyTorch would give it; nothing else changes.
+
+    With m the momentum in Paddle's sense, v the running variance, and b the biased variance of the n = N * H * W values
+    that a channel has in the batch::
+
+        Paddle     v' = m v + (1 - m) b
+        PyTorch    v' = m v + (1 - m) b n / (n - 1)
+
+    so that after each pass ``(v' - m v) / (n - 1)`` is missing in Paddle. n differs from layer to layer and from batch
+    to batch, which is why a trained network's statistics cannot be mended afterwards.
+    """
+    handles = _follow_pytorch_variance(model)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _follow_pytorch_variance(model: nn.Layer) -> list[Any]:
+    from paddle.nn import BatchNorm1D, BatchNorm2D, BatchNorm3D
+
+    before = {}
+
+    def remember(layer: nn.Layer, inputs: tuple) -> None:
+        before[id(layer)] = layer._variance.clone()
+
+    def correct(layer: nn.Layer, inputs: tuple, output: object) -> None:
+        shape = inputs[0].shape
+        # As Paddle's kernels, which keep the momentum in float32.
+        missing = layer._variance - float(np.float32(layer._momentum)) * before.pop(id(layer))
+        if layer.training and not layer._use_global_stats:
+            n = int(np.prod(shape)) // shape[1]
+            layer._variance.set_value(layer._variance + missing / max(n - 1, 1))
+
+    return [
+        handle
+        for layer in model.sublayers(include_self=True)
+        if isinstance(layer, (BatchNorm1D, BatchNorm2D, BatchNorm3D))
+        for handle in (layer.register_forward_pre_hook(remember), layer.register_forward_post_hook(correct))
+    ]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    steps: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    group_lasso: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one framework computes before an update; arrays under Paddle's names and in its layout."""
+
+    output: np.ndarray
+    loss: float
+    lassos: dict[str, float]
+    gradients: Arrays
+
+
+class _TorchSide:
+    """A copy of the PyTorch network in training."""
+
+    def __init__(self, model: torch.nn.Module, recipe: _Recipe) -> None:
+        import torch
+
+        self.model = copy.deepcopy(model).train()
+        self.random = _without_randomness(self.model.modules())
+        self.weight = recipe.group_lasso
+        self.layers = {
+            name: layer
+            for name, layer in self.model.named_modules()
+            if hasattr(layer, "set_progress") and hasattr(layer, "group_lasso")
+        }
+        # Paddle's optimizer keeps these two in float32.
+        momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0
+        )
+
+    def state(self) -> Arrays:
+        return to_paddle({name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()})
+
+    def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
+        import torch
+
+        like = next(iter(self.model.parameters()))
+        logits = self.model(torch.from_numpy(x).to(like))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).to(like.device))
+        lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
+        self.optimizer.zero_grad()
+        (loss + self.weight * sum(lassos.values())).backward()
+        gradients = {
+            name: (torch.zeros_like(value) if value.grad is None else value.grad).cpu().numpy().copy()
+            for name, value in self.model.named_parameters()
+            if value.requires_grad
+        }
+        values = {name: value.item() for name, value in lassos.items()}
+        return _Pass(logits.detach().cpu().numpy(), loss.item(), values, to_paddle(gradients))
+
+
+class _PaddleSide:
+    """A copy of the Paddle network in training, its running variances as PyTorch has them."""
+
+    def __init__(self, model: nn.Layer, recipe: _Recipe) -> None:
+        import paddle
+
+        from paddle_dense.training.condensation import learned_connections
+
+        self.model = copy.deepcopy(model)
+        self.model.train()
+        self.random = _without_randomness(self.model.sublayers(include_self=True))
+        self.weight = recipe.group_lasso
+        self.layers = learned_connections(self.model)
+        self.optimizer = paddle.optimizer.Momentum(
+            recipe.learning_rate,
+            recipe.momentum,
+            parameters=self.model.parameters(),
+            use_nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+        _follow_pytorch_variance(self.model)
+
+    def state(self) -> Arrays:
+        return {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
+
+    def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
+        import paddle
+
+        like = next(iter(self.model.parameters()))
+        logits = self.model(paddle.to_tensor(x, dtype=like.dtype))
+        loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(y))
+        lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
+        self.optimizer.clear_grad()
+        (loss + self.weight * sum(lassos.values())).backward()
+        gradients = {
+            name: (paddle.zeros_like(value) if value.grad is None else value.grad).numpy().copy()
+            for name, value in self.model.named_parameters()
+            if not value.stop_gradient
+        }
+        values = {name: value.item() for name, value in lassos.items()}
+        return _Pass(logits.numpy(), loss.item(), values, gradients)
+
+
+def _without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
+    """Switch off dropout and stochastic depth in place; whether there was any."""
+    found = False
+    for layer in layers:
+        for name in ("p",) if "Dropout" in type(layer).__name__ else ("drop", "drop_path", "drop_prob", "drop_rate"):
+            rate = getattr(layer, name, 0)
+            if isinstance(rate, float) and rate > 0:
+                setattr(layer, name, 0.0)
+                found = True
+    return found
+
+
+def _train(
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    batches: Sequence[Batch],
+    recipe: _Recipe,
+    synchronised: bool = False,
+) -> tuple[tuple[StepParity, ...], bool]:
+    """Every step, from PyTorch's weights if synchronised, and whether something random was switched off."""
+    from paddle_dense.checkpoints import set_state
+
+    if not batches:
+        raise ValueError("training is compared on batches, and there is none: give one for each step")
+    torch_side, paddle_side = _TorchSide(torch_model, recipe), _PaddleSide(paddle_model, recipe)
+    start = torch_side.state()
+    apart = _beyond(0, _initial_differences(torch_side, paddle_side, start))
+    steps: list[StepParity] = []
+    for step, batch in enumerate(batches):
+        if synchronised and step:
+            start = torch_side.state()
+            set_state(paddle_side.model, start)
+        found = _step(torch_side, paddle_side, step, batch, start, recipe, name_layer=_first_of(steps) is None)
+        steps.append(replace(found, first=apart) if apart and not step else found)
+    return tuple(steps), torch_side.random or paddle_side.random
+
+
+def _initial_differences(torch_side: _TorchSide, paddle_side: _PaddleSide, start: Arrays) -> list[Difference]:
+    found = paddle_side.state()
+    for name in {**start, **found}:
+        shapes = [list(state[name].shape) if name in state else "absent" for state in (start, found)]
+        if shapes[0] != shapes[1]:
+            raise WeightsError(f"tensor {name} is {shapes[0]} in the PyTorch network and {shapes[1]} in the Paddle one")
+    if set(torch_side.layers) != set(paddle_side.layers):
+        name = min(set(torch_side.layers) ^ set(paddle_side.layers))
+        raise ValueError(
+            f"{name} learns its connections in one network only: give the PyTorch layer set_progress and group_lasso, "
+            f"as convert.torch_models has them"
+        )
+    return _differences(0, "initial value", found, start, _scales(start))
+
+
+def _step(
+    torch_side: _TorchSide,
+    paddle_side: _PaddleSide,
+    step: int,
+    batch: Batch,
+    start: Arrays,
+    recipe: _Recipe,
+    name_layer: bool,
+) -> StepParity:
+    for side in (torch_side, paddle_side):
+        for layer in side.layers.values():
+            layer.set_progress(step / recipe.steps)
+    masks = _mask_differences(step, paddle_side.state(), torch_side.state())
+    before = (copy.deepcopy(torch_side.model), copy.deepcopy(paddle_side.model)) if name_layer else None
+    theirs, ours = torch_side.backward(*batch), paddle_side.backward(*batch)
+    for side in (torch_side, paddle_side):
+        side.optimizer.step()
+    passes = _pass_differences(step, ours, theirs)
+    updates = _update_differences(step, paddle_side.state(), torch_side.state(), start)
+    first = _beyond(0, masks) or _beyond(recipe.tolerance, [*passes, *updates])
+    if before and first and first.what == "output":
+        layer = first_difference(output_differences(*before, batch[0]), recipe.tolerance)
+        first = Difference(step, "output", layer.name, layer.max_rel_diff) if layer else first
+    return StepParity(
+        step,
+        torch_loss=theirs.loss,
+        paddle_loss=ours.loss,
+        loss_diff=abs(ours.loss - theirs.loss),
+        torch_lasso=sum(theirs.lassos.values()),
+        paddle_lasso=sum(ours.lassos.values()),
+        masks_equal=_beyond(0, masks) is None,
+        gradient=_largest([difference for difference in passes if difference.what == "gradient"]),
+        update=_largest(updates),
+        first=first,
+    )
+
+
+def _mask_differences(step: int, ours: Arrays, theirs: Arrays) -> list[Difference]:
+    masks = {name: value for name, value in theirs.items() if name.rpartition(".")[2] in _BUFFERS_OF_MASKS}
+    return _differences(step, "mask", ours, masks, dict.fromkeys(masks, 1.0))
+
+
+def _pass_differences(step: int, ours: _Pass, theirs: _Pass) -> list[Difference]:
+    """Differences of logits, loss, group lassos and gradients, in the order in which they are computed."""
+    found = []
+    for what in ("output", "loss"):
+        mine, expected = ({"the network": np.asarray(getattr(side, what))} for side in (ours, theirs))
+        found += _differences(step, what, mine, expected, _scales(expected))
+    found += _differences(step, "group lasso", ours.lassos, theirs.lassos, theirs.lassos)
+    scales = _scales(theirs.gradients)
+    rounding = dict.fromkeys(scales, _CANCELLATION * max(scales.values()))
+    gradients = _differences(step, "gradient", ours.gradients, theirs.gradients, scales, rounding)
+    return [*found, *reversed(gradients)]
+
+
+def _update_differences(step: int, ours: Arrays, theirs: Arrays, start: Arrays) -> list[Difference]:
+    """Differences of the ways since the start, beyond what the tensors' own rounding explains."""
+    ways = _scales({name: value - start[name] for name, value in theirs.items()})
+    cancellation = _CANCELLATION * max(ways.values())
+    rounding = {
+        name: cancellation + (step + 1) * float(np.finfo(value.dtype).eps * np.abs(value).max())
+        for name, value in theirs.items()
+        if value.dtype.kind == "f"
+    }
+    return _differences(step, "update", ours, theirs, ways, rounding)
+
+
+def _differences(
+    step: int,
+    what: str,
+    ours: Mapping[str, np.ndarray | float],
+    theirs: Mapping[str, np.ndarray | float],
+    scales: Mapping[str, float],
+    rounding: Mapping[str, float] | None = None,
+) -> list[Difference]:
+    """One for each of `theirs`, relative to its scale; what is absent or not a number differs infinitely."""
+    found = []
+    for name, expected in theirs.items():
+        difference = float(np.abs(ours.get(name, np.nan) - expected).max())
+        beyond = difference - (rounding or {}).get(name, 0.0)
+        size = 0.0 if beyond <= 0 else beyond / scales[name] if scales[name] else np.inf
+        found.append(Difference(step, what, name, size if np.isfinite(size) else np.inf))
+    return found
+
+
+def _scales(arrays: Arrays) -> dict[str, float]:
+    return {name: float(np.abs(value).max()) for name, value in arrays.items()}
+
+
+def _largest(differences: Sequence[Difference]) -> Difference:
+    return max(differences, key=lambda difference: difference.size)
+
+
+def _beyond(tolerance: float, differences: Sequence[Difference]) -> Difference | None:
+    return next((difference for difference in differences if difference.size > tolerance), None)
+
+
+def _first_of(steps: Sequence[StepParity]) -> Difference | None:
+    return next((step.first for step in steps if step.first), None)
