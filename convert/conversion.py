@@ -7,6 +7,7 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib import metadata, util
@@ -117,6 +118,7 @@ def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -
             raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
     checkpoint = read_checkpoint(path, ema=options.ema)
     warnings = list(checkpoint.warnings)
+    sha256 = _hashing(path)
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     from paddle_dense.checkpoints import check_state
@@ -146,7 +148,7 @@ def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -
         arch=architecture.arch,
         config=dict(outline.config),
         params=_count_parameters(state),
-        sha256=_sha256(path),
+        sha256=sha256.result(),
         max_abs_diff=parity and parity.max_abs_diff,
         max_rel_diff=parity and parity.max_rel_diff,
         top1_agreement=parity and parity.top1_agreement,
@@ -314,6 +316,14 @@ def _own_reference(name: str) -> torch.nn.Module:
 def _count_parameters(state: Mapping[str, np.ndarray]) -> int:
     buffers = ("_mean", "_variance", "index", "_mask", "_count", "_stage")
     return sum(value.size for name, value in state.items() if name.rpartition(".")[2] not in buffers)
+
+
+def _hashing(path: Path) -> Future[str]:
+    """The sha256 of a file, computed beside: it needs no turn of the interpreter, so it is free while Paddle loads."""
+    beside = ThreadPoolExecutor(1)
+    sha256 = beside.submit(_sha256, path)
+    beside.shutdown(wait=False)
+    return sha256
 
 
 def _sha256(path: Path) -> str:
