@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 # The main job on a real trained checkpoint and real images.
 demo: .venv/installed
@@ -14,6 +14,14 @@ test: .venv/peers
 
 test-slow: .venv/peers
 	$(BIN)/python -m pytest -m slow
+
+# Latency in every runtime beside its peers, conversion and training: about an hour on two cores, best with nothing else.
+bench: .venv/runtimes
+	mkdir -p build
+	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png
+	$(BIN)/python -m benchmarks.conversion
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.digits
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -32,6 +40,11 @@ format: .venv/installed
 .venv/peers: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchvision timm pytorchcv
 	$(BIN)/python -m pip install --quiet -c constraints.txt huggingface_hub pyyaml requests
+	touch $@
+
+# What the exported networks run in.
+.venv/runtimes: .venv/peers
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,report,train]" openvino
 	touch $@
 
 clean:
