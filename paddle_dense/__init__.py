@@ -49,11 +49,14 @@ _HOMES = {
     "paddle_dense.profiling": ("Profile", "profile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBPACKAGES = ("deploy", "training")
 
-__all__ = ["__version__", "condense", *sorted(_HOME_OF)]
+__all__ = ["__version__", "condense", *_SUBPACKAGES, *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
     # What is in no list may be a preset, such as cdnv2_a.
     home = "paddle_dense.models" if name not in _HOME_OF and not name.startswith("_") else _HOME_OF.get(name)
     try:
