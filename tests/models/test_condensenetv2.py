@@ -71,7 +71,8 @@ def test_cdnv2_a_answers_as_the_original(oracles, difference):
     oracle = np.load(oracles / "cdnv2_a_io.npz")
     model = with_state(cdnv2_a(), to_paddle(read_checkpoint(oracles / "cdnv2_a.pth").state))
     y = answer(model, oracle["x"])
-    assert difference(y, oracle["logits"]) < 1e-6
+    # Rounding: 7.4e-7 on one processor, 1.04e-6 on another.
+    assert difference(y, oracle["logits"]) < 2e-6
     assert (y.numpy().argmax(axis=1) == oracle["logits"].argmax(axis=1)).all()
 
 
