@@ -11,7 +11,7 @@ extras = {
     "cpu": ["paddlepaddle>=2.6"],
     "torch": ["torch>=2.0"],
     "report": ["matplotlib>=3.5"],
-    "deploy": ["paddle2onnx>=2.0", "onnxruntime>=1.16"],
+    "deploy": ["paddle2onnx>=1.3", "onnx>=1.14", "onnxruntime>=1.16"],
     "train": ["scikit-learn>=1.0", "visualdl>=2.5"],
     "notebooks": ["notebook", "matplotlib>=3.5", "scikit-learn>=1.0"],
     "test": ["pytest>=7", "ruff", "hypothesis", "safetensors>=0.4", "scikit-learn>=1.0", "matplotlib>=3.5"],

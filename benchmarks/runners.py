@@ -8,6 +8,7 @@ milliseconds of each run, ``answer FILE`` saves what the network says to the see
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -47,57 +48,43 @@ def _eager(model: Any) -> Runner:
     return run
 
 
-def paddle_eager(folder: Path) -> Runner:
+def paddle_eager(folder: Path, batch: int) -> Runner:
     """This project's network in Paddle, as it is."""
     return _eager(_paddle_model(folder)[1])
 
 
-def paddle_eager_fused(folder: Path) -> Runner:
+def paddle_eager_fused(folder: Path, batch: int) -> Runner:
     """The same after `pd_.deploy.fuse`."""
     pd_, model = _paddle_model(folder)
     return _eager(pd_.deploy.fuse(model))
 
 
-def _predictor(model: Any, folder: Path, name: str) -> Runner:
-    import paddle.inference as inference
-
-    import paddle_dense as pd_
+def _predictor(model: Any, folder: Path, batch: int) -> Runner:
+    from paddle_dense.deploy.export import load_paddle
 
     size = _described(folder)["input_size"]
-    written = pd_.deploy.export(model, folder / name, format="paddle", input_size=size)
-    paths = sorted(str(path) for path in written)
-    program = next(path for path in paths if path.endswith((".json", ".pdmodel")) and not path.endswith(".meta.json"))
-    config = inference.Config(program, next(path for path in paths if path.endswith(".pdiparams")))
-    config.set_cpu_math_library_num_threads(THREADS)
-    config.disable_glog_info()
-    predictor = inference.create_predictor(config)
-    given = predictor.get_input_handle(predictor.get_input_names()[0])
-    found = predictor.get_output_handle(predictor.get_output_names()[0])
-
-    def run(x: np.ndarray) -> np.ndarray:
-        given.copy_from_cpu(x)
-        predictor.run()
-        return found.copy_to_cpu()
-
-    return run
+    pd_ = importlib.import_module("paddle_dense")
+    files = pd_.deploy.export(model, folder / f"batch{batch}", format="paddle", input_size=size, batch=batch)
+    run = load_paddle(files, THREADS)
+    return lambda x: run(x)[0]
 
 
-def paddle_inference(folder: Path) -> Runner:
+def paddle_inference(folder: Path, batch: int) -> Runner:
     """Paddle Inference, the network as it is."""
-    return _predictor(_paddle_model(folder)[1], folder, "plain")
+    return _predictor(_paddle_model(folder)[1], folder, batch)
 
 
-def paddle_inference_fused(folder: Path) -> Runner:
+def paddle_inference_fused(folder: Path, batch: int) -> Runner:
     """Paddle Inference, the fused network."""
     pd_, model = _paddle_model(folder)
-    return _predictor(pd_.deploy.fuse(model), folder, "fused")
+    return _predictor(pd_.deploy.fuse(model), folder, batch)
 
 
-def _onnx_of_ours(folder: Path) -> Path:
+def _onnx_of_ours(folder: Path, batch: int) -> Path:
     pd_, model = _paddle_model(folder)
+    fused = pd_.deploy.fuse(model, runtime="onnx")
     size = _described(folder)["input_size"]
-    written = pd_.deploy.export(pd_.deploy.fuse(model, runtime="onnx"), folder / "ours", format="onnx", input_size=size)
-    return next(Path(path) for path in written if str(path).endswith(".onnx"))
+    return pd_.deploy.export(fused, folder / f"batch{batch}", format="onnx", input_size=size, batch=batch)[0]
 
 
 def _torch_model(folder: Path) -> Any:
@@ -124,23 +111,22 @@ def _torch_runner(torch: Any, model: Any) -> Runner:
     return run
 
 
-def torch_eager(folder: Path) -> Runner:
+def torch_eager(folder: Path, batch: int) -> Runner:
     """The PyTorch twin, which does what the authors' code does."""
     return _torch_runner(*_torch_model(folder))
 
 
-def torch_compiled(folder: Path) -> Runner:
+def torch_compiled(folder: Path, batch: int) -> Runner:
     """The twin after `torch.compile`."""
     torch, model = _torch_model(folder)
     return _torch_runner(torch, torch.compile(model))
 
 
-def _onnx_of_twin(folder: Path) -> Path:
+def _onnx_of_twin(folder: Path, batch: int) -> Path:
     torch, model = _torch_model(folder)
-    size, path = _described(folder)["input_size"], folder / "twin.onnx"
-    x = torch.zeros(2, _described(folder)["config"]["in_channels"], size, size)
-    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
-    torch.onnx.export(model, x, str(path), dynamo=False, **names)
+    size, path = _described(folder)["input_size"], folder / f"batch{batch}.onnx"
+    x = torch.zeros(batch, _described(folder)["config"]["in_channels"], size, size)
+    torch.onnx.export(model, x, str(path), dynamo=False)
     return path
 
 
@@ -154,44 +140,35 @@ def _onnxruntime(path: Path) -> Runner:
     return lambda x: session.run(None, {name: x})[0]
 
 
-def onnxruntime_fused(folder: Path) -> Runner:
+def onnxruntime_fused(folder: Path, batch: int) -> Runner:
     """ONNX Runtime, the fused network."""
-    return _onnxruntime(_onnx_of_ours(folder))
+    return _onnxruntime(_onnx_of_ours(folder, batch))
 
 
-def onnxruntime_twin(folder: Path) -> Runner:
+def onnxruntime_twin(folder: Path, batch: int) -> Runner:
     """ONNX Runtime, the graph that PyTorch exports of the twin."""
-    return _onnxruntime(_onnx_of_twin(folder))
+    return _onnxruntime(_onnx_of_twin(folder, batch))
 
 
 def _openvino(path: Path) -> Runner:
     import openvino
 
-    core = openvino.Core()
-    compiled = {}
-
-    def run(x: np.ndarray) -> np.ndarray:
-        if x.shape not in compiled:
-            model = core.read_model(path)
-            model.reshape(x.shape)
-            hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32"}
-            compiled[x.shape] = core.compile_model(model, "CPU", hints)
-        return compiled[x.shape]([x])[0]
-
-    return run
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    return lambda x: compiled([x])[0]
 
 
-def openvino_fused(folder: Path) -> Runner:
+def openvino_fused(folder: Path, batch: int) -> Runner:
     """OpenVINO, the fused network."""
-    return _openvino(_onnx_of_ours(folder))
+    return _openvino(_onnx_of_ours(folder, batch))
 
 
-def openvino_twin(folder: Path) -> Runner:
+def openvino_twin(folder: Path, batch: int) -> Runner:
     """OpenVINO, the graph that PyTorch exports of the twin."""
-    return _openvino(_onnx_of_twin(folder))
+    return _openvino(_onnx_of_twin(folder, batch))
 
 
-def ppim(folder: Path) -> Runner:
+def ppim(folder: Path, batch: int) -> Runner:
     """The Paddle port that ppim carries."""
     import paddle
     import ppim.models as models
@@ -204,7 +181,7 @@ def ppim(folder: Path) -> Runner:
     return _eager(model)
 
 
-def paddle_vision(folder: Path) -> Runner:
+def paddle_vision(folder: Path, batch: int) -> Runner:
     """The network of the same name in `paddle.vision.models`, whose state_dict has other names: fresh weights."""
     import paddle
 
@@ -213,7 +190,7 @@ def paddle_vision(folder: Path) -> Runner:
     return _eager(model)
 
 
-def timm(folder: Path) -> Runner:
+def timm(folder: Path, batch: int) -> Runner:
     """The network of the same name in timm, with fresh weights."""
     import timm
     import torch
@@ -247,15 +224,15 @@ def main(name: str, folder: Path) -> None:
     (folder / name).mkdir(exist_ok=True)
     for file in ("network.json", "weights.npz"):
         (folder / name / file).symlink_to(folder / file)
-    run = RUNNERS[name](folder / name)
     told = _described(folder)
-    x = None
+    run, x = None, None
     answers.write("ready\n")
     for line in sys.stdin:
         what, value = line.split()
         if what == "batch":
             shape = (int(value), told["config"]["in_channels"], told["input_size"], told["input_size"])
             x = np.random.default_rng(0).standard_normal(shape, np.float32)
+            run = RUNNERS[name](folder / name, int(value))
             run(x), run(x)
             answers.write("ready\n")
         elif what == "run":
