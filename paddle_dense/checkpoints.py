@@ -141,9 +141,7 @@ def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
         tensor.set_value(paddle.to_tensor(np.ascontiguousarray(value), place=tensor.place).astype(tensor.dtype))
 
 
-def check_state(
-    state: Mapping[str, np.ndarray], model: nn.Layer, fresh: Collection[str] = ()
-) -> dict[str, np.ndarray]:
+def check_state(state: Mapping[str, np.ndarray], model: nn.Layer, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
     """The tensors of a file in the model's order, once every one of them is there and fits.
 
     Args:
@@ -168,9 +166,7 @@ def check_state(
                 f"tensor {shown(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
                 f"network with the file's own numbers"
             )
-    checked = {
-        name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state
-    }
+    checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state}
     _check_indices(checked, model)
     return checked
 

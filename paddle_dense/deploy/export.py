@@ -1,0 +1,577 @@
+"""Export: Paddle Inference files and ONNX, each of them run and compared with the model before it appears.
+
+===========  =======================================================  =======================================
+format       files                                                    metadata
+===========  =======================================================  =======================================
+``paddle``   ``NAME.json`` (Paddle 2: ``NAME.pdmodel``), the          ``NAME.meta.json``
+             program, and ``NAME.pdiparams``, its weights
+``onnx``     ``NAME.onnx``                                            inside, in ``metadata_props``, as JSON
+===========  =======================================================  =======================================
+
+The metadata name the inputs and outputs and say what the network is (``arch``, ``config``), how pictures are prepared
+for it (``preprocessing``), what its outputs mean (``labels``) and which version of this package wrote the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Union
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.static import InputSpec
+
+from paddle_dense import __version__
+from paddle_dense.errors import WeightsError
+from paddle_dense.evaluation import evaluation
+from paddle_dense.layers import CondenseLGC, CondenseSFR
+from paddle_dense.layers.learned_group import LearnedConnections
+
+PathLike = Union[str, os.PathLike]
+Runner = Callable[[np.ndarray], list[np.ndarray]]
+
+TOLERANCE = 1e-5
+INPUT_NAME = "image"
+_OPSET = 17
+_DEFAULT_SIZE = 224
+_EXTRA = "pip install paddle_dense[deploy]"
+# Paddle 3 writes its programs as JSON, Paddle 2 as protobuf.
+PROGRAM_SUFFIX = ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
+
+
+class Exported(NamedTuple):
+    """What an export came to.
+
+    Attributes:
+        files: the files, the model itself first.
+        max_rel_diff: largest difference between what the file and the model answered, relative to the answers' scale.
+    """
+
+    files: tuple[Path, ...]
+    max_rel_diff: float
+
+
+def export(
+    model: nn.Layer,
+    path: PathLike,
+    format: str = "paddle",
+    input_size: int | None = None,
+    batch: int | None = None,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[Path, ...]:
+    """Write a model as Paddle Inference files or as ONNX, once the written file answers as the model does.
+
+    Args:
+        model: a network in evaluation mode, fused or condensed; it stays as it is.
+        path: the files' name without a suffix, ``"out/cdnv2_a"``; what stands there is replaced.
+        format: ``"paddle"`` or ``"onnx"``.
+        input_size: side of the pictures in pixels; None for any height and width.
+        batch: pictures in a batch; None for any number.
+        labels: name of each class, for the metadata.
+        metadata: further entries for the metadata, as JSON takes them.
+
+    Returns:
+        The files, the model itself first.
+
+    Raises:
+        ValueError: an argument cannot be used, or the model is in training mode or in the trained form.
+        WeightsError: the model cannot be exported, or the file does not answer as the model does; nothing is written.
+        ImportError: a package that the format needs is not installed.
+    """
+    return export_checked(model, path, format, input_size, batch, labels, metadata).files
+
+
+def export_checked(
+    model: nn.Layer,
+    path: PathLike,
+    format: str = "paddle",
+    input_size: int | None = None,
+    batch: int | None = None,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """As `export`, and says how far the file's answers are from the model's."""
+    target = _target(path, format)
+    way = _FORMATS[format]
+    _check(model, input_size, batch)
+    described = _describe(model, input_size, labels, metadata)
+    with _on_cpu(), _folder_beside(target) as folder:
+        network = _copy_on_cpu(model)
+        batches = _random_batches(model, input_size, batch)
+        with evaluation(network):
+            expected = [_arrays(network(paddle.to_tensor(x))) for x in batches]
+        if labels is not None and expected[0][0].shape[1:] != (len(labels),):
+            raise ValueError(
+                f"there are {len(labels)} labels for outputs {list(expected[0][0].shape[1:])}: give one for each class"
+            )
+        shape = [batch, batches[0].shape[1], input_size, input_size]
+        written = way.write(network, folder / target.name, shape, expected, described)
+        try:
+            with quiet():
+                answers = [[run(x) for x in batches] for run in way.load(written)]
+        except Exception as error:  # whatever an engine raises
+            raise WeightsError(
+                f"{target}: the exported file does not run, so nothing is written: give another format, a static batch "
+                f"and input_size, or the network before it was fused"
+            ) from error
+        worst = float(np.max([_difference(*pair) for found in answers for pair in zip(found, expected)]))
+        if not worst <= TOLERANCE:
+            raise WeightsError(
+                f"{target}: the exported file differs from the model by {worst:.1e} of its outputs' scale "
+                f"(allowed: {TOLERANCE:.0e}), so nothing is written: choose another format or version of Paddle"
+            )
+        return Exported(_put_in_place(written, target.parent), worst)
+
+
+# What is exported
+
+
+def _check(model: nn.Layer, input_size: int | None, batch: int | None) -> None:
+    kind = type(model).__name__
+    for name, value in (("input_size", input_size), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be 1 or more, or None for any")
+    if any(isinstance(layer, LearnedConnections) for layer in model.sublayers(include_self=True)):
+        raise ValueError(f"this {kind} is in the trained form: export paddle_dense.condense(model)")
+    if model.training:
+        raise ValueError(f"this {kind} is in training mode: call model.eval() first")
+
+
+def _describe(
+    model: nn.Layer, input_size: int | None, labels: Sequence[str] | None, metadata: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    described: dict[str, Any] = {"paddle_dense": __version__}
+    if hasattr(model, "config"):
+        described.update(arch=model.arch, config=model.config)
+    preprocessing = getattr(model, "preprocessing", None)
+    if preprocessing is not None:
+        if input_size is not None:
+            resize = preprocessing.resize * input_size // preprocessing.input_size
+            preprocessing = replace(preprocessing, input_size=input_size, resize=resize)
+        described["preprocessing"] = preprocessing.as_dict()
+    if labels is not None:
+        described["labels"] = list(labels)
+    described.update(metadata or {})
+    try:
+        return json.loads(json.dumps(described))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the metadata are not what JSON can hold ({error}): give texts and numbers") from None
+
+
+def _random_batches(model: nn.Layer, input_size: int | None, batch: int | None) -> list[np.ndarray]:
+    """Two batches that differ in whatever may differ."""
+    channels = getattr(model, "config", {}).get("in_channels", 3)
+    size = input_size or getattr(model, "input_size", _DEFAULT_SIZE)
+    other = (size, size) if input_size else (size + 32, size + 64)
+    random = np.random.default_rng(0)
+    return [
+        random.standard_normal((pictures, channels, *sides), np.float32)
+        for pictures, sides in ((batch or 1, (size, size)), (batch or 2, other))
+    ]
+
+
+def _copy_on_cpu(model: nn.Layer) -> nn.Layer:
+    """A copy that can be rewritten, the root included, and that computes where float32 is float32."""
+    network = nn.Sequential(copy.deepcopy(model)).to(device="cpu")
+    network.eval()
+    return network
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    device = paddle.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(device)
+
+
+def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
+    return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    if [output.shape for output in found] != [output.shape for output in expected]:
+        return float("inf")
+    # Not Python's max, which may pass over a NaN.
+    return float(
+        np.max([np.abs(there - wanted).max() / (np.abs(wanted).max() or 1.0) for there, wanted in zip(found, expected)])
+    )
+
+
+# Layers that a format has no operator for, and equals that it has
+
+
+class _Gather(nn.Layer):
+    """Channels in another order: [N, C, H, W] -> [N, len(index), H, W]."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return paddle.index_select(x, self.index, axis=1)
+
+
+def _plain_lgc(layer: CondenseLGC) -> nn.Layer:
+    """The shuffle at its end as a gather: ONNX has no channel shuffle."""
+    order = paddle.arange(layer.conv.weight.shape[0]).reshape([layer.groups, -1]).t().flatten()
+    return nn.Sequential(_Gather(layer.index), layer.norm, layer.activation, layer.conv, _Gather(order))
+
+
+def _plain_sfr(layer: CondenseSFR) -> nn.Layer:
+    """Its dense convolution with the weight computed once and for all, where the layer does so in each pass."""
+    weight = layer.dense_weight()
+    out_channels, in_channels, *kernel_size = weight.shape
+    conv = nn.Conv2D(in_channels, out_channels, kernel_size, layer.stride, layer.padding, bias_attr=False)
+    conv.weight.set_value(weight)
+    return nn.Sequential(layer.norm, layer.activation, conv)
+
+
+def _plain_leaky_relu(layer: nn.LeakyReLU) -> nn.Layer:
+    return nn.PReLU(1, layer._negative_slope)
+
+
+Substitutes = tuple[tuple[type[nn.Layer], Callable[[Any], nn.Layer]], ...]
+
+# Paddle Inference 3.3 crashes where it fuses a LeakyReLU into the convolution before it, and paddle2onnx 2.1 loses the
+# slope of one.
+_FOR_PADDLE: Substitutes = ((CondenseSFR, _plain_sfr), (nn.LeakyReLU, _plain_leaky_relu))
+_FOR_ONNX: Substitutes = (*_FOR_PADDLE, (CondenseLGC, _plain_lgc))
+
+
+def _substitute(network: nn.Layer, substitutes: Substitutes) -> None:
+    for parent in network.sublayers(include_self=True):
+        for name, child in list(parent._sub_layers.items()):
+            for kind, plain in substitutes:
+                if isinstance(child, kind):
+                    setattr(parent, name, plain(child))
+
+
+# Paddle Inference
+
+
+def _write_paddle(
+    network: nn.Layer, stem: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
+) -> tuple[Path, ...]:
+    files = _write_program(network, stem, shape, _FOR_PADDLE)
+    beside = stem.with_name(f"{stem.name}.meta.json")
+    names = _predictor(files).get_output_names()
+    described = {**_ports(names, shape, expected), **described}
+    beside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return (*files, beside)
+
+
+def _write_program(
+    network: nn.Layer, stem: Path, shape: list[int | None], substitutes: Substitutes
+) -> tuple[Path, Path]:
+    """Trace the network into ``STEM.json`` (or ``.pdmodel``) and ``STEM.pdiparams``."""
+    with paddle.no_grad():
+        _substitute(network, substitutes)
+    _forget_aborted_traces()
+    try:
+        with quiet():
+            spec = InputSpec(list(shape), "float32", INPUT_NAME)
+            paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(stem))
+    except Exception as error:  # anything may come out of a network's own code
+        # Among the lines of a traceback through Paddle's compiler is the one that tells the error itself.
+        lines = re.findall(r"^\s*(\w*Error: .*)", str(error), re.MULTILINE) or [type(error).__name__]
+        raise WeightsError(
+            f"{type(network[0]).__name__} cannot be traced into a static program ({lines[-1]}): "
+            f"use tensor operations alone in its forward, or give a static batch and input_size"
+        ) from error
+    return tuple(stem.with_name(stem.name + suffix) for suffix in (PROGRAM_SUFFIX, ".pdiparams"))
+
+
+def _forget_aborted_traces() -> None:
+    """Paddle 3 keeps what an aborted trace recorded under its program's address, where a later program may stand."""
+    with suppress(ImportError, AttributeError):  # other versions
+        from paddle.jit.dy2static.parameter_recorder import _global_parameter_recorder as recorder
+
+        recorder.params_dict.clear()
+        recorder.tensor2value.clear()
+
+
+def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Runner:
+    """Paddle Inference on the CPU, as a function from a batch of pictures to the list of outputs.
+
+    Args:
+        files: the program, then its weights.
+        threads: of its mathematics library; as many as Paddle has chosen unless given.
+        onednn: let oneDNN compute. Paddle 3 does so unless `Config.disable_mkldnn` is called, although networks that
+            are fused for Paddle are faster without.
+    """
+    predictor = _predictor(files, threads, onednn)
+    entry = predictor.get_input_handle(predictor.get_input_names()[0])
+    exits = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
+
+    def run(x: np.ndarray) -> list[np.ndarray]:
+        entry.reshape(x.shape)
+        entry.copy_from_cpu(x)
+        predictor.run()
+        return [handle.copy_to_cpu() for handle in exits]
+
+    return run
+
+
+def _load_with_and_without_onednn(files: Sequence[Path]) -> list[Runner]:
+    return [load_paddle(files, onednn=onednn) for onednn in (False, True)]
+
+
+def _predictor(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Any:
+    from paddle.inference import Config, create_predictor
+
+    config = Config(str(files[0]), str(files[1]))
+    config.disable_gpu()
+    config.disable_glog_info()
+    if onednn:
+        config.enable_mkldnn()
+    else:
+        config.disable_mkldnn()
+    if threads:
+        config.set_cpu_math_library_num_threads(threads)
+    with quiet():
+        return create_predictor(config)
+
+
+# ONNX
+
+# An operator that paddle2onnx does not know ends the whole process, so it gets one of its own.
+_CONVERT = """
+import sys, paddle2onnx
+program, weights, target, opset = sys.argv[1:]
+content = paddle2onnx.export(program, weights, None, opset_version=int(opset), verbose=False)
+open(target, "wb").write(content)
+"""
+
+
+def _write_onnx(
+    network: nn.Layer, stem: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
+) -> tuple[Path, ...]:
+    for package in ("onnx", "onnxruntime", "paddle2onnx"):
+        _need(package)
+    kind = type(network[0]).__name__
+    program = _write_program(network, stem, shape, _FOR_ONNX)
+    raw = stem.with_name(f"{stem.name}.raw")
+    command = [sys.executable, "-c", _CONVERT, *map(str, program), str(raw), str(_OPSET)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode or not raw.exists():
+        raise WeightsError(
+            f"paddle2onnx cannot convert this {kind}, most often because of an operator that it does not know: "
+            f'export it with format="paddle", or fuse it first'
+        ) from RuntimeError(done.stdout.decode(errors="replace"))
+    target = stem.with_name(f"{stem.name}.onnx")
+    _finish_onnx(raw, target, shape, expected, described)
+    return (target,)
+
+
+def _finish_onnx(
+    raw: Path, target: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
+) -> None:
+    """Give inputs, outputs and their sides readable names, drop constants that nothing reads, add the metadata."""
+    import onnx
+
+    model = onnx.load(str(raw))
+    graph = model.graph
+    count = len(graph.output)
+    names = ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
+    ports = _ports(names, shape, expected)
+    renamed = dict(zip([output.name for output in graph.output], names))
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value, port in zip([*graph.input, *graph.output], [*ports["inputs"], *ports["outputs"]]):
+        value.CopyFrom(onnx.helper.make_tensor_value_info(port["name"], onnx.TensorProto.FLOAT, port["shape"]))
+    used = _names_read(graph)
+    for parts, is_used in (
+        (graph.node, lambda node: used.intersection(node.output)),
+        (graph.initializer, lambda constant: constant.name in used),
+    ):
+        kept = [part for part in parts if is_used(part)]
+        del parts[:]
+        parts.extend(kept)
+    model.producer_name, model.producer_version = "paddle_dense", __version__
+    entries = {**ports, **described}
+    onnx.helper.set_model_props(
+        model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, str(target))
+
+
+def _names_read(graph: Any) -> set[str]:
+    """Names that a graph, or a branch in it, reads or returns."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names |= _names_read(attribute.g)
+    return names
+
+
+def load_onnx(files: Sequence[Path], threads: int | None = None) -> Runner:
+    """ONNX Runtime on the CPU, as a function from a batch of pictures to the list of outputs.
+
+    Args:
+        files: the model.
+        threads: that work on one operator; as many as there are cores unless given.
+    """
+    onnxruntime = _need("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(files[0]), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})
+
+
+def _need(package: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError:
+        raise ImportError(f"ONNX needs {package}: {_EXTRA}") from None
+    except ValueError as error:  # paddle2onnx 2 on Paddle 2
+        raise ImportError(
+            f"this {package} cannot be used ({error}): install one for Paddle {paddle.__version__}"
+        ) from None
+
+
+def _ports(names: Sequence[str], shape: list[int | None], expected: list[list[np.ndarray]]) -> dict[str, Any]:
+    """Names and shapes of what goes in and out; a side that may be any number has a name instead of one."""
+    sides = ("batch", "channels", "height", "width")
+    inputs = [{"name": INPUT_NAME, "shape": [side or name for side, name in zip(shape, sides)]}]
+    outputs = []
+    for name, *answers in zip(names, *expected):
+        known = [len({answer.shape[axis] for answer in answers}) == 1 for axis in range(answers[0].ndim)]
+        of_output = [f"{name}_{side}" if axis else side for axis, side in enumerate(sides)]
+        outputs.append(
+            {"name": name, "shape": [n if same else side for n, same, side in zip(answers[0].shape, known, of_output)]}
+        )
+    return {"inputs": inputs, "outputs": outputs}
+
+
+# Files and noise
+
+
+class _Format(NamedTuple):
+    suffixes: tuple[str, ...]
+    write: Callable[..., tuple[Path, ...]]
+    load: Callable[[Sequence[Path]], list[Runner]]
+
+
+_FORMATS = {
+    "paddle": _Format((PROGRAM_SUFFIX, ".pdiparams", ".meta.json"), _write_paddle, _load_with_and_without_onednn),
+    "onnx": _Format((".onnx",), _write_onnx, lambda files: [load_onnx(files)]),
+}
+
+
+def exported_files(path: PathLike, format: str) -> tuple[Path, ...]:
+    """The files that `export` writes, the model itself first.
+
+    Raises:
+        ValueError: there is no such format, or the path names no file.
+        WeightsError: one of them would replace the sidecar of weights.
+    """
+    target, suffixes = _target(path, format), _FORMATS[format].suffixes
+    return tuple(target.with_name(target.name + suffix) for suffix in suffixes)
+
+
+def _target(path: PathLike, format: str) -> Path:
+    """The files' name without a suffix of theirs."""
+    if format not in _FORMATS:
+        raise ValueError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}")
+    path, suffixes = Path(path), _FORMATS[format].suffixes
+    ending = next((suffix for suffix in suffixes if path.name.endswith(suffix)), "")
+    name = path.name[: len(path.name) - len(ending)]
+    if not name:
+        raise ValueError(f"{os.fspath(path)!r} names no file: give a folder and a name")
+    path = path.with_name(name)
+    for suffix in (".pdparams", ".safetensors"):
+        weights = path.with_name(name + suffix)
+        if ".json" in suffixes and weights.exists():
+            raise WeightsError(f"{path}.json is the sidecar of {weights}: export under another name")
+    return path
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A folder on the target's disk, gone afterwards."""
+    existing = next(folder for folder in target.absolute().parents if folder.is_dir())
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=existing)
+    except OSError as error:
+        raise WeightsError(f"{target}: cannot be written ({error.strerror or error}): choose another place") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _put_in_place(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+    """Move files to a folder; the first one, without which the others are nothing, is gone meanwhile and comes last."""
+    targets = tuple(folder / file.name for file in files)
+    moved: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            with open(file, "rb+") as content:
+                os.fsync(content.fileno())
+        if len(files) > 1:
+            targets[0].unlink(missing_ok=True)
+        for file, target in reversed(list(zip(files, targets))):
+            os.replace(file, target)
+            moved.append(target)
+    except BaseException as error:
+        for target in moved:
+            target.unlink()
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or error
+        raise WeightsError(f"{targets[0]}: cannot be written ({reason}): choose another place") from error
+    return targets
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back Python's warnings and what C++ code prints, which becomes the cause of an error in the block."""
+    with tempfile.TemporaryFile() as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _flush()
+        kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
+        for descriptor, _ in kept:
+            os.dup2(log.fileno(), descriptor)
+        try:
+            yield
+        except Exception as error:
+            _flush()
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip()
+            raise error from (RuntimeError(said) if said else error.__cause__)
+        finally:
+            _flush()
+            for descriptor, before in kept:
+                os.dup2(before, descriptor)
+                os.close(before)
+
+
+def _flush() -> None:
+    """Empty the buffers of Python and C, so that each text ends where it belongs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with suppress(OSError, TypeError, AttributeError):  # TypeError: Windows
+        ctypes.CDLL(None).fflush(None)

@@ -1,0 +1,112 @@
+"""Exact rewriting for inference: the same numbers up to rounding, in less time."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from paddle import Tensor, nn
+
+RUNTIMES = ("paddle", "onnx")
+TOLERANCE = 1e-5
+
+
+def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
+    """A copy of a network for inference only, rewritten into fewer and faster operations, with the same outputs.
+
+    What is fastest depends on what runs it, so there are two sets of rules:
+
+    =====================================  ============================  ==============================
+    in the network                         for ``"paddle"``              for ``"onnx"``
+    =====================================  ============================  ==============================
+    SFR: shuffle, groups and scatter       one dense 1x1 convolution     one dense 1x1 convolution
+    LGC: gather, groups, shuffle           gather and batched product    dense 1x1 or grouped, by width
+    BN behind an LGC                       folded, without a bias        folded
+    any other BN behind a convolution      stays: cheaper than a bias    folded
+    grouped 3x3 convolution                product, then spreading       fewer groups that fill the lanes
+    1x1 convolution, then average pooling  pooling first                 pooling first
+    dropout                                left out                      left out
+    =====================================  ============================  ==============================
+
+    The result is a Paddle network like any other: it can be called with any batch and size, go through
+    `paddle.jit.to_static`, and be exported.
+
+    Args:
+        model: a network of this package in evaluation mode and, if a CondenseNet, in the condensed form; it stays as
+            it is.
+        runtime: ``"paddle"`` for Paddle's own kernels on a CPU, called from Python or by Paddle Inference; ``"onnx"``
+            for engines that compile the whole graph: ONNX Runtime, OpenVINO, Paddle Inference with oneDNN.
+
+    Raises:
+        ValueError: the model is in training mode, in the trained form, fused already or of another package, or the
+            runtime is unknown.
+        RuntimeError: the outputs are not the same on random inputs.
+    """
+    from paddle_dense.deploy.fusing_rules import RULES, rewrite
+    from paddle_dense.evaluation import evaluation
+
+    if runtime not in RUNTIMES:
+        raise ValueError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
+    _check(model)
+    with evaluation(model):
+        fused = rewrite(copy.deepcopy(model), RULES[runtime])
+        fused.fused_for = runtime
+        _make_constant(fused)
+        _prove(model, fused)
+    return fused
+
+
+def _check(model: nn.Layer) -> None:
+    from paddle_dense.layers.learned_group import LearnedConnections
+
+    kind = type(model).__name__
+    if not hasattr(model, "config"):
+        raise ValueError(f"{kind} is no network of this package: fuse one that create_model or load_model returned")
+    if hasattr(model, "fused_for"):
+        raise ValueError(f"this {kind} is fused already: fuse the network that it was made from")
+    layers = model.sublayers(include_self=True)
+    if any(isinstance(layer, LearnedConnections) for layer in layers):
+        raise ValueError(f"this {kind} is in the trained form: fuse paddle_dense.condense(model)")
+    if any(layer.training for layer in layers):
+        raise ValueError(f"this {kind} is in training mode: call model.eval() first")
+
+
+def _make_constant(fused: nn.Layer) -> None:
+    """Nothing of it learns, not even statistics, should it be put in training mode."""
+    from paddle.nn import BatchNorm2D
+
+    for parameter in fused.parameters():
+        parameter.stop_gradient = True
+    for layer in fused.sublayers():
+        if isinstance(layer, BatchNorm2D):
+            layer._use_global_stats = True
+    fused.eval()
+
+
+def _prove(model: nn.Layer, fused: nn.Layer) -> None:
+    """Compare the outputs for random pictures.
+
+    Raises:
+        RuntimeError: they differ by more than rounding, or are no numbers.
+    """
+    import paddle
+
+    like = model.parameters()[0]
+    size = min(model.input_size, 64)  # no rule looks at the size
+    pictures = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
+    x = paddle.to_tensor(pictures, dtype=like.dtype, place=like.place)
+    for expected, found in zip(_outputs(model, x), _outputs(fused, x)):
+        difference = np.abs(found - expected).max() / np.abs(expected).max()
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"the fused {type(model).__name__} differs by {difference:.1e} of the outputs' scale (allowed: "
+                f"{TOLERANCE:.0e}) on random pictures: check the weights for extreme or undefined numbers"
+            )
+
+
+def _outputs(model: nn.Layer, x: Tensor) -> list[np.ndarray]:
+    outputs = model(x)
+    return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]

@@ -1,0 +1,163 @@
+"""What each layer is rewritten to, for each kind of runtime: tables from classes to functions.
+
+A function takes a layer, which it may take apart, and returns what stands in its place. Networks keep their own
+`forward`: a layer's parts are replaced by equal parts under the same names, and by `nn.Identity` where nothing is left.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Callable
+
+from paddle import nn
+
+from paddle_dense.deploy.fused_layers import (
+    GatheredConvolution,
+    GatheredProduct,
+    SpreadConvolution,
+    convolution,
+    dense_lgc,
+    fold_norm,
+    fused_sfr,
+    merged_groups,
+    to_array,
+)
+from paddle_dense.layers import CondenseLGC, CondenseSFR
+from paddle_dense.models import condconv, condensenet, condensenetv2, cspnet, densenet
+
+Rule = Callable[[nn.Layer], nn.Layer]
+
+
+def condensed_for_paddle(layer: nn.Layer) -> nn.Layer:
+    """A dense layer of CondenseNet or CondenseNet V2, for Paddle's own kernels."""
+    lgc, (norm, activation, conv) = layer.conv_1, layer.conv_2.children()
+    layer.conv_1 = GatheredProduct(lgc, norm)
+    layer.conv_2 = nn.Sequential(activation, SpreadConvolution(conv) if _spreads(conv) else conv)
+    return layer
+
+
+def condensed_for_engines(layer: nn.Layer) -> nn.Layer:
+    """The same for engines that compile the graph."""
+    norm, activation, conv = layer.conv_2.children()
+    groups, merge = conv._groups, _merged(conv)
+    weight = merged_groups(to_array(conv.weight), groups, merge)
+    layer.conv_1 = lgc_for_engines(layer.conv_1, norm)
+    layer.conv_2 = nn.Sequential(
+        activation, convolution(weight, conv.weight, padding=conv._padding, groups=groups // merge)
+    )
+    return layer
+
+
+# Up to here the dense form of an LGC is the faster one for engines, measured on two cores with AVX2 (see `fuse`).
+DENSE_UP_TO = 128
+# Floats that an AVX2 instruction works on: a group with fewer outputs leaves the rest of them idle.
+LANES = 8
+
+
+def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Layer:
+    """A condensed LGC, and the BN behind it, for engines."""
+    dense = dense_lgc(lgc, norm) if lgc.source_channels <= DENSE_UP_TO else None
+    return GatheredConvolution(lgc, norm) if dense is None else dense
+
+
+def _merged(conv: nn.Conv2D) -> int:
+    """How many neighbouring groups to make one, for engines: until a group fills the processor's lanes."""
+    groups = conv._groups
+    fitting = [n for n in range(1, groups + 1) if groups % n == 0 and n * conv._out_channels // groups >= LANES]
+    return fitting[0] if fitting else groups
+
+
+def _spreads(conv: nn.Conv2D) -> bool:
+    """Whether a `SpreadConvolution` is the faster form: not where there are few outputs, as in the first blocks."""
+    return conv._out_channels >= 16
+
+
+def fold_norms(layer: nn.Layer, pairs: tuple[tuple[str, str], ...]) -> nn.Layer:
+    """Fold batch normalisations into the convolutions before them.
+
+    Args:
+        layer: the layer that holds both.
+        pairs: paths of (convolution, batch normalisation); a network without a head lacks those of the head.
+    """
+    held = dict(layer.named_sublayers())
+    for conv_path, norm_path in pairs:
+        if conv_path not in held:
+            continue
+        fold_norm(held[conv_path], held[norm_path])
+        parent, _, name = norm_path.rpartition(".")
+        setattr(held[parent] if parent else layer, name, nn.Identity())
+    return layer
+
+
+def pool_early(layer: nn.Layer) -> nn.Layer:
+    """Pool before the 1x1 convolutions of the transitions, on whose outputs the pooling works: a quarter of the work.
+
+    Both are linear, one over channels and the other over pixels, so they can change places.
+    """
+    for name, child in layer.features.named_children():
+        if name.startswith("transition"):
+            order = sorted(child.named_children(), key=lambda part: part[0] == "conv")
+            setattr(layer.features, name, nn.Sequential(*order))
+    return layer
+
+
+def _if_pointwise(rule: Rule) -> Rule:
+    """The rule for an LGC that stands alone: one with another kernel than the papers' stays as it is."""
+
+    def checked(lgc: CondenseLGC) -> nn.Layer:
+        pointwise = (lgc.conv._kernel_size, lgc.conv._stride, lgc.conv._padding) == ([1, 1], [1, 1], 0)
+        return rule(lgc) if pointwise else lgc
+
+    return checked
+
+
+_EVERYWHERE: dict[type[nn.Layer], Rule] = {
+    nn.Dropout: lambda dropout: nn.Identity(),
+    CondenseSFR: fused_sfr,
+    densenet.DenseBackbone: pool_early,
+}
+
+# Paddle's own kernels on a CPU. No BN is folded: it would leave a bias, which costs them more (see `fuse`).
+_PADDLE: dict[type[nn.Layer], Rule] = {
+    **_EVERYWHERE,
+    condensenet.DenseLayer: condensed_for_paddle,
+    condensenetv2.DenseLayer: condensed_for_paddle,
+    CondenseLGC: _if_pointwise(GatheredProduct),
+}
+
+
+def _folding(*pairs: tuple[str, str]) -> Rule:
+    return partial(fold_norms, pairs=pairs)
+
+
+_ENGINES: dict[type[nn.Layer], Rule] = {
+    **_EVERYWHERE,
+    condensenet.DenseLayer: condensed_for_engines,
+    condensenetv2.DenseLayer: condensed_for_engines,
+    CondenseLGC: _if_pointwise(lgc_for_engines),
+    densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
+    densenet.DenseLayer: _folding(("conv1", "norm2")),
+    cspnet.ConvNormAct: _folding(("conv", "bn")),
+    condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
+    condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
+    condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+}
+
+RULES = {"paddle": _PADDLE, "onnx": _ENGINES}
+
+
+def rewrite(layer: nn.Layer, rules: dict[type[nn.Layer], Rule]) -> nn.Layer:
+    """A layer with everything in it rewritten that a rule stands for; a layer in two places stays one."""
+    return _rewrite(layer, rules, {})
+
+
+def _rewrite(layer: nn.Layer, rules: dict[type[nn.Layer], Rule], done: dict[nn.Layer, nn.Layer]) -> nn.Layer:
+    if layer not in done:
+        rule = next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
+        new = layer if rule is None else rule(layer)
+        done[layer] = done[new] = new
+        # Not `named_children`, which names a layer that stands in two places only once.
+        for name, child in list(new._sub_layers.items()):
+            if child is not None:
+                setattr(new, name, _rewrite(child, rules, done))
+    return done[layer]

@@ -1,0 +1,134 @@
+"""The command python -m paddle_dense.deploy, from checkpoints to checked files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import paddle_dense as pd_
+from paddle_dense.command import FAILED, OK, USAGE
+from paddle_dense.deploy.__main__ import main
+from paddle_dense.deploy.export import PROGRAM_SUFFIX, load_onnx, load_paddle
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+PADDLE_FILES = [PROGRAM_SUFFIX, ".pdiparams", ".meta.json"]
+
+
+@pytest.fixture
+def digits(tmp_path) -> Path:
+    """A folder with the converted checkpoint of the digits, its sidecar and its origin."""
+    for suffix in (".pdparams", ".json", ".pth"):
+        shutil.copy(WEIGHTS / f"cdnv2_digits{suffix}", tmp_path)
+    return tmp_path / "cdnv2_digits.pdparams"
+
+
+@pytest.fixture
+def logits():
+    """``logits(x)``: what the network of the digits answers."""
+    import paddle
+
+    model = pd_.load_model(WEIGHTS / "cdnv2_digits.pdparams")
+    model.eval()
+
+    def of(x: np.ndarray) -> np.ndarray:
+        with paddle.no_grad():
+            return model(paddle.to_tensor(x)).numpy()
+
+    return of
+
+
+def random_digits() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((3, 1, 32, 32), np.float32)
+
+
+def test_a_converted_file_is_fused_exported_and_timed(capsys, digits, logits, difference):
+    sidecar = digits.with_suffix(".json").read_bytes()
+    assert main([str(digits), "--size", "32", "--benchmark", "--json"]) == OK
+    result = json.loads(capsys.readouterr().out)
+    files = [digits.with_name(f"cdnv2_digits_deploy{suffix}") for suffix in PADDLE_FILES]
+    assert result["output"] == [str(file) for file in files]
+    assert result["fused"] and result["arch"] == "CondenseNetV2" and result["max_rel_diff"]["paddle"] < 2e-6
+    timed = result["benchmark"]
+    assert (timed["batch"], timed["size"]) == (1, 32)
+    assert all(milliseconds > 0 for milliseconds in timed["milliseconds"].values())
+    assert [*timed["milliseconds"]] == ["Paddle, not exported", "Paddle Inference"]
+    assert digits.with_suffix(".json").read_bytes() == sidecar
+    x = random_digits()
+    assert difference(load_paddle(files)(x)[0], logits(x)) < 2e-6
+
+
+def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, difference):
+    pytest.importorskip("onnxruntime", reason="runs ONNX: pip install paddle_dense[deploy]")
+    try:
+        import paddle2onnx  # noqa: F401
+    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
+        pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
+    labels = digits.with_name("labels.txt")
+    labels.write_text("\n".join("0123456789") + "\n")
+    arguments = [str(digits.with_suffix(".pth")), "-o", f"{digits.parent}/new/", "--format", "onnx", "--batch", "3"]
+    assert main([*arguments, "--labels", str(labels)]) == OK
+    captured = capsys.readouterr()
+    file = digits.parent / "new" / "cdnv2_digits.onnx"
+    assert f"  {file}\n" in captured.out and "onnx: run, and equal to the network to" in captured.out
+    assert "does not show init_stride: init_stride=1 is assumed" in captured.err
+    assert [*file.parent.iterdir()] == [file]
+    x = random_digits()
+    assert difference(load_onnx([file])(x)[0], logits(x)) < 2e-6
+
+
+def test_existing_files_are_replaced_only_by_force(capsys, digits):
+    arguments = [str(digits), "-o", str(digits.with_name("net")), "--no-fuse", "--size", "32"]
+    old = digits.with_name("net.pdiparams")
+    old.write_text("older")
+    assert main(arguments) == FAILED
+    assert (
+        capsys.readouterr().err
+        == f"error: {old} exists already: give another name with -o, or --force to overwrite it\n"
+    )
+    assert old.read_text() == "older"
+    assert main([*arguments, "--force"]) == OK
+    assert old.stat().st_size > 100_000
+    assert "CondenseNetV2, not fused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        ([], USAGE, "the following arguments are required: CKPT (see --help)"),
+        (["{digits}", "--size", "0"], USAGE, "--size 0 must be 1 or more"),
+        (["{digits}", "--format", "tflite"], USAGE, "argument --format: invalid choice: 'tflite'"),
+        (
+            ["{folder}/absent.pdparams"],
+            FAILED,
+            "absent.pdparams: cannot be read (No such file or directory): check",
+        ),
+        (["{folder}/absent.pth"], FAILED, "absent.pth: cannot be read (No such file or directory): check"),
+        (
+            ["{digits}", "--labels", "{folder}/absent"],
+            FAILED,
+            "absent: cannot be read (No such file or directory)",
+        ),
+        (["{digits}", "--labels", "{digits}"], FAILED, "cdnv2_digits.pdparams: cannot be read ("),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(capsys, digits, arguments, status, message):
+    before = sorted(digits.parent.iterdir())
+    named = [argument.format(digits=digits, folder=digits.parent) for argument in arguments]
+    assert main(named) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+    assert captured.out == "" and sorted(digits.parent.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_nothing_else_is_said(digits):
+    command = [sys.executable, "-m", "paddle_dense.deploy", str(digits), "--size", "32"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert len(done.stdout.splitlines()) == 5

@@ -1,0 +1,285 @@
+"""Exported files: they answer as the network does, say what they are, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.nn import functional as F
+
+import paddle_dense as pd_
+from paddle_dense.deploy.export import PROGRAM_SUFFIX, export, export_checked, load_onnx, load_paddle
+from paddle_dense.deploy.fuse import fuse
+from paddle_dense.errors import WeightsError
+
+EXTRA = "pip install paddle_dense[deploy]"
+DIGITS = Path(__file__).resolve().parents[2] / "weights" / "cdnv2_digits.pdparams"
+
+V2 = {"stages": [1, 1, 2], "growth": [8, 16, 32], "HS_start_block": 1, "SE_start_block": 2, "fc_channel": 64}
+V2.update(group_1x1=4, group_3x3=4, group_trans=4, num_classes=10)
+CSP = {"depths": [1, 1], "channels": [16, 32], "expand_ratio": [2.0, 2.0], "bottle_ratio": [0.5, 0.5]}
+CSP.update(stem_channels=8, num_classes=10)
+DENSE = {"growth_rate": 8, "block_config": [2, 2], "num_init_features": 16, "num_classes": 10}
+CONDCONV = {"channel_multiplier": 0.25, "depth_multiplier": 0.3, "num_classes": 10}
+NETWORKS = {
+    "CondenseNetV2": (pd_.CondenseNetV2, V2),
+    "CondenseNetV2 pyramid": (pd_.CondenseNetV2, {**V2, "features_only": True}),
+    "CondenseNet": (pd_.CondenseNet, {"stages": [1, 1, 2], "growth": [8, 16, 32], "num_classes": 10}),
+    "DenseNet": (pd_.DenseNet, DENSE),
+    "CSPDenseNet": (pd_.CSPDenseNet, DENSE),
+    "CSPResNet": (pd_.CSPNet, {**CSP, "backbone": "resnet"}),
+    "CSPDarkNet": (pd_.CSPNet, {**CSP, "backbone": "darknet"}),
+    "EfficientNetCondConv": (pd_.EfficientNetCondConv, CONDCONV),
+    "EfficientNetCondConv SAME": (pd_.EfficientNetCondConv, {**CONDCONV, "same_padding": True}),
+}
+
+
+@pytest.fixture
+def network(randomise):
+    """``network("DenseNet")``: a small one with random statistics, in evaluation mode, for pictures of 64 pixels."""
+
+    def build(name: str, **config: Any) -> nn.Layer:
+        kind, numbers = NETWORKS[name]
+        model = randomise(kind(**{**numbers, **config}))
+        model.input_size = 64
+        model.eval()
+        return model
+
+    return build
+
+
+@pytest.fixture
+def onnxruntime():
+    try:
+        import paddle2onnx  # noqa: F401
+    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
+        pytest.skip(f"writes ONNX: {EXTRA}")
+    return pytest.importorskip("onnxruntime", reason=f"runs ONNX: {EXTRA}")
+
+
+def pictures(model: nn.Layer, batch: int, height: int, width: int) -> np.ndarray:
+    shape = (batch, model.config["in_channels"], height, width)
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def answers(model: nn.Layer, x: np.ndarray) -> list[np.ndarray]:
+    with paddle.no_grad():
+        outputs = model(paddle.to_tensor(x))
+    return [output.numpy() for output in (outputs if isinstance(outputs, list) else [outputs])]
+
+
+MORE = ("CondenseNetV2 pyramid", "CSPDarkNet", "EfficientNetCondConv SAME")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in MORE)) for name in NETWORKS])
+def test_paddle_files_of_every_family_take_any_batch_and_size(tmp_path, network, difference, name):
+    model = network(name)
+    files = export(model, tmp_path / "net", format="paddle")
+    assert [file.name for file in files] == [f"net{PROGRAM_SUFFIX}", "net.pdiparams", "net.meta.json"]
+    x = pictures(model, 3, 64, 96)
+    for found, expected in zip(load_paddle(files)(x), answers(model, x)):
+        assert difference(found, expected) < 2e-6
+
+
+# Among them is every layer that ONNX needs another form of; LeakyReLU is in this one, the others are in the digits'.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "CSPResNet")) for name in NETWORKS]
+)
+def test_onnx_files_of_every_family_take_any_batch_and_size(tmp_path, network, onnxruntime, difference, name):
+    model = network(name)
+    files = export(model, tmp_path / "net", format="onnx")
+    x = pictures(model, 3, 64, 96)
+    for found, expected in zip(load_onnx(files)(x), answers(model, x)):
+        assert difference(found, expected) < 2e-6
+
+
+def test_digits_in_onnx_with_what_they_mean(capfd, tmp_path, onnxruntime):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    from paddle_dense.data import load_digits
+
+    model = pd_.load_model(DIGITS)
+    model.eval()
+    labels = [f"a {digit}" for digit in range(10)]
+    capfd.readouterr()
+
+    (file,) = export(
+        model, tmp_path / "new" / "digits.onnx", "onnx", input_size=32, labels=labels, metadata={"author": "me"}
+    )
+
+    assert capfd.readouterr() == ("", "")
+    assert file == tmp_path / "new" / "digits.onnx"
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""  # nor does the file make ONNX Runtime complain
+    ((given,), (taken,)) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape) == ("image", ["batch", 1, 32, 32])
+    assert (taken.name, taken.shape) == ("output", ["batch", 10])
+    told = session.get_modelmeta().custom_metadata_map
+    assert (told["arch"], told["author"], told["paddle_dense"]) == ("CondenseNetV2", "me", pd_.__version__)
+    assert json.loads(told["labels"]) == labels
+    assert json.loads(told["config"]) == model.config
+    assert json.loads(told["preprocessing"]) == model.preprocessing.as_dict()
+    assert json.loads(told["inputs"]) == [{"name": "image", "shape": ["batch", 1, 32, 32]}]
+
+    digits = load_digits()
+    (logits,) = session.run(None, {"image": digits.test_images})
+    assert (logits.argmax(1) == digits.test_labels).mean() > 0.99
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_fused_network(tmp_path, network, request, difference, format):
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    model = network("CondenseNetV2")
+    fused = fuse(model, format)
+    files = export(fused, tmp_path / "net", format, input_size=64, batch=2)
+    x = pictures(model, 2, 64, 64)
+    (found,) = (load_onnx if format == "onnx" else load_paddle)(files)(x)
+    assert difference(found, answers(model, x)[0]) < 2e-6
+
+
+def test_static_paddle_files_say_so(tmp_path, network):
+    model = network("DenseNet")
+    exported = export_checked(model, tmp_path / "v1.5", input_size=128, batch=2)
+    assert [file.name for file in exported.files] == [f"v1.5{PROGRAM_SUFFIX}", "v1.5.pdiparams", "v1.5.meta.json"]
+    assert 0 < exported.max_rel_diff < 2e-6
+    told = json.loads(exported.files[2].read_text())
+    assert told["inputs"] == [{"name": "image", "shape": [2, 3, 128, 128]}]
+    assert [output["shape"] for output in told["outputs"]] == [[2, 10]]
+    assert (told["preprocessing"]["input_size"], told["preprocessing"]["resize"]) == (128, 146)
+
+
+def test_the_model_stays_as_it_is(tmp_path, network, difference):
+    model = network("CondenseNetV2")
+    x = pictures(model, 1, 64, 64)
+    before, layers = answers(model, x)[0], [type(layer) for layer in model.sublayers(include_self=True)]
+    device, modes = paddle.get_device(), [layer.training for layer in model.sublayers()]
+    export(model, tmp_path / "net", input_size=64, batch=1)
+    assert [type(layer) for layer in model.sublayers(include_self=True)] == layers
+    assert [layer.training for layer in model.sublayers()] == modes
+    assert paddle.get_device() == device and paddle.in_dynamic_mode()
+    assert np.array_equal(answers(model, x)[0], before)
+
+
+class Own(nn.Layer):
+    """A user's network: what its forward does to the input is given."""
+
+    def __init__(self, work) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(3, 4, 3)
+        self.work = work
+
+    def forward(self, x):
+        return self.work(self.conv(x))
+
+
+def own(work) -> nn.Layer:
+    model = Own(work)
+    model.eval()
+    return model
+
+
+def leave_eager(x):
+    return x * 1.001 if paddle.in_dynamic_mode() else x
+
+
+def refuse_static(x):
+    if not paddle.in_dynamic_mode():
+        raise NotImplementedError("not without numbers")
+    return x
+
+
+def shuffle(x):
+    return F.channel_shuffle(x, 2)
+
+
+def interrupt(x):
+    if not paddle.in_dynamic_mode():
+        raise KeyboardInterrupt
+    return x
+
+
+def test_a_users_own_network(tmp_path):
+    files = export(own(F.relu), tmp_path / "net", input_size=32)
+    assert "arch" not in json.loads(files[2].read_text())
+
+
+@pytest.mark.parametrize(
+    "work, error, message",
+    [
+        (leave_eager, WeightsError, "differs from the model by 1.0e-03 of its outputs' scale"),
+        (
+            refuse_static,
+            WeightsError,
+            r"Own cannot be traced into a static program .NotImplementedError",
+        ),
+        (interrupt, KeyboardInterrupt, None),
+    ],
+)
+def test_nothing_appears_or_changes_unless_all_is_well(tmp_path, work, error, message):
+    old = tmp_path / "net.pdiparams"
+    old.write_text("an older export")
+    with pytest.raises(error, match=message):
+        export(own(work), tmp_path / "net", input_size=32)
+    with pytest.raises(error, match=message):
+        export(own(work), tmp_path / "new" / "net", input_size=32)
+    assert list(tmp_path.iterdir()) == [old] and old.read_text() == "an older export"
+
+
+def test_an_operator_that_onnx_lacks_is_an_error_and_not_the_end(tmp_path, onnxruntime):
+    with pytest.raises(WeightsError, match="paddle2onnx cannot convert this Own") as caught:
+        export(own(shuffle), tmp_path / "net", "onnx", input_size=32)
+    assert "unsupported operators" in str(caught.value.__cause__)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change, arguments, message",
+    [
+        (nn.Layer.train, {}, "this DenseNet is in training mode: call model.eval"),
+        (None, {"format": "tflite"}, "unknown format 'tflite': choose one of paddle, onnx"),
+        (None, {"batch": 0}, "batch=0 must be 1 or more, or None for any"),
+        (None, {"input_size": -1}, "input_size=-1 must be 1 or more, or None for any"),
+        (None, {"labels": ["cat", "dog"]}, r"there are 2 labels for outputs \[10\]: give one for each class"),
+        (None, {"metadata": {"when": {1, 2}}}, "the metadata are not what JSON can hold"),
+        (None, {"path": "."}, "names no file: give a folder and a name"),
+    ],
+)
+def test_errors_say_what_to_do(tmp_path, network, change, arguments, message):
+    model = network("DenseNet")
+    if change:
+        change(model)
+    with pytest.raises(ValueError, match=message):
+        export(model, **{"path": tmp_path / "net", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_trained_form_is_condensed_first(tmp_path, network):
+    model = network("CondenseNetV2", condensed=False)
+    with pytest.raises(ValueError, match=r"this CondenseNetV2 is in the trained form: export paddle_dense.condense"):
+        export(model, tmp_path / "net")
+
+
+@pytest.mark.skipif(PROGRAM_SUFFIX != ".json", reason="Paddle 2 gives programs another suffix than sidecars have")
+def test_the_sidecar_of_weights_is_never_replaced(tmp_path, network):
+    model = network("DenseNet")
+    pd_.save_weights(model, tmp_path / "net.pdparams")
+    with pytest.raises(WeightsError, match=r"net.json is the sidecar of .*net.pdparams: export under another name"):
+        export(model, tmp_path / "net")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+@pytest.mark.parametrize("name", ["cdnv2_a", "cdnv2_c", "densenet121", "cspresnext50", "tf_efficientnet_cc_b0_4e"])
+def test_fused_networks_of_full_size(tmp_path, randomise, request, name, format):
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    model = pd_.create_model(name)
+    if "efficientnet" not in name:  # whose gates saturate with such weights
+        randomise(model)
+    model.eval()
+    assert export_checked(fuse(model, format), tmp_path / "net", format).max_rel_diff < 1e-5

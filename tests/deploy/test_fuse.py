@@ -1,0 +1,424 @@
+"""Fusing: every family, every rule, equal to the network it comes from, which it leaves alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.static import InputSpec
+
+from paddle_dense.deploy import fusing_rules
+from paddle_dense.deploy.fuse import RUNTIMES, fuse
+from paddle_dense.deploy.fused_layers import (
+    GatheredConvolution,
+    GatheredProduct,
+    SpreadConvolution,
+    affine,
+    dense_lgc,
+    fold_norm,
+    fused_sfr,
+    merged_groups,
+)
+from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D
+from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet, EfficientNetCondConv
+from paddle_dense.models.registry import create_model, list_models
+
+# What float32 leaves; a rule that is wrong anywhere is wrong by a hundred times as much.
+ROUNDING = 3e-6
+
+V2 = {"stages": [2, 2, 2], "growth": [8, 16, 32], "HS_start_block": 1, "SE_start_block": 2, "fc_channel": 64}
+V2_GROUPS = {"group_1x1": 4, "group_3x3": 4, "group_trans": 4, "num_classes": 10}
+DENSE = {"growth_rate": 8, "block_config": [2, 2, 2], "num_init_features": 16, "drop_rate": 0.1, "num_classes": 10}
+CSP = {"depths": [1, 2], "channels": [16, 32], "bottle_ratio": [0.5, 0.5], "stem_channels": 16, "num_classes": 10}
+NETWORKS = {
+    "V2": lambda **more: CondenseNetV2(**{**V2, **V2_GROUPS, **more}),
+    "V2, C below G": lambda **more: CondenseNetV2(
+        **{**V2, **V2_GROUPS, "condense_factor": 2, "trans_factor": 2, **more}
+    ),
+    "V2, G below C": lambda **more: CondenseNetV2(
+        **{**V2, **V2_GROUPS, "condense_factor": 8, "trans_factor": 8, **more}
+    ),
+    "CondenseNet": lambda **more: CondenseNet(
+        **{"stages": [3, 3, 3], "growth": [8, 16, 32], "num_classes": 10, **more}
+    ),
+    "CondenseNet, 8 groups": lambda **more: CondenseNet(
+        **{"stages": [2, 3], "growth": [16, 32], "group_1x1": 8, "group_3x3": 8, "condense_factor": 4, **more}
+    ),
+    "DenseNet": lambda **more: DenseNet(**{**DENSE, **more}),
+    "CSP stand": lambda **more: CSPDenseNet(**{**DENSE, "mode": "stand", **more}),
+    "CSP fusionfirst": lambda **more: CSPDenseNet(**{**DENSE, "mode": "fusionfirst", **more}),
+    "CSP fusionlast": lambda **more: CSPDenseNet(**{**DENSE, "mode": "fusionlast", **more}),
+    "CSPResNeXt": lambda **more: CSPNet("resnet", expand_ratio=[2, 2], groups=4, **{**CSP, **more}),
+    "CSPDarkNet": lambda **more: CSPNet("darknet", expand_ratio=[1, 1], **{**CSP, **more}),
+    "CondConv": lambda **more: EfficientNetCondConv(
+        **{"channel_multiplier": 0.25, "depth_multiplier": 0.5, "num_classes": 10, "drop_rate": 0.1, **more}
+    ),
+    "CondConv, SAME": lambda **more: EfficientNetCondConv(
+        **{"channel_multiplier": 0.25, "depth_multiplier": 0.5, "same_padding": True, "bn_eps": 1e-3, **more}
+    ),
+}
+EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
+EVERY_RUNTIME = pytest.mark.parametrize("runtime", RUNTIMES)
+
+
+@pytest.fixture
+def network(randomise):
+    """``network("V2")``: a small network in evaluation mode with BN statistics, indices and weights that matter."""
+
+    def build(name, **more):
+        model = randomise(NETWORKS[name](**more))
+        model.eval()
+        return model
+
+    return build
+
+
+def pictures(*shape, dtype="float32"):
+    return paddle.to_tensor(np.random.default_rng(1).standard_normal(shape).astype(dtype))
+
+
+def answer(layer, x):
+    with paddle.no_grad():
+        return layer(x)
+
+
+def arrays(model):
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def kinds(model):
+    return {type(layer) for layer in model.sublayers()}
+
+
+# Networks
+
+
+@EVERY_RUNTIME
+@EVERY_NETWORK
+def test_the_outputs_are_the_same_and_the_model_is_left_alone(network, difference, name, runtime):
+    model = network(name)
+    before, trainable = arrays(model), [not parameter.stop_gradient for parameter in model.parameters()]
+    # Neither the batch nor the size is the one that `fuse` itself looks at; sides can be odd and differ.
+    inputs = [pictures(1, 3, 64, 64), pictures(3, 3, 77, 51)]
+    expected = [answer(model, x) for x in inputs]
+    fused = fuse(model, runtime)
+    for x, y in zip(inputs, expected):
+        assert difference(answer(fused, x), y) < ROUNDING
+        assert answer(model, x).numpy().tobytes() == y.numpy().tobytes()
+    after = arrays(model)
+    assert list(after) == list(before)
+    assert all(after[key].tobytes() == value.tobytes() for key, value in before.items())
+    assert [not parameter.stop_gradient for parameter in model.parameters()] == trainable
+
+
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", ["V2", "CondenseNet", "DenseNet", "CSP stand", "CSPResNeXt", "CondConv"])
+def test_without_a_head(network, difference, name, runtime):
+    x = pictures(2, 3, 96, 64)
+    pyramid, features = network(name, features_only=True), network(name, num_classes=0)
+    found, expected = answer(fuse(pyramid, runtime), x), answer(pyramid, x)
+    assert len(found) == len(expected) == len(pyramid.feature_channels)
+    assert all(difference(*pair) < ROUNDING for pair in zip(found, expected))
+    assert difference(answer(fuse(features, runtime), x), answer(features, x)) < ROUNDING
+
+
+@EVERY_RUNTIME
+def test_other_pictures_than_three_channels(network, difference, runtime):
+    model = network("V2", in_channels=1)
+    assert (
+        difference(answer(fuse(model, runtime), pictures(2, 1, 32, 32)), answer(model, pictures(2, 1, 32, 32)))
+        < ROUNDING
+    )
+
+
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", ["V2", "V2, C below G", "DenseNet", "CondConv"])
+def test_in_double_precision_the_difference_is_nothing(network, difference, name, runtime):
+    """What is left in single precision is rounding."""
+    single = network(name)
+    paddle.set_default_dtype("float64")
+    try:
+        model = NETWORKS[name]()
+        for tensor, value in zip(model.state_dict().values(), arrays(single).values()):
+            tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype))
+        model.eval()
+        x = pictures(2, 3, 64, 64, dtype="float64")
+        found = answer(fuse(model, runtime), x)
+        assert found.dtype == paddle.float64
+        assert difference(found, answer(model, x)) < 1e-12
+    finally:
+        paddle.set_default_dtype("float32")
+
+
+@EVERY_RUNTIME
+def test_it_is_for_inference_only(network, runtime):
+    fused = fuse(network("V2"), runtime)
+    assert all(parameter.stop_gradient for parameter in fused.parameters())
+    x = pictures(2, 3, 32, 32)
+    expected, before = answer(fused, x).numpy(), arrays(fused)
+    fused.train()
+    assert answer(fused, x).numpy().tobytes() == expected.tobytes()
+    assert all(value.tobytes() == before[name].tobytes() for name, value in arrays(fused).items())
+
+
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", ["V2", "DenseNet", "CondConv"])
+def test_it_becomes_a_static_graph(network, difference, name, runtime, tmp_path):
+    """For any batch and size, saved and loaded again."""
+    model = network(name)
+    fused = fuse(model, runtime)
+    spec = InputSpec([None, 3, None, None], "float32")
+    paddle.jit.save(paddle.jit.to_static(fused, input_spec=[spec], full_graph=True), str(tmp_path / "fused"))
+    loaded = paddle.jit.load(str(tmp_path / "fused"))
+    for x in (pictures(1, 3, 64, 64), pictures(3, 3, 45, 70)):
+        assert difference(answer(loaded, x), answer(model, x)) < ROUNDING
+
+
+def test_a_static_graph_of_one_size(network, difference):
+    model, x = network("V2"), pictures(2, 3, 64, 64)
+    static = paddle.jit.to_static(fuse(model), input_spec=[InputSpec([2, 3, 64, 64])], full_graph=True)
+    assert difference(answer(static, x), answer(model, x)) < ROUNDING
+
+
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", ["V2", "DenseNet", "CSPResNeXt", "CondConv"])
+def test_scales_can_be_negative_zero_or_tiny(network, difference, name, runtime):
+    model = network(name)
+    for norm in (layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)):
+        scale = norm.weight.numpy()
+        scale[::4], scale[1::4], scale[2::8] = 0.0, -scale[1::4], 1e-30
+        norm.weight.set_value(scale)
+    x = pictures(2, 3, 64, 64)
+    assert difference(answer(fuse(model, runtime), x), answer(model, x)) < ROUNDING
+
+
+@pytest.mark.slow
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", list_models())
+def test_every_preset(randomise, difference, name, runtime):
+    model = randomise(create_model(name))
+    model.eval()
+    x = pictures(1, 3, model.input_size, model.input_size)
+    assert difference(answer(fuse(model, runtime), x), answer(model, x)) < ROUNDING
+
+
+# What is refused
+
+
+def test_training_mode_is_refused(network):
+    model = network("V2")
+    model.features.norm_last.train()
+    with pytest.raises(ValueError, match=r"^this CondenseNetV2 is in training mode: call model.eval\(\) first$"):
+        fuse(model)
+
+
+def test_the_trained_form_is_refused(network):
+    with pytest.raises(
+        ValueError, match=r"^this CondenseNet is in the trained form: fuse paddle_dense.condense\(model\)$"
+    ):
+        fuse(network("CondenseNet", condensed=False))
+
+
+def test_a_fused_network_is_refused(network):
+    with pytest.raises(ValueError, match=r"^this DenseNet is fused already: fuse the network that it was made from$"):
+        fuse(fuse(network("DenseNet")))
+
+
+def test_other_networks_and_runtimes_are_refused(network):
+    with pytest.raises(ValueError, match=r"^Linear is no network of this package: fuse one that create_model or"):
+        fuse(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"^unknown runtime 'tensorrt': choose one of paddle, onnx$"):
+        fuse(network("V2"), "tensorrt")
+
+
+def test_a_rule_that_is_not_exact_is_caught(network, monkeypatch):
+    """The proof looks at the outputs, whatever the rules say."""
+
+    def inexact(sfr):
+        fused = fused_sfr(sfr)
+        fused[2].weight.set_value(fused[2].weight * 1.001)
+        return fused
+
+    monkeypatch.setitem(fusing_rules.RULES["paddle"], CondenseSFR, inexact)
+    with pytest.raises(RuntimeError, match=r"^the fused CondenseNetV2 differs by \d\.\de-0\d of the outputs' scale"):
+        fuse(network("V2"))
+
+
+def test_weights_that_are_no_numbers_are_caught(network):
+    model = network("V2")
+    model.fc.bias.set_value(model.fc.bias * float("nan"))
+    with pytest.raises(RuntimeError, match=r"differs by nan .*: check the weights for extreme or undefined numbers"):
+        fuse(model)
+
+
+# Rules
+
+
+def test_what_becomes_of_condensenet_v2(network):
+    for_paddle, for_engines = (kinds(fuse(network("V2"), runtime)) for runtime in RUNTIMES)
+    assert not {CondenseLGC, CondenseSFR} & (for_paddle | for_engines)
+    assert {GatheredProduct, SpreadConvolution} <= for_paddle
+    assert not {GatheredProduct, SpreadConvolution} & for_engines
+
+
+def test_dense_or_gathered_by_width(network, monkeypatch):
+    """Up to a width the dense form of an LGC is the faster one for engines."""
+    model = network("CondenseNet", stages=[8, 6], growth=[8, 16])
+    for lgc in (layer for layer in model.sublayers() if isinstance(layer, CondenseLGC)):
+        one_bn_for_each_source(lgc)
+    widths = {layer.index.size for layer in fuse(model, "onnx").sublayers() if isinstance(layer, GatheredConvolution)}
+    assert widths == {144, 160}
+    monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 1000)
+    assert GatheredConvolution not in kinds(fuse(model, "onnx"))
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "CSPResNeXt", "CSPDarkNet", "CondConv"])
+def test_no_bn_is_left_behind_a_convolution(network, name):
+    """For engines. Counted: as many BNs are gone as convolutions have got a bias."""
+    model = network(name)
+    fused = fuse(model, "onnx")
+
+    def count(net, wanted):
+        return sum(bool(wanted(layer)) for layer in net.sublayers())
+
+    def biased(layer):
+        return isinstance(layer, (nn.Conv2D, RoutedCondConv2D)) and layer.bias is not None
+
+    def is_norm(layer):
+        return isinstance(layer, nn.BatchNorm2D)
+
+    folded = count(fused, biased) - count(model, biased)
+    assert folded == count(model, is_norm) - count(fused, is_norm) > 0
+    # DenseNet's other BNs come before activations and convolutions.
+    assert count(fused, is_norm) == (6 + 2 + 1 if name == "DenseNet" else 0)
+
+
+@EVERY_RUNTIME
+@pytest.mark.parametrize("name", ["DenseNet", "CSP stand"])
+def test_transitions_pool_first(network, name, runtime):
+    features = fuse(network(name), runtime).features
+    assert [part for part, _ in features.transition1.named_children()] == ["norm", "relu", "pool", "conv"]
+
+
+@EVERY_RUNTIME
+def test_dropout_is_left_out(network, runtime):
+    assert nn.Dropout not in kinds(fuse(network("DenseNet"), runtime)) | kinds(fuse(network("CondConv"), runtime))
+
+
+def test_a_layer_in_two_places_stays_one(network):
+    model = network("V2")
+    model.features.denseblock_1.again = model.features.denseblock_1.denselayer_1
+    fused = fusing_rules.rewrite(model, fusing_rules.RULES["paddle"])
+    block = fused.features.denseblock_1
+    assert block.again is block.denselayer_1
+    assert isinstance(block.again.conv_1, GatheredProduct)
+
+
+# Layers
+
+
+def one_bn_for_each_source(lgc):
+    """As condensing leaves it: what is gathered twice has the same statistics twice."""
+    first = np.unique(lgc.index.numpy(), return_index=True)
+    position = dict(zip(*(part.tolist() for part in first)))
+    copies = [position[channel] for channel in lgc.index.numpy().tolist()]
+    for tensor in (lgc.norm.weight, lgc.norm.bias, lgc.norm._mean, lgc.norm._variance):
+        tensor.set_value(tensor.numpy()[copies])
+
+
+def random_lgc(randomise, inputs=24, outputs=16, groups=4, source=16, activation="ReLU"):
+    lgc = randomise(CondenseLGC(inputs, outputs, groups=groups, activation=activation, source_channels=source))
+    lgc.eval()
+    return lgc
+
+
+def random_norm(randomise, channels):
+    norm = randomise(nn.BatchNorm2D(channels))
+    norm.eval()
+    return norm
+
+
+# channels gathered, out, groups, in: each gathered once, twice, some never, by some groups twice
+LGCS = [(16, 8, 4, 16), (24, 12, 4, 12), (12, 12, 6, 30), (24, 6, 3, 7), (8, 8, 1, 8)]
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "HS"])
+@pytest.mark.parametrize(("inputs", "outputs", "groups", "source"), LGCS)
+@pytest.mark.parametrize("form", [GatheredProduct, GatheredConvolution, dense_lgc])
+def test_lgc_in_every_form(randomise, difference, form, inputs, outputs, groups, source, activation):
+    lgc = random_lgc(randomise, inputs, outputs, groups, source, activation)
+    one_bn_for_each_source(lgc)
+    norm, x = random_norm(randomise, outputs), pictures(2, source, 5, 7)
+    expected = answer(nn.Sequential(lgc, norm), x)
+    assert difference(answer(form(lgc, norm), x), expected) < 1e-6
+    assert difference(answer(form(lgc), x), answer(lgc, x)) < 1e-6
+
+
+def test_lgc_with_several_bns_for_one_channel_is_not_dense(randomise, difference):
+    """Statistics of the copies differ once a condensed network has been trained further."""
+    lgc = random_lgc(randomise)
+    assert dense_lgc(lgc) is None
+    x = pictures(2, 16, 5, 7)
+    assert difference(answer(fusing_rules.lgc_for_engines(lgc), x), answer(lgc, x)) < 1e-6
+
+
+def test_an_lgc_of_another_kernel_stays(randomise):
+    lgc = CondenseLGC(8, 8, kernel_size=3, padding=1, groups=2)
+    for rules in fusing_rules.RULES.values():
+        assert fusing_rules.rewrite(lgc, rules) is lgc
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "HS"])
+@pytest.mark.parametrize(("inputs", "outputs", "groups", "rows"), [(8, 16, 4, 16), (8, 16, 4, 32), (12, 18, 6, 6)])
+def test_sfr_is_one_dense_convolution(randomise, difference, inputs, outputs, groups, rows, activation):
+    sfr = randomise(CondenseSFR(inputs, outputs, groups=groups, activation=activation, rows=rows))
+    sfr.eval()
+    x = pictures(2, inputs, 5, 7)
+    fused = fused_sfr(sfr)
+    assert [list(parameter.shape) for parameter in fused[2].parameters()] == [[outputs, inputs, 1, 1]]
+    assert difference(answer(fused, x), answer(sfr, x)) < 1e-6
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
+@pytest.mark.parametrize("size", [(7, 5), (1, 1), (1, 4)])
+def test_the_product_before_the_spreading(randomise, difference, inputs, outputs, groups, size):
+    conv = randomise(nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False))
+    x = pictures(2, inputs, *size)
+    assert difference(answer(SpreadConvolution(conv), x), answer(conv, x)) < 1e-6
+
+
+@pytest.mark.parametrize("merge", [1, 2, 3, 6])
+def test_groups_made_one(randomise, difference, merge):
+    weight = np.random.default_rng(0).standard_normal([12, 3, 3, 3]).astype("f4")
+    merged = merged_groups(weight, 6, merge)
+    assert merged.shape == (12, 3 * merge, 3, 3)
+    x = pictures(2, 18, 5, 5)
+    found = nn.functional.conv2d(x, paddle.to_tensor(merged), groups=6 // merge)
+    assert difference(found, nn.functional.conv2d(x, paddle.to_tensor(weight), groups=6)) < 1e-6
+
+
+@pytest.mark.parametrize("bias", [None, False])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_bn_folds_into_the_convolution_before_it(randomise, difference, groups, bias):
+    conv = randomise(nn.Conv2D(8, 16, 3, stride=2, padding=1, groups=groups, bias_attr=bias))
+    norm, x = random_norm(randomise, 16), pictures(2, 8, 7, 7)
+    expected = answer(nn.Sequential(conv, norm), x)
+    assert difference(answer(fold_norm(conv, norm), x), expected) < 1e-6
+
+
+def test_bn_folds_into_the_kernels_that_a_condconv_mixes(randomise, difference):
+    conv, norm = randomise(RoutedCondConv2D(8, 16, 3, padding=1, groups=2)), random_norm(randomise, 16)
+    x, routing = pictures(3, 8, 5, 5), paddle.rand([3, 4])
+    expected = answer(norm, conv(x, routing))
+    with paddle.no_grad():
+        assert difference(fold_norm(conv, norm)(x, routing), expected) < 1e-6
+
+
+def test_affine_is_a_bn_with_nothing_to_subtract(difference):
+    scale, shift = np.array([2.0, 0.0, -1.0]), np.array([0.5, 3.0, 0.0])
+    x = pictures(2, 3, 4, 4)
+    norm = affine(scale, shift, x)
+    norm.eval()
+    expected = x.numpy() * scale[:, None, None] + shift[:, None, None]
+    assert difference(answer(norm, x), expected.astype("f4")) < 1e-7
