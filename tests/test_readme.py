@@ -25,7 +25,7 @@ def shown(tmp_path_factory):
     (folder / "weights").symlink_to(ROOT / "weights")
     # The README's first example has converted this file by then; any weights will do to show how it is loaded.
     pd_.save_weights(pd_.cdnv2_a(), folder / "cdnv2_a.pdparams")
-    names = {}
+    names = {"folder": folder}
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -51,3 +51,7 @@ def test_fine_tuning_learns_five_digits(shown):
     with evaluation(network):
         answers = network(paddle.to_tensor(digits.test_images[few])).argmax(1).numpy()
     assert (answers == digits.test_labels[few]).mean() >= 0.99
+
+
+def test_the_exported_files_are_there(shown):
+    assert {path.suffix for path in shown["folder"].glob("digits.*")} >= {".pdiparams"}
