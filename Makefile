@@ -37,14 +37,15 @@ format: .venv/installed
 	touch $@
 
 # The libraries whose networks the tests compare with. Without their dependencies: torchvision would bring a second PyTorch.
+# And what exported networks run in.
 .venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,train]"
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchvision timm pytorchcv
 	$(BIN)/python -m pip install --quiet -c constraints.txt huggingface_hub pyyaml requests
 	touch $@
 
-# What the exported networks run in.
 .venv/runtimes: .venv/peers
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,report,train]" openvino
+	$(BIN)/python -m pip install --quiet -c constraints.txt openvino
 	touch $@
 
 clean:

@@ -7,6 +7,8 @@ computed once, in float64, and stored in the precision of the old ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 from paddle import Tensor, nn
@@ -145,7 +147,7 @@ class GatheredProduct(nn.Layer):
         self.weight = _parameter(self, weight[None], like)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        height, width = _sides(x)
         x = self.activation(self.norm(paddle.gather(x, self.index, axis=1)))
         y = paddle.matmul(self.weight, x.reshape([0, self.groups, self.weight.shape[-1], -1]))
         return ShuffleLayer(y.reshape([-1, self.out_channels, height, width]), self.groups)
@@ -169,7 +171,7 @@ class GatheredConvolution(nn.Layer):
         self.groups = rows.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        height, width = _sides(x)
         x = self.conv(self.activation(self.norm(paddle.gather(x, self.index, axis=1))))
         # Not `channel_shuffle`, which cannot be exported to ONNX.
         return x.reshape([0, self.groups, -1, height, width]).transpose([0, 2, 1, 3, 4]).flatten(1, 2)
@@ -218,13 +220,25 @@ class SpreadConvolution(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         _, groups, rows, per_group = self.weight.shape
-        size = x.shape[2:]
-        if not all(isinstance(side, int) and side > 0 for side in x.shape):
-            # A static graph for any batch or size, which `F.fold` must be told.
+        if not _is_known(x.shape) or 1 in x.shape[2:]:
+            # `F.fold` must be told batch and size, and that of Paddle 2.6 takes no single row or column.
             weight = self.weight.reshape([groups * rows // 9, 9, per_group]).flip([1]).transpose([0, 2, 1])
             return F.conv2d(x, weight.reshape([groups * rows // 9, per_group, 3, 3]), padding=1, groups=groups)
         maps = paddle.matmul(self.weight, x.reshape([0, groups, per_group, -1]))
-        return F.fold(maps.reshape([0, groups * rows, -1]), size, 3, paddings=1)
+        return F.fold(maps.reshape([0, groups * rows, -1]), x.shape[2:], 3, paddings=1)
+
+
+def _is_known(shape: Sequence[object]) -> bool:
+    """Whether a static graph leaves none of these sides open."""
+    return all(isinstance(side, int) and side > 0 for side in shape)
+
+
+def _sides(x: Tensor) -> Sequence[int | Tensor]:
+    """Height and width: numbers, or tensors where a static graph leaves them open."""
+    if _is_known(x.shape[2:]):
+        return x.shape[2:]
+    shape = paddle.shape(x)
+    return shape[2], shape[3]
 
 
 def to_array(x: Tensor) -> np.ndarray:
