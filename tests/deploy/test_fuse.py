@@ -152,6 +152,7 @@ def test_in_double_precision_the_difference_is_nothing(network, difference, name
 
 
 @EVERY_RUNTIME
+@pytest.mark.filterwarnings("ignore:When training, we now always track:UserWarning")
 def test_it_is_for_inference_only(network, runtime):
     fused = fuse(network("V2"), runtime)
     assert all(parameter.stop_gradient for parameter in fused.parameters())
@@ -163,7 +164,7 @@ def test_it_is_for_inference_only(network, runtime):
 
 
 @EVERY_RUNTIME
-@pytest.mark.parametrize("name", ["V2", "DenseNet", "CondConv"])
+@pytest.mark.parametrize("name", ["V2, C below G", "DenseNet", "CondConv"])
 def test_it_becomes_a_static_graph(network, difference, name, runtime, tmp_path):
     """For any batch and size, saved and loaded again."""
     model = network(name)
