@@ -3,7 +3,9 @@
 Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is told that
 they have AVX2, and it starts with one thread. Both are settled by environment variables that are read once, when Paddle
 loads. Besides, the C library gives every large tensor's memory back to the system and fetches it again page by page for
-the next one, which can take longer than the arithmetic. The commands of this package therefore call
+the next one, which can take longer than the arithmetic. And Paddle Inference hands every tensor that it is done with to
+a thread of its own, which wakes some hundred times a pass and takes the processor from those that compute, unless it
+waits for a few megabytes to free. The commands of this package therefore call
 `set_cpu_environment` before they import Paddle, and a program of one's own does the same in its first lines::
 
     from paddle_dense.deploy.environment import set_cpu_environment
@@ -20,6 +22,7 @@ import platform
 import sys
 from pathlib import Path
 
+_FREED_AT_ONCE = "0.005"  # GB
 _CPUINFO = Path("/proc/cpuinfo")
 # Of glibc's mallopt: up to which size memory is kept, and how much of it.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -30,10 +33,10 @@ def cpu_environment() -> dict[str, str]:
     """What is right for this machine's processor, as environment variables; nothing is changed.
 
     Returns:
-        ``OMP_NUM_THREADS``, the number of cores that this process may use, and on AMD's processors with AVX2
-        ``MKL_DEBUG_CPU_TYPE=5``.
+        ``OMP_NUM_THREADS``, the number of cores that this process may use, ``FLAGS_eager_delete_tensor_gb``, how much
+        memory Paddle Inference frees at a time, and on AMD's processors with AVX2 ``MKL_DEBUG_CPU_TYPE=5``.
     """
-    variables = {"OMP_NUM_THREADS": str(_usable_cores())}
+    variables = {"OMP_NUM_THREADS": str(_usable_cores()), "FLAGS_eager_delete_tensor_gb": _FREED_AT_ONCE}
     vendor, features = _processor()
     if "AMD" in vendor and "avx2" in features:
         variables["MKL_DEBUG_CPU_TYPE"] = "5"

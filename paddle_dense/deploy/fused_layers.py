@@ -228,6 +228,22 @@ class SpreadConvolution(nn.Layer):
         return F.fold(maps.reshape([0, groups * rows, -1]), x.shape[2:], 3, paddings=1)
 
 
+class PoolingProduct(nn.Layer):
+    """Average pooling of 2x2 as a matrix product: [N, C, H, W] -> [N, C, H // 2, W // 2].
+
+    For Paddle's own kernels, whose pooling takes one number at a time. Two rows lie side by side in memory, as 2 W
+    numbers; the product with a matrix [2 W, W // 2] of quarters and zeros averages them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if not _is_known(x.shape[1:]) or height % 2 or width % 2:
+            return F.avg_pool2d(x, 2)
+        pairs = paddle.eye(width // 2, dtype=x.dtype).repeat_interleave(2, axis=0) * 0.25
+        y = paddle.matmul(x.reshape([-1, 2 * width]), paddle.concat([pairs, pairs]))
+        return y.reshape([-1, x.shape[1], height // 2, width // 2])
+
+
 def _is_known(shape: Sequence[object]) -> bool:
     """Whether a static graph leaves none of these sides open."""
     return all(isinstance(side, int) and side > 0 for side in shape)

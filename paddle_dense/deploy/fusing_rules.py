@@ -14,6 +14,7 @@ from paddle import nn
 from paddle_dense.deploy.fused_layers import (
     GatheredConvolution,
     GatheredProduct,
+    PoolingProduct,
     SpreadConvolution,
     convolution,
     dense_lgc,
@@ -49,7 +50,7 @@ def condensed_for_engines(layer: nn.Layer) -> nn.Layer:
 
 
 # Up to here the dense form of an LGC is the faster one for engines, measured on two cores with AVX2 (see `fuse`).
-DENSE_UP_TO = 128
+DENSE_UP_TO = 192
 # Floats that an AVX2 instruction works on: a group with fewer outputs leaves the rest of them idle.
 LANES = 8
 
@@ -61,15 +62,27 @@ def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.
 
 
 def _merged(conv: nn.Conv2D) -> int:
-    """How many neighbouring groups to make one, for engines: until a group fills the processor's lanes."""
-    groups = conv._groups
-    fitting = [n for n in range(1, groups + 1) if groups % n == 0 and n * conv._out_channels // groups >= LANES]
-    return fitting[0] if fitting else groups
+    """How many neighbouring groups to make one, for engines: for the fewest products, idle lanes included.
+
+    A merged group multiplies zeros; a group with fewer outputs than lanes computes what nobody reads.
+    """
+    groups, inputs, outputs = conv._groups, conv._in_channels, conv._out_channels
+
+    def cost(merge: int) -> tuple[int, int]:
+        lanes = -(-merge * outputs // groups // LANES) * LANES
+        return inputs * lanes, groups // merge
+
+    return min((n for n in range(1, groups + 1) if groups % n == 0), key=cost)
+
+
+def _halves(pool: nn.AvgPool2D) -> bool:
+    """Whether it averages 2x2 without overlap, as the transitions do."""
+    return (pool.ksize, pool.stride, pool.padding, pool.ceil_mode) == (2, 2, 0, False)
 
 
 def _spreads(conv: nn.Conv2D) -> bool:
     """Whether a `SpreadConvolution` is the faster form: not where there are few outputs, as in the first blocks."""
-    return conv._out_channels >= 16
+    return conv._out_channels >= 12
 
 
 def fold_norms(layer: nn.Layer, pairs: tuple[tuple[str, str], ...]) -> nn.Layer:
@@ -123,6 +136,7 @@ _PADDLE: dict[type[nn.Layer], Rule] = {
     condensenet.DenseLayer: condensed_for_paddle,
     condensenetv2.DenseLayer: condensed_for_paddle,
     CondenseLGC: _if_pointwise(GatheredProduct),
+    nn.AvgPool2D: lambda pool: PoolingProduct() if _halves(pool) else pool,
 }
 
 

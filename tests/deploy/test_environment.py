@@ -71,3 +71,14 @@ def test_freed_memory_is_kept():
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )
     assert int(run(code.format("set_cpu_environment()"))) < 100 < int(run(code.format("")))
+
+
+def test_paddle_inference_frees_several_tensors_at_once():
+    code = (
+        "from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment\n"
+        "set_cpu_environment()\n"
+        "import paddle\n"
+        "flag = 'FLAGS_eager_delete_tensor_gb'\n"
+        "print(paddle.get_flags(flag)[flag] == float(cpu_environment()[flag]) > 0)"
+    )
+    assert run(code).split() == ["True"]

@@ -13,6 +13,7 @@ from paddle_dense.deploy.fuse import RUNTIMES, fuse
 from paddle_dense.deploy.fused_layers import (
     GatheredConvolution,
     GatheredProduct,
+    PoolingProduct,
     SpreadConvolution,
     affine,
     dense_lgc,
@@ -268,6 +269,7 @@ def test_dense_or_gathered_by_width(network, monkeypatch):
     model = network("CondenseNet", stages=[8, 6], growth=[8, 16])
     for lgc in (layer for layer in model.sublayers() if isinstance(layer, CondenseLGC)):
         one_bn_for_each_source(lgc)
+    monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 128)
     widths = {layer.index.size for layer in fuse(model, "onnx").sublayers() if isinstance(layer, GatheredConvolution)}
     assert widths == {144, 160}
     monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 1000)
@@ -397,6 +399,27 @@ def test_groups_made_one(randomise, difference, merge):
     x = pictures(2, 18, 5, 5)
     found = nn.functional.conv2d(x, paddle.to_tensor(merged), groups=6 // merge)
     assert difference(found, nn.functional.conv2d(x, paddle.to_tensor(weight), groups=6)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "left"),
+    [
+        (32, 8, 8, 1),  # eight outputs fill the lanes once, in one group
+        (64, 16, 8, 2),  # one group would multiply 64 x 16, of which half are zeros more than in two
+        (48, 12, 6, 2),  # 12 outputs take 16 lanes, twice 6 take 16 as well, at half the inputs
+        (128, 64, 8, 8),  # every group fills its lanes
+        (16, 7, 1, 1),
+    ],
+)
+def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left):
+    conv = nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False)
+    assert groups // fusing_rules._merged(conv) == left
+
+
+@pytest.mark.parametrize("size", [(8, 6), (2, 2), (7, 6), (6, 5)])
+def test_pooling_as_a_product(difference, size):
+    x = pictures(2, 3, *size)
+    assert difference(answer(PoolingProduct(), x), nn.functional.avg_pool2d(x, 2)) < 1e-7
 
 
 @pytest.mark.parametrize("bias", [None, False])
