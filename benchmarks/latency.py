@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runners import OWN_WEIGHTS, PEERS, RUNNERS, THREADS
+from paddle_dense.writing import atomic_write
 
 NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 PEER_NAMES = [runner.__name__ for runner in PEERS]
 _REFERENCE = "torch_eager"
+_RUNS = 5
 
 
 class Worker:
@@ -136,7 +138,7 @@ def _measure_batch(workers: list[Worker], batch: int, rounds: int, folder: Path,
         for worker in workers:
             # The threads of the one before wait actively for a while.
             time.sleep(0.25)
-            times[worker.name] += json.loads(worker.ask("run 4"))[1:]
+            times[worker.name] += json.loads(worker.ask(f"run {_RUNS}"))
     answers = {}
     for worker in workers:
         worker.ask(f"answer {folder / worker.name}.npy")
@@ -223,7 +225,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.bar_label(bars, fmt="%.1f", padding=3)
         axes.set_title(f"{network}, batch {batch}: milliseconds (grey: peers)", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=110)
 
 
 def main() -> None:
@@ -231,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the latency of networks in every runtime.")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="presets, separated by commas, or all")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rounds", type=int, default=9, help="turns that each runner takes, of three runs")
+    parser.add_argument("--rounds", type=int, default=9, help="turns that each runner takes")
     parser.add_argument("--runners", default=",".join(RUNNERS), help="which of them")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
@@ -250,7 +253,8 @@ def main() -> None:
         print(table(results[-1:], speed), flush=True)
     if options.json:
         told = {"machine": machine(), "speed": speed, "results": results}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+        with atomic_write(options.json) as file:
+            file.write(f"{json.dumps(told, indent=2)}\n".encode())
     if options.plot:
         plot(results, options.plot)
 

@@ -1,9 +1,9 @@
 """One way to run a network each, as a process of its own: ``python -m benchmarks.runners NAME FOLDER``.
 
 Every runtime gets the environment that is best for it, and the threads of one do not spin beside another. The process
-reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network so often and answers with the
-milliseconds of each run, ``answer FILE`` saves what the network says to the seeded input. `benchmarks.latency` has put
-`network.json` and `weights.npz` into FOLDER.
+reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network until caches and threads are warm,
+then so often, and answers with the milliseconds of each of these, ``answer FILE`` saves what the network says to the
+seeded input. `benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Callable
 import numpy as np
 
 Runner = Callable[[np.ndarray], np.ndarray]
+_WARM_UP = 0.15  # seconds
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -59,13 +60,13 @@ def paddle_eager_fused(folder: Path, batch: int) -> Runner:
     return _eager(pd_.deploy.fuse(model))
 
 
-def _predictor(model: Any, folder: Path, batch: int) -> Runner:
+def _predictor(model: Any, folder: Path, batch: int, onednn: bool = False) -> Runner:
     from paddle_dense.deploy.export import load_paddle
 
     size = _described(folder)["input_size"]
     pd_ = importlib.import_module("paddle_dense")
     files = pd_.deploy.export(model, folder / f"batch{batch}", format="paddle", input_size=size, batch=batch)
-    run = load_paddle(files, THREADS)
+    run = load_paddle(files, THREADS, onednn)
     return lambda x: run(x)[0]
 
 
@@ -78,6 +79,12 @@ def paddle_inference_fused(folder: Path, batch: int) -> Runner:
     """Paddle Inference, the fused network."""
     pd_, model = _paddle_model(folder)
     return _predictor(pd_.deploy.fuse(model), folder, batch)
+
+
+def paddle_inference_onednn(folder: Path, batch: int) -> Runner:
+    """Paddle Inference with oneDNN, the network fused for engines that compile the graph."""
+    pd_, model = _paddle_model(folder)
+    return _predictor(pd_.deploy.fuse(model, runtime="onnx"), folder, batch, onednn=True)
 
 
 def _onnx_of_ours(folder: Path, batch: int) -> Path:
@@ -204,6 +211,7 @@ OURS = (
     paddle_eager_fused,
     paddle_inference,
     paddle_inference_fused,
+    paddle_inference_onednn,
     onnxruntime_fused,
     openvino_fused,
 )
@@ -236,6 +244,9 @@ def main(name: str, folder: Path) -> None:
             run(x), run(x)
             answers.write("ready\n")
         elif what == "run":
+            warm = time.perf_counter() + _WARM_UP
+            while time.perf_counter() < warm:
+                run(x)
             times = []
             for _ in range(int(value)):
                 start = time.perf_counter()
