@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 300
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow fuzz bench docs lint format clean
 
 # The main job on a real trained checkpoint and real images.
 demo: .venv/installed
@@ -15,13 +16,24 @@ test: .venv/peers
 test-slow: .venv/peers
 	$(BIN)/python -m pytest -m slow
 
+# Changes real weight files until a reader does something wrong; what reached new code stays in build/fuzz for the next run.
+fuzz: .venv/fuzz
+	$(BIN)/python fuzz/fuzz_readers.py -max_total_time=$(FUZZ_SECONDS)
+
 # Latency in every runtime beside its peers, conversion and training: about an hour on two cores, best with nothing else.
 bench: .venv/runtimes
 	mkdir -p build
 	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.digits
+
+# The site, in build/site: its tables and figures anew, then the pages. It works offline.
+docs: .venv/docs
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/figures.py
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -42,6 +54,14 @@ format: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,train]"
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchvision timm pytorchcv
 	$(BIN)/python -m pip install --quiet -c constraints.txt huggingface_hub pyyaml requests
+	touch $@
+
+.venv/fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fuzz]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
 
 .venv/runtimes: .venv/peers

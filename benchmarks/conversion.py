@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "densenet121")
 _READ = "import sys; open(sys.argv[1], 'rb').read()"
 
 
-def write_checkpoint(network: str, path: Path) -> None:
+def write_checkpoint(network: str, path: Path, **config: Any) -> None:
     """A PyTorch checkpoint of a network with learned connections, as its authors' code would save it."""
     import torch
 
@@ -28,7 +29,7 @@ def write_checkpoint(network: str, path: Path) -> None:
     from convert.mapping import to_torch
 
     with tempfile.TemporaryDirectory() as folder:
-        prepare(network, Path(folder))
+        prepare(network, Path(folder), **config)
         state = to_torch(dict(np.load(Path(folder, "weights.npz"))))
     torch.save({"state_dict": {name: torch.from_numpy(np.array(value)) for name, value in state.items()}}, path)
 
@@ -43,7 +44,7 @@ def cost(*command: str) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def condensing_seconds(network: str) -> float | None:
+def condensing_seconds(network: str, **config: Any) -> float | None:
     """How long `pd_.condense` takes on a trained network; None where there is nothing to condense."""
     import paddle_dense as pd_
     from paddle_dense.models.registry import config_keys, network_class
@@ -51,7 +52,7 @@ def condensing_seconds(network: str) -> float | None:
 
     if "condensed" not in config_keys(network_class(network)):
         return None
-    trained = pd_.create_model(network, condensed=False)
+    trained = pd_.create_model(network, condensed=False, **config)
     set_progress(trained, 1.0)
     start = time.perf_counter()
     pd_.condense(trained)

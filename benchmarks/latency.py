@@ -71,8 +71,15 @@ class Worker:
         self.process.wait()
 
 
-def prepare(network: str, folder: Path) -> dict[str, Any]:
-    """Write the network's description and weights, with learned connections, for all runners."""
+def prepare(network: str, folder: Path, size: int | None = None, **config: Any) -> dict[str, Any]:
+    """Write the network's description and weights, with learned connections, for all runners.
+
+    Args:
+        network: name of the preset.
+        folder: where to.
+        size: side of the pictures in pixels; the network's own unless given.
+        config: arguments that replace the preset's.
+    """
     import paddle
 
     import paddle_dense as pd_
@@ -81,13 +88,13 @@ def prepare(network: str, folder: Path) -> dict[str, Any]:
 
     paddle.seed(0)
     if "condensed" in config_keys(network_class(network)):
-        trained = pd_.create_model(network, condensed=False)
+        trained = pd_.create_model(network, condensed=False, **config)
         set_progress(trained, 1.0)
         model = pd_.condense(trained)
     else:
-        model = pd_.create_model(network)
+        model = pd_.create_model(network, **config)
     found = pd_.profile(model)
-    told = {"arch": network, "config": model.config, "input_size": model.input_size, "macs": found.macs}
+    told = {"arch": network, "config": model.config, "input_size": size or model.input_size, "macs": found.macs}
     (folder / "network.json").write_text(json.dumps(told))
     np.savez(folder / "weights.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
     return told
@@ -104,11 +111,13 @@ def suits(name: str, network: str) -> bool:
     return True
 
 
-def measure(network: str, batches: Sequence[int], rounds: int, names: Sequence[str]) -> dict[str, Any]:
+def measure(
+    network: str, batches: Sequence[int], rounds: int, names: Sequence[str], size: int | None = None, **config: Any
+) -> dict[str, Any]:
     """All runners on one network: medians in milliseconds for each batch, and how far their answers differ."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        told = prepare(network, folder)
+        told = prepare(network, folder, size, **config)
         workers, absent = [], {}
         for name in names:
             if not suits(name, network):

@@ -20,8 +20,8 @@ from benchmarks.runners import THREADS
 NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 
 
-def paddle_step(network: str, batch: int, **config: object) -> Callable[[], None]:
-    """One step of SGD on the trained form in Paddle."""
+def paddle_step(network: str, batch: int, size: int | None = None, **config: object) -> Callable[[], None]:
+    """One step of SGD on the trained form in Paddle, on a batch of pictures of `size`, or of the network's own."""
     import paddle
 
     import paddle_dense as pd_
@@ -31,7 +31,7 @@ def paddle_step(network: str, batch: int, **config: object) -> Callable[[], None
         config["condensed"] = False
     model = pd_.create_model(network, **config)
     optimizer = paddle.optimizer.Momentum(0.01, 0.9, model.parameters(), use_nesterov=True, weight_decay=1e-4)
-    x = paddle.to_tensor(_pictures(batch, model.input_size))
+    x = paddle.to_tensor(_pictures(batch, size or model.input_size))
     labels = paddle.to_tensor(np.arange(batch))
 
     def step() -> None:
@@ -44,7 +44,7 @@ def paddle_step(network: str, batch: int, **config: object) -> Callable[[], None
     return step
 
 
-def torch_step(network: str, batch: int) -> Callable[[], None]:
+def torch_step(network: str, batch: int, size: int | None = None, **config: object) -> Callable[[], None]:
     """The same in PyTorch, on the twin."""
     import torch
 
@@ -54,13 +54,13 @@ def torch_step(network: str, batch: int) -> Callable[[], None]:
     from paddle_dense.models.registry import config_keys, network_class
 
     torch.set_num_threads(THREADS)
-    ours = pd_.create_model(network)
+    ours = pd_.create_model(network, **config)
     config = dict(ours.config)
     if "condensed" in config_keys(network_class(network)):
         config["condensed"] = False
     model = build_twin(Architecture(network, network_class(network), config)).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, weight_decay=1e-4)
-    x = torch.from_numpy(_pictures(batch, ours.input_size))
+    x = torch.from_numpy(_pictures(batch, size or ours.input_size))
     labels = torch.arange(batch)
 
     def step() -> None:

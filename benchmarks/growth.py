@@ -1,0 +1,68 @@
+"""How latency, training, condensing and converting grow with width, batch and picture size, on CondenseNet V2 A.
+
+python -m benchmarks.growth
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conversion import condensing_seconds, cost, write_checkpoint
+from benchmarks.latency import machine, measure
+from benchmarks.training import compare
+from paddle_dense.models.registry import preset
+
+NETWORK = "cdnv2_a"
+RUNNERS = ("paddle_inference_fused", "openvino_fused", "torch_eager", "openvino_twin")
+STEPS = ("paddle_step", "torch_step")
+WIDTHS, BATCHES, SIZES = (1, 2, 3), (1, 2, 4, 8, 16), (128, 192, 224, 320)
+
+
+def variants() -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+    """What is measured: a label, batch, picture size and the network's arguments."""
+    growth = preset(NETWORK).config["growth"]
+    for times in WIDTHS:
+        yield f"growth x {times}", 1, 224, {"growth": [times * channels for channels in growth]}
+    for batch in BATCHES:
+        yield f"batch {batch}", batch, 224, {}
+    for size in SIZES:
+        yield f"{size} px", 1, size, {}
+
+
+def converting(rounds: int, **config: Any) -> tuple[float, float, float]:
+    """Megabytes of the checkpoint, seconds of its unchecked conversion, and milliseconds of condensing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.pth")
+        write_checkpoint(NETWORK, path, **config)
+        command = ("-m", "convert.torch2paddle", str(path), "--force", "--no-verify")
+        seconds = statistics.median(cost(*command)[0] for _ in range(rounds))
+        return path.stat().st_size / 1e6, seconds, 1000 * condensing_seconds(NETWORK, **config)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    print(f"{machine()}\n\n| {NETWORK}, milliseconds | {' | '.join((*RUNNERS, *STEPS))} |")
+    print(f"| --- |{' ---: |' * len((*RUNNERS, *STEPS))}")
+    for label, batch, size, config in variants():
+        found = measure(NETWORK, [batch], rounds, RUNNERS, size, **config)["batches"][batch]
+        arguments = {"network": NETWORK, "batch": batch, "size": size, **config}
+        steps = compare({step: (step, arguments) for step in STEPS}, rounds)
+        figures = [found[name]["ms"] if name in found else None for name in RUNNERS] + list(steps.values())
+        print(f"| {label} | {' | '.join('' if ms is None else f'{ms:.1f}' for ms in figures)} |", flush=True)
+    print("\n| width | checkpoint | convert, unchecked | condense |\n| --- | ---: | ---: | ---: |")
+    for label, _, _, config in variants():
+        if "growth" in config:
+            size, seconds, condensing = converting(rounds, **config)
+            print(f"| {label} | {size:.0f} MB | {seconds:.2f} s | {condensing:.0f} ms |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
