@@ -232,16 +232,19 @@ class PoolingProduct(nn.Layer):
     """Average pooling of 2x2 as a matrix product: [N, C, H, W] -> [N, C, H // 2, W // 2].
 
     For Paddle's own kernels, whose pooling takes one number at a time. Two rows lie side by side in memory, as 2 W
-    numbers; the product with a matrix [2 W, W // 2] of quarters and zeros averages them.
+    numbers; the product with a matrix [2 W, W // 2] of quarters and zeros averages them. For a small picture making the
+    matrix takes longer than the product saves.
     """
 
+    SMALL = 100_000  # numbers in a picture
+
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if not _is_known(x.shape[1:]) or height % 2 or width % 2:
+        channels, height, width = x.shape[1:]
+        if not _is_known(x.shape[1:]) or height % 2 or width % 2 or channels * height * width < self.SMALL:
             return F.avg_pool2d(x, 2)
         pairs = paddle.eye(width // 2, dtype=x.dtype).repeat_interleave(2, axis=0) * 0.25
         y = paddle.matmul(x.reshape([-1, 2 * width]), paddle.concat([pairs, pairs]))
-        return y.reshape([-1, x.shape[1], height // 2, width // 2])
+        return y.reshape([-1, channels, height // 2, width // 2])
 
 
 def _is_known(shape: Sequence[object]) -> bool:

@@ -49,8 +49,9 @@ def condensed_for_engines(layer: nn.Layer) -> nn.Layer:
     return layer
 
 
-# Up to here the dense form of an LGC is the faster one for engines, measured on two cores with AVX2 (see `fuse`).
-DENSE_UP_TO = 192
+# Up to here the dense form of an LGC is the faster one for engines, measured on two cores with AVX2
+# (`python -m benchmarks.fused_forms`).
+DENSE_UP_TO = 256
 # Floats that an AVX2 instruction works on: a group with fewer outputs leaves the rest of them idle.
 LANES = 8
 

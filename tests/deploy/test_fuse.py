@@ -417,7 +417,9 @@ def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left
 
 
 @pytest.mark.parametrize("size", [(8, 6), (2, 2), (7, 6), (6, 5)])
-def test_pooling_as_a_product(difference, size):
+@pytest.mark.parametrize("small", [0, 100_000])
+def test_pooling_as_a_product(difference, monkeypatch, size, small):
+    monkeypatch.setattr(PoolingProduct, "SMALL", small)
     x = pictures(2, 3, *size)
     assert difference(answer(PoolingProduct(), x), nn.functional.avg_pool2d(x, 2)) < 1e-7
 
