@@ -71,7 +71,7 @@ def test_the_whole_library_works_without_torch():
         import paddle_dense
         names = [module.name for module in pkgutil.walk_packages(paddle_dense.__path__, "paddle_dense.")]
         for name in names:
-            if not name.endswith("__main__"):
+            if not name.endswith("__main__") and ".adapters.paddle" not in name:
                 importlib.import_module(name)
         values = [getattr(paddle_dense, name) for name in paddle_dense.__all__]
         import paddle
