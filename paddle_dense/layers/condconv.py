@@ -62,8 +62,8 @@ def mixed_conv2d(
         y = _mixture_of_outputs(x, routing, weight, (stride, padding, dilation), groups)
     if bias is None:
         return y
-    if bias.ndim == 2:
-        bias = paddle.matmul(routing, bias)
+    # One row for each sample either way: Paddle's CPU kernel adds a single row to a batch many times as slowly.
+    bias = paddle.matmul(routing, bias) if bias.ndim == 2 else bias + paddle.zeros_like(routing[:, :1])
     return y + bias.reshape([-1, weight.shape[1], 1, 1])
 
 
