@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conversion import condensing_seconds, cost, write_checkpoint
+from benchmarks.conversion import alone, condensing_seconds, cost, write_checkpoint
 from benchmarks.latency import machine, measure
 from benchmarks.training import compare
 from paddle_dense.models.registry import preset
@@ -38,10 +38,10 @@ def converting(rounds: int, **config: Any) -> tuple[float, float, float]:
     """Megabytes of the checkpoint, seconds of its unchecked conversion, and milliseconds of condensing."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.pth")
-        write_checkpoint(NETWORK, path, **config)
+        alone(write_checkpoint, NETWORK, path, **config)
         command = ("-m", "convert.torch2paddle", str(path), "--force", "--no-verify")
         seconds = statistics.median(cost(*command)[0] for _ in range(rounds))
-        return path.stat().st_size / 1e6, seconds, 1000 * condensing_seconds(NETWORK, **config)
+        return path.stat().st_size / 1e6, seconds, 1000 * alone(condensing_seconds, NETWORK, **config)
 
 
 def main() -> None:
