@@ -22,6 +22,7 @@ import paddle_dense as pd_
 from paddle_dense.data import load_digits
 from paddle_dense.evaluation import evaluation
 from paddle_dense.training.run import Run, Settings
+from paddle_dense.writing import atomic_write
 
 GROUPS = {"group_1x1": 4, "group_3x3": 4}
 NETWORKS = {
@@ -79,7 +80,8 @@ def main() -> None:
             f"| {row['agree']:.0%} | {row['difference']:.1e} | {row['minutes']:.1f} |"
         )
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        with atomic_write(options.json) as file:
+            file.write(f"{json.dumps(rows, indent=2)}\n".encode())
 
 
 if __name__ == "__main__":

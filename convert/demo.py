@@ -11,16 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from convert.conversion import Options, build_twin, convert_checkpoint
+from paddle_dense.command import stoppable
 from paddle_dense.pretrained import shipped_folder
+from paddle_dense.writing import temporary_folder
 
 
+@stoppable
 def main() -> int:
     """Convert, evaluate in both frameworks on the held-out digits, and print what was seen; 0 if they agree."""
     warnings.filterwarnings("ignore", message="No ccache found")
     start = time.perf_counter()
     source = shipped_folder() / "cdnv2_digits.pth"
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "cdnv2_digits.pdparams"
+    with temporary_folder(Path(tempfile.gettempdir()) / "cdnv2_digits.pdparams") as folder:
+        target = folder / "cdnv2_digits.pdparams"
         print(f"$ python -m convert.torch2paddle weights/{source.name} -o {target.name}")
         result = convert_checkpoint(source, target, Options())
         print(f"  recognised {result.arch} with {result.params:,} parameters")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from paddle_dense.errors import WeightsError
+from paddle_dense.writing import move_together, temporary_folder
 
 
 def shipped_folder() -> Path:
@@ -57,20 +59,23 @@ def fetch(entry: dict[str, Any]) -> Path:
     """Download one entry of the manifest into the cache, or find it there."""
     import pooch
     import requests
+    from pooch.hashes import hash_matches
 
     hashes = [f"{kind}:{entry[kind]}" for kind in ("sha256", "md5") if entry.get(kind)]
-    try:
-        path = pooch.retrieve(
-            entry["url"],
-            known_hash=hashes[0] if hashes else None,
-            fname=entry["file"],
-            path=cache_folder(),
-            progressbar=sys.stderr.isatty(),
-        )
-    except (OSError, ValueError, requests.RequestException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"{entry['file']} could not be downloaded from {entry['url']} ({reason}): try again, or give the path of a "
-            f"file that you have"
-        ) from error
-    return Path(path)
+    known_hash = hashes[0] if hashes else None
+    target = cache_folder() / entry["file"]
+    with suppress(OSError):
+        if target.is_file() and hash_matches(str(target), known_hash):
+            return target
+    with temporary_folder(target) as folder:
+        try:
+            # pooch would give the file its name before the disk has all of it.
+            pooch.retrieve(entry["url"], known_hash, target.name, folder, progressbar=sys.stderr.isatty())
+        except (OSError, ValueError, requests.RequestException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(
+                f"{entry['file']} could not be downloaded from {entry['url']} ({reason}): try again, or give the path "
+                f"of a file that you have"
+            ) from error
+        move_together([folder / target.name], target.parent)
+    return target

@@ -1,9 +1,15 @@
-"""The sidecar ``NAME.json`` of a weight file: which network it belongs to and where it came from."""
+"""The sidecar ``NAME.json`` of a weight file: which network it belongs to and where it came from.
+
+Two files cannot be replaced in one step, so a sidecar says which tensors it tells of (`tensors_sha256`), and one that
+tells of others is not believed. While weights are being replaced, the sidecar tells of the new ones and, under
+``previous``, of the old ones: whichever stand beside it after a power cut, they have their own.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -11,9 +17,15 @@ from typing import Any, Union
 import numpy as np
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.weights import atomic_write, write_weights
+from paddle_dense.weights import encoded_weights, read_weights, tensors_sha256
+from paddle_dense.writing import new_file, turn
 
 PathLike = Union[str, os.PathLike]
+
+_MAX_SIZE = 1 << 20  # bytes of a sidecar that is read
+_MAX_NUMBERS = 100  # of one argument of a network
+_TENSORS = "tensors_sha256"
+_PREVIOUS = "previous"
 
 
 def sidecar_path(path: PathLike) -> Path:
@@ -22,50 +34,137 @@ def sidecar_path(path: PathLike) -> Path:
 
 
 def write_with_sidecar(state: Mapping[str, np.ndarray], path: PathLike, sidecar: Mapping[str, Any]) -> None:
-    """Write arrays and their sidecar; a crash in between leaves no sidecar rather than one of other weights."""
-    beside = sidecar_path(path)
-    text = json.dumps(dict(sidecar), indent=2, ensure_ascii=False) + "\n"
-    previous = _taken_away(beside)
-    try:
-        write_weights(state, path)
-    except BaseException:
-        if previous is not None:
-            _write(beside, previous)
-        raise
-    if sidecar:
-        _write(beside, text.encode())
+    """Write arrays and their sidecar, both or neither; of two writers at once, the last one's.
 
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
-
-
-def _taken_away(path: Path) -> bytes | None:
-    """The content of a file that is removed; None where there is none."""
-    try:
-        content = path.read_bytes()
-        path.unlink()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be replaced ({error.strerror}): choose another place") from error
-    return content
-
-
-def read_sidecar(path: PathLike) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network that a file's sidecar tells of, or None where there is no such sidecar.
+    Args:
+        state: arrays by name.
+        path: ends in ``.pdparams`` or ``.safetensors``.
+        sidecar: what it shall say, as JSON takes it; empty for none, and an old one is removed.
 
     Raises:
-        WeightsError: the sidecar is not what `save_weights` writes.
+        WeightsError: they cannot be written; what stood there is unchanged.
+    """
+    beside, content = sidecar_path(path), encoded_weights(state, path)
+    told = {**sidecar, _TENSORS: tensors_sha256(state)}
+    with new_file(path) as weights:
+        weights.write(content)
+        # All that may not fit on the disk is there before anything changes.
+        with new_file(beside) as interim, new_file(beside) as final, turn(os.path.dirname(weights.target)):
+            before = _content(beside)
+            final.write([_text(told)])
+            interim.write([_text({**told, _PREVIOUS: _previous(before, weights.target)})])
+            try:
+                if sidecar or before is not None:
+                    interim.put_in_place()
+                weights.put_in_place()
+            finally:
+                if weights.in_place and sidecar:
+                    final.put_in_place()
+                elif weights.in_place or before is None:
+                    beside.unlink(missing_ok=True)
+                else:
+                    final.write([before])
+                    final.put_in_place()
+
+
+def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> tuple[str, dict[str, Any]] | None:
+    """Name and config of the network that a file's sidecar tells of, or None where there is no such sidecar.
+
+    Args:
+        path: the weight file.
+        state: its tensors, if they have been read already.
+
+    Raises:
+        WeightsError: the sidecar is not what `save_weights` writes, or tells of other tensors.
+    """
+    told = told_of(path, state) or {}
+    if "arch" not in told:
+        return None
+    arch, config = told["arch"], told.get("config")
+    if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
+        raise _unreadable(sidecar_path(path))
+    return str(arch), config
+
+
+def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any] | None:
+    """All that a file's sidecar tells of it, or None where there is no sidecar.
+
+    A sidecar that does not say which tensors it tells of, one written by hand for example, is believed.
+
+    Args:
+        path: the weight file.
+        state: its tensors, if they have been read already.
+
+    Raises:
+        WeightsError: the sidecar is no JSON object, or tells of other tensors.
     """
     beside = sidecar_path(path)
-    if not beside.exists():
-        return None
     try:
-        told = json.loads(beside.read_text(encoding="utf-8"))
-        return (str(told["arch"]), dict(told["config"])) if "arch" in told else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise WeightsError(
-            f"{beside} is not a readable sidecar: mend or remove it, and the tensors are asked"
-        ) from None
+        status = beside.stat()
+    except OSError:
+        return None
+    is_small = stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SIZE
+    told = _parsed(_content(beside)) if is_small else None
+    if told is None:
+        raise _unreadable(beside)
+    if _TENSORS not in told:
+        return told
+    found = tensors_sha256(read_weights(path) if state is None else state)
+    while isinstance(told, dict) and told.get(_TENSORS, found) != found:
+        if _PREVIOUS not in told:
+            raise WeightsError(
+                f"{beside} tells of other tensors than {os.fspath(path)} holds: remove it, and the tensors are asked, "
+                f"or convert the checkpoint anew"
+            )
+        told = told[_PREVIOUS]
+    return told if isinstance(told, dict) else None
+
+
+def _is_argument(value: object) -> bool:
+    """Whether a network could take this; nothing nested or long, since messages repeat it."""
+    return all(map(_is_plain, value)) and len(value) <= _MAX_NUMBERS if isinstance(value, list) else _is_plain(value)
+
+
+def _is_plain(value: object) -> bool:
+    return len(value) <= _MAX_NUMBERS if isinstance(value, str) else isinstance(value, (int, float, type(None)))
+
+
+def is_left_over(beside: Path) -> bool:
+    """Whether a sidecar is all that a dead run has written, which had not put its weights there yet."""
+    return beside.suffix == ".json" and _is_first(_parsed(_content(beside)))
+
+
+def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
+    """What the sidecar that is about to be replaced tells of weights that may be there."""
+    told = _parsed(before)
+    return None if _is_first(told) and not os.path.lexists(weights) else told
+
+
+def _is_first(told: dict[str, Any] | None) -> bool:
+    return told is not None and told.get(_PREVIOUS, told) is None
+
+
+def _text(told: Mapping[str, Any]) -> bytes:
+    # A file name that is no valid text becomes an escape of JSON.
+    return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _content(beside: Path) -> bytes | None:
+    try:
+        return beside.read_bytes() if beside.is_file() else None
+    except OSError as error:
+        raise WeightsError(f"{beside}: cannot be read ({error.strerror or error}): mend or remove it") from error
+
+
+def _parsed(content: bytes | None) -> dict[str, Any] | None:
+    """A JSON object, or None for anything else."""
+    try:
+        # No number has so many digits, and turning many into one takes long.
+        told = json.loads((content or b"").decode(), parse_int=lambda digits: int(digits[:20]))
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _unreadable(beside: Path) -> WeightsError:
+    return WeightsError(f"{beside} is not a readable sidecar: mend or remove it, and the tensors are asked")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import mmap
 import os
-import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
+from paddle_dense.writing import atomic_write
 
 ZIP_MAGIC = b"PK\x03\x04"
 PYTORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the number that PyTorch's old, non-zip files begin with
 _PICKLE_MAGIC = b"\x80"
 _MAX_HEADER = 100_000_000  # bytes, as the safetensors library
 _MAX_REUSE = 8  # how much larger than the file its arrays may be
+_MAX_NAME = 1000  # characters of a tensor's name
 
 # In the order in which the safetensors library puts tensors into a file.
 _SAFETENSORS = {
@@ -41,23 +43,14 @@ _SAFETENSORS = {
 _SAFETENSORS_NAMES = {code: name for name, code in _SAFETENSORS.items()}
 # Paddle has no wider unsigned integers, and a uint16 array in a .pdparams file means bfloat16.
 _PDPARAMS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
-_WRITE_MENDS = {
-    errno.ENOENT: "create the folder first",
-    errno.ENOTDIR: "give a path whose folders are folders",
-    errno.EISDIR: "give the name of a file",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
-    errno.ENOSPC: "free some space or choose another disk",
-    errno.EDQUOT: "free some space or choose another disk",
-}
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a .pdparams or .safetensors file, whichever its content says it is.
 
-    Nothing in the file is executed. The arrays view the file, privately: changing one changes neither the file nor what
-    another reader sees. bfloat16, which Paddle saves as uint16, becomes float32; other dtypes are kept.
+    Nothing in the file is executed. The arrays view one copy of the file in memory: whatever becomes of the file later
+    does not change them, nor the other way round. bfloat16, which Paddle saves as uint16, becomes float32; other dtypes
+    are kept.
 
     Args:
         path: what paddle.save(model.state_dict(), path) wrote, plain or under "model" or "state_dict", or a safetensors
@@ -71,7 +64,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         HostileFileError: it asks to run code.
     """
     with naming(path):
-        data = map_file(path)
+        data = read_file(path)
         if is_safetensors(data):
             return parse_safetensors(data)
         if data[:1] == _PICKLE_MAGIC:
@@ -92,11 +85,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         WeightsError: the file cannot be read, or its header is damaged.
     """
     with naming(path):
-        data = map_file(path)
+        data = read_file(path)
         if not is_safetensors(data):
             return {}
-        metadata = _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        return {str(key): str(value) for key, value in metadata.items()}
+        return _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
 
 
 def write_weights(
@@ -115,77 +107,104 @@ def write_weights(
     Raises:
         WeightsError: an array, a name, the metadata or the place cannot be used; the old file, if any, is unchanged.
     """
+    content = encoded_weights(state, path, metadata)
+    with atomic_write(path) as file:
+        file.writelines(content)
+
+
+def encoded_weights(
+    state: Mapping[str, np.ndarray], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The content of the file that `write_weights` would write, piece by piece; it raises what is wrong at once."""
     with naming(path):
         suffix = os.path.splitext(path)[1].lower()
         if suffix == ".safetensors":
             _check_state(state, _SAFETENSORS_NAMES)
             _check_metadata(state, metadata or {})
-            chunks = _safetensors_chunks(state, metadata or {})
-        elif suffix == ".pdparams" and not metadata:
+            return _safetensors_chunks(state, metadata or {})
+        if suffix == ".pdparams" and not metadata:
             _check_state(state, _PDPARAMS)
-            chunks = _pdparams_chunks(state)
-        elif suffix == ".pdparams":
+            return _pdparams_chunks(state)
+        if suffix == ".pdparams":
             raise WeightsError("cannot hold metadata: write a .safetensors file instead")
-        else:
-            raise WeightsError("has no suffix that says what to write: end the name in .pdparams or .safetensors")
-    with atomic_write(path) as file:
-        file.writelines(chunks)
+        raise WeightsError("has no suffix that says what to write: end the name in .pdparams or .safetensors")
 
 
-@contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
-
-    Raises:
-        WeightsError: the file cannot be written there; what stood there is unchanged.
-    """
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-    try:
-        if os.path.isdir(target):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(folder)
-    except OSError as error:
-        if error.filename not in (None, temporary):
-            raise  # some other file, which the block used
-        mend = _WRITE_MENDS.get(error.errno, "choose another place")
-        raise WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
+    """The digest of names, dtypes, shapes and numbers, whatever their order and the format of the file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name]
+        digest.update(f"{json.dumps(name)} {_code(array)} {list(array.shape)}\n".encode())
+        digest.update(_content(array))
+    return digest.hexdigest()
 
 
-def _sync_folder(folder: str) -> None:
-    # The file is in place already; not every system can also wait until its name has reached the disk.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def map_file(path: str | os.PathLike) -> memoryview:
-    """The bytes of a file, read when they are used; writing to them changes this process's copy only.
+def read_file(path: str | os.PathLike) -> memoryview:
+    """The bytes of a file, in memory of their own: a mapped file that is cut while it is in use ends the process.
 
     Raises:
         WeightsError: without the file's name, as everything that is raised inside `naming`.
     """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise WeightsError(f"is empty: {AGAIN}")
+        try:
+            content = _memory(size)
+        except (MemoryError, OSError, ValueError, OverflowError) as error:
+            raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from error
+        try:
+            complete = file.readinto(content) == size
+        except OSError as error:
+            raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
+    if not complete:
+        raise WeightsError("was cut short while it was read: read it again when it is complete")
+    return memoryview(content)
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """A file open for reading; a folder, pipe or device, which might never end, is none.
+
+    Raises:
+        WeightsError: as `read_file`.
+    """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        if os.path.isdir(path):  # which some systems refuse to open
             raise WeightsError("is not a file: give the weight file itself")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise WeightsError(f"is empty: {AGAIN}")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  the caller closes it
     except OSError as error:
         raise WeightsError(f"cannot be read ({error.strerror or error}): check the path") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise WeightsError("is not a file: give the weight file itself")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for someone to write
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Memory for a file; it can be read like one, too."""
+    if size > free_memory():
+        raise MemoryError
+    if os.name == "nt":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # where there are large pages, filling them takes a quarter of the time
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def free_memory() -> float:
+    """Bytes of memory that can be used without swapping; infinite where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = dict(line.split(":") for line in file)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, LookupError):
+        return float("inf")
 
 
 def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
@@ -206,8 +225,15 @@ def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
                 raise WeightsError(
                     f"holds a tensor under {shown(name)} instead of a name: save model.state_dict() instead"
                 )
+            check_name(name)
             tensors[name] = value
     return tensors
+
+
+def check_name(name: str) -> None:
+    """Refuse a tensor's name that no network has: what renames and compares names may take long for long ones."""
+    if len(name) > _MAX_NAME:
+        raise WeightsError(f"holds a tensor named {shown(name)}, which no network has: save model.state_dict() instead")
 
 
 def read_arrays(tensors: Mapping[str, Lazy], file_size: int) -> dict[str, np.ndarray]:
@@ -266,11 +292,15 @@ def _join_big(arrays: dict[str, np.ndarray], big: object) -> None:
     """Puts together the parameters above 1 GB, which protocols 2 and 3 store in slices."""
     try:
         for name, parts in big.items():
-            if not isinstance(name, str):
+            names = [name, *parts["slices"]]
+            if not all(isinstance(part, str) for part in names):  # hashing anything else could recurse forever
                 raise TypeError("a name that is no text")
-            slices = [arrays.pop(part) for part in parts["slices"]]
+            check_name(name)
+            slices = [arrays.pop(part) for part in names[1:]]
+            if len({part.dtype for part in slices}) > 1:
+                raise TypeError("slices of several dtypes")
             arrays[name] = np.concatenate(slices).reshape(parts["OriginShape"])
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise WeightsError(f"lists slices of a large tensor that do not fit together, {DAMAGED}") from error
 
 
@@ -346,6 +376,7 @@ def parse_safetensors(data: memoryview) -> dict[str, np.ndarray]:
     entries = sorted(((*_offsets(name, entry), name) for name, entry in header.items()), key=lambda entry: entry[:2])
     arrays, reached = {}, 0
     for begin, end, name in entries:
+        check_name(name)
         if begin != reached or end > len(body):
             raise WeightsError(
                 f"places tensor {shown(name)} at bytes {begin} to {end} of {len(body)}, not at {reached}, {DAMAGED}"
@@ -377,6 +408,8 @@ def _parse_header(text: memoryview) -> dict[str, Any]:
         )
         if not all(isinstance(entry, dict) for entry in header.values()):
             raise ValueError("an entry that is no object")
+        if not all(isinstance(text, str) for text in header.get("__metadata__", {}).values()):
+            raise ValueError("metadata that is no text")
     except (AttributeError, ValueError, RecursionError) as error:
         raise WeightsError(f"has a header that is no valid safetensors header, {DAMAGED}") from error
     return header

@@ -130,6 +130,15 @@ def test_a_damaged_file_in_the_cache_is_fetched_anew(server, cache, release):
     assert pretrained.download("net").read_bytes() == CONTENT
 
 
+def test_what_a_killed_download_left_is_swept(server, cache, release):
+    release(entry(f"{server.url}/net.pdparams"))
+    left = cache / ".paddle_dense-0123456789abcdef.tmp"
+    left.mkdir(parents=True)
+    (left / "net.pdparams").write_bytes(CONTENT[:100])
+    assert pretrained.download("net").read_bytes() == CONTENT
+    assert [path.name for path in cache.iterdir()] == ["net.pdparams"]
+
+
 def test_the_cache_is_the_users_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("PADDLE_DENSE_HOME", raising=False)
     assert pretrained.cache_folder().name == "paddle_dense"

@@ -17,9 +17,10 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, keep_signals, stoppable
 from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment
 from paddle_dense.errors import WeightsError
+from paddle_dense.writing import temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,8 @@ def parser() -> Parser:
         prog="python -m paddle_dense.deploy",
         description="Make a network fast and write it for Paddle Inference or as ONNX; every file is run and compared "
         "with the network before it appears.",
-        epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage.",
+        epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
+        "130 or 143 stopped by a signal.",
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="converted .pdparams or .safetensors, or a PyTorch checkpoint")
@@ -54,6 +56,7 @@ def parser() -> Parser:
     return command
 
 
+@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     warnings.filterwarnings("ignore", message="No ccache found")
@@ -82,6 +85,7 @@ def _load_paddle() -> None:
         set_cpu_environment()
         with redirect_stderr(io.StringIO()):
             import paddle  # noqa: F401
+        keep_signals()
 
 
 def _run(args: Any) -> None:
@@ -146,8 +150,8 @@ def _network(path: Path) -> nn.Layer:
     else:
         from convert.conversion import convert_checkpoint
 
-        with tempfile.TemporaryDirectory() as folder:
-            converted = Path(folder) / "converted.pdparams"
+        with temporary_folder(Path(tempfile.gettempdir()) / "converted.pdparams") as folder:
+            converted = folder / "converted.pdparams"
             for note in convert_checkpoint(path, converted).warnings:
                 warnings.warn(note, stacklevel=1)
             model = load_model(converted)

@@ -39,6 +39,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.writing import move_together, temporary_folder, unwritable
 
 PathLike = Union[str, os.PathLike]
 Runner = Callable[[np.ndarray], list[np.ndarray]]
@@ -109,7 +110,7 @@ def export_checked(
     way = _FORMATS[format]
     _check(model, input_size, batch)
     described = _describe(model, input_size, labels, metadata)
-    with _on_cpu(), _folder_beside(target) as folder:
+    with _on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
         network = _copy_on_cpu(model)
         batches = _random_batches(model, input_size, batch)
         with evaluation(network):
@@ -134,7 +135,7 @@ def export_checked(
                 f"{target}: the exported file differs from the model by {worst:.1e} of its outputs' scale "
                 f"(allowed: {TOLERANCE:.0e}), so nothing is written: choose another format or version of Paddle"
             )
-        return Exported(_put_in_place(written, target.parent), worst)
+        return Exported(move_together(written, target.parent), worst)
 
 
 # What is exported
@@ -511,39 +512,19 @@ def _target(path: PathLike, format: str) -> Path:
 
 
 @contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A folder on the target's disk, gone afterwards."""
-    existing = next(folder for folder in target.absolute().parents if folder.is_dir())
+def _asking_the_disk(folder: Path, target: Path, model: nn.Layer) -> Iterator[None]:
+    """Neither Paddle nor its converter says that a disk is full: whatever fails in the block, see if there is room."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=existing)
-    except OSError as error:
-        raise WeightsError(f"{target}: cannot be written ({error.strerror or error}): choose another place") from error
-    with folder as name:
-        yield Path(name)
-
-
-def _put_in_place(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
-    """Move files to a folder; the first one, without which the others are nothing, is gone meanwhile and comes last."""
-    targets = tuple(folder / file.name for file in files)
-    moved: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            with open(file, "rb+") as content:
-                os.fsync(content.fileno())
-        if len(files) > 1:
-            targets[0].unlink(missing_ok=True)
-        for file, target in reversed(list(zip(files, targets))):
-            os.replace(file, target)
-            moved.append(target)
-    except BaseException as error:
-        for target in moved:
-            target.unlink()
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror or error
-        raise WeightsError(f"{targets[0]}: cannot be written ({reason}): choose another place") from error
-    return targets
+        yield
+    except Exception as error:
+        try:
+            with open(folder / "room", "wb") as room:
+                room.write(bytes(4 * sum(tensor.size for tensor in model.state_dict().values())))
+                room.flush()
+                os.fsync(room.fileno())
+        except OSError as full:
+            raise unwritable(target, full) from error
+        raise
 
 
 @contextmanager

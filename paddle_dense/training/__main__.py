@@ -8,14 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, key_values
+from paddle_dense.command import (
+    FAILED,
+    OK,
+    STOPPED,
+    USAGE,
+    Parser,
+    UsageError,
+    complain,
+    keep_signals,
+    key_values,
+    stoppable,
+)
 from paddle_dense.errors import WeightsError
 
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
     from paddle_dense.training.run import Result, Run, Settings
-
-STOPPED = 130  # as a shell reports a program that Ctrl-C ended
 
 # Options that decide the numbers of a run: a continued run takes them from its checkpoint.
 _SETTINGS = (
@@ -39,7 +48,7 @@ def parser() -> Parser:
         prog="python -m paddle_dense.training",
         description="Train a network; CondenseNets lose connections while they learn. "
         "`python -m paddle_dense.training plot CKPT -o FILE.png` draws which layers read which.",
-        epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 stopped and saved.",
+        epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 or 143 stopped by a signal.",
     )
     # What is not given must not stand beside what a continued run says.
     add = command.add_argument
@@ -69,6 +78,7 @@ def parser() -> Parser:
     return command
 
 
+@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -79,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["plot"]:
         from paddle_dense.training import plot
 
+        keep_signals()
         return plot.main(arguments[1:])
     try:
         args = parser().parse_args(arguments)
@@ -103,6 +114,7 @@ def _run(args: Any) -> int:
         raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
     from paddle_dense.training.run import Run
 
+    keep_signals()
     saved = _saved(args)
     settings = _continued(args, saved) if saved else _settings(args)
     folder = saved.path.parent if saved else _folder(args, settings)
@@ -114,7 +126,7 @@ def _run(args: Any) -> int:
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
     _conclude(result, folder)
-    return STOPPED if result.stopped else OK
+    return STOPPED + result.signal if result.stopped else OK
 
 
 def _saved(args: Any) -> Saved | None:

@@ -22,6 +22,7 @@ from PIL import Image
 from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
 from paddle_dense.errors import AGAIN, DAMAGED, HostileFileError, WeightsError, naming, shown
 from paddle_dense.unpickle import Lazy, describe, unpickle
+from paddle_dense.weights import open_file
 
 
 class DataError(WeightsError):
@@ -267,6 +268,8 @@ _BATCH_FILES = {"train": ("data_batch", "train"), "test": ("test_batch", "test")
 _META_FILES = ("batches.meta", "meta")
 _PIXELS = 3 * 32 * 32
 _UNPACKED_LIMIT = 1 << 28  # bytes; both archives have 186 MB
+_UNPACKED_RATIO = 50  # to the archive's own size, and _UNPACKED_SPARE more; 1.1 in both archives
+_UNPACKED_SPARE = 1 << 20
 _FILES_LIMIT = 1000
 
 
@@ -319,29 +322,32 @@ def _downloaded(name: str) -> str:
 class _Bounded:
     """A file for tarfile to read from that ends the reading of what unpacks to more than any CIFAR."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left = file, _UNPACKED_LIMIT
+    def __init__(self, file: BinaryIO, packed: int) -> None:
+        self.file, self.limit = file, min(_UNPACKED_LIMIT, _UNPACKED_RATIO * packed + _UNPACKED_SPARE)
+        self.left = self.limit
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
         self.left -= len(data)
         if self.left < 0:
-            raise DataError(f"unpacks to more than {_UNPACKED_LIMIT >> 20} MB, so it is no CIFAR archive")
+            raise DataError(f"unpacks to more than {self.limit >> 20} MB, so it is no CIFAR archive")
         return data
 
 
 def _read_members(path: str, batch_files: tuple[str, str]) -> dict[str, bytes]:
     """The files of an archive that hold batches or class names, by their names."""
-    with naming(path), open(path, "rb") as file:
+    with naming(path), open_file(path) as file:
         try:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
-            unzipped = _Bounded(gzip.GzipFile(fileobj=file) if zipped else file)
+            unzipped = _Bounded(gzip.GzipFile(fileobj=file) if zipped else file, os.fstat(file.fileno()).st_size)
             with tarfile.open(fileobj=unzipped, mode="r|") as archive:
                 members = dict(_members(archive, batch_files))
             while unzipped.read(1 << 16):  # only at its end does gzip compare the checksum
                 pass
             return members
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        except WeightsError:
+            raise
+        except (OSError, EOFError, LookupError, OverflowError, ValueError, tarfile.TarError, zlib.error) as error:
             raise DataError(f"cannot be read as a tar archive: {AGAIN}") from error
 
 

@@ -24,7 +24,7 @@ from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned_group import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
 from paddle_dense.training.resume import load_network
-from paddle_dense.weights import atomic_write
+from paddle_dense.writing import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

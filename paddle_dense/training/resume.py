@@ -29,7 +29,6 @@ from paddle_dense.weights import read_metadata, read_weights, write_weights
 
 _KEEP = 2
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
-_LEFT_BY_DEAD_RUNS = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,6 @@ class Checkpoints(paddle.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if distributed.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if _LEFT_BY_DEAD_RUNS.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
         # At the start as well: a run that is killed in its first minutes can be continued like any other.
         self.save()
 

@@ -13,6 +13,7 @@ import paddle
 from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, save_weights
+from paddle_dense.command import SIGNALS
 from paddle_dense.condense import condense
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
@@ -72,12 +73,14 @@ class Result:
         stopped: it was asked to stop, and can be continued.
         accuracies: what the test pictures gave, for each file written.
         files: the weight files.
+        signal: what asked it to stop, where that reached this device.
     """
 
     step: int
     stopped: bool
     accuracies: dict[str, Accuracy]
     files: list[Path]
+    signal: int = signal.SIGINT
 
 
 class Run:
@@ -135,10 +138,10 @@ class Run:
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             pictures = Augmented(self.train_data, transforms, settings.seed)
             loader = PictureLoader(pictures, batches, self.workers)
-            with _stop_on_signals(checkpoints):
+            with _stop_on_signals(checkpoints) as received:
                 model.fit(loader, epochs=1, verbose=0, callbacks=self._callbacks(batches, start, average, checkpoints))
         if checkpoints.stopped:
-            return Result(checkpoints.step, True, {}, [])
+            return Result(checkpoints.step, True, {}, [], *received[:1])
         return self._finished(batches.total_steps, average, condense_at_end)
 
     def _prepared(self, batches: TrainingBatches) -> tuple[paddle.Model, ModelEMA | None]:
@@ -228,15 +231,17 @@ def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
 
 
 @contextmanager
-def _stop_on_signals(checkpoints: Checkpoints) -> Iterator[None]:
-    """SIGINT and SIGTERM end the training after the current batch instead of amid it."""
+def _stop_on_signals(checkpoints: Checkpoints) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, which are listed, end the training after the current batch instead of amid it."""
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         checkpoints.request_stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

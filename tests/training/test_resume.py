@@ -111,10 +111,10 @@ def test_the_last_two_are_kept(tmp_path):
 
 
 def test_what_a_dead_run_left_is_swept(tmp_path):
-    (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / ".paddle_dense-0123456789abcdef.tmp").write_bytes(b"half a checkpoint")
     (tmp_path / "notes.tmp").write_bytes(b"not ours")
     fit(tmp_path, stop_after=1)
-    assert not (tmp_path / ".0123456789abcdef.tmp").exists()
+    assert not (tmp_path / ".paddle_dense-0123456789abcdef.tmp").exists()
     assert (tmp_path / "notes.tmp").exists()
 
 

@@ -1,0 +1,302 @@
+"""Files that appear whole or not at all, whenever the process or the machine stops, and never mixed with another's.
+
+A file grows under a temporary name in the folder of its target and takes the target's name in one step, once the disk
+has all of it. Its writer holds a lock on it meanwhile (flock, which ends with the process), so that the next writer in
+the folder knows what dead runs left there and removes it. Where a disk has no locks, nothing is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Union
+
+from paddle_dense.errors import WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PathLike = Union[str, os.PathLike]
+
+_TEMPORARY = re.compile(r"\.paddle_dense-[0-9a-f]{16}\.tmp")
+_PATIENCE = 10.0  # seconds that one waits for others, who need milliseconds
+_MENDS = {
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EISDIR: "give the name of a file",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+}
+
+
+def unwritable(path: PathLike, error: OSError) -> WeightsError:
+    """The one sentence that says why a file cannot be written, and what to do."""
+    mend = _MENDS.get(error.errno, "choose another place")
+    return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}")
+
+
+# One file
+
+
+@contextmanager
+def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
+
+    Raises:
+        WeightsError: the file cannot be written there; what stood there is unchanged.
+    """
+    with new_file(path) as new:
+        yield new.file
+        new.complete()
+        new.put_in_place()
+
+
+class NewFile:
+    """What shall become a file.
+
+    Args:
+        file: open for writing, under the temporary name.
+        temporary: that name.
+        target: the name that it gets.
+    """
+
+    def __init__(self, file: BinaryIO, temporary: str, target: str) -> None:
+        self.file = file
+        self.temporary = temporary
+        self.target = target
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it has got its name."""
+        return not os.path.lexists(self.temporary)
+
+    def write(self, chunks: Iterable[bytes | memoryview]) -> None:
+        """Make this its content, in place of any that it had, and wait until the disk has it."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.writelines(chunks)
+        self.complete()
+
+    def complete(self) -> None:
+        """Wait until the disk has what was written."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def put_in_place(self) -> None:
+        """Replace what stands under the target's name."""
+        if fcntl is None:  # Windows renames closed files only
+            self.file.close()
+        os.replace(self.temporary, self.target)
+        sync_folder(os.path.dirname(self.target))
+
+
+@contextmanager
+def new_file(path: PathLike) -> Iterator[NewFile]:
+    """A file beside `path` that can take its name by `put_in_place`, and is gone afterwards if it has not.
+
+    Raises:
+        WeightsError: the file cannot be written there.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    temporary = _temporary_name(folder)
+    try:
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with turn(folder) as alone:
+            if alone:
+                _sweep(folder)
+            file = open(temporary, "xb")  # noqa: SIM115  closed below, and still open when it gets its name
+            _claim(file.fileno(), alone)
+        with file:
+            yield NewFile(file, temporary, target)
+    except OSError as error:
+        if error.filename not in (None, temporary):
+            raise  # some other file, which the block used
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def sync_folder(folder: PathLike) -> None:
+    """Wait until the disk has the names of the files in a folder."""
+    # They are there for every process already; not every system can also wait.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# Several files
+
+
+@contextmanager
+def temporary_folder(beside: PathLike) -> Iterator[Path]:
+    """A folder for files that are not finished, gone afterwards; what a dead run left is swept like its files.
+
+    Args:
+        beside: a file to come; the folder is made where it shall be.
+
+    Raises:
+        WeightsError: it cannot be made there.
+    """
+    inside = Path(beside).absolute().parent
+    missing = [folder for folder in (inside, *inside.parents) if not folder.exists()]
+    path, handle = _temporary_name(inside), None
+    try:
+        try:
+            inside.mkdir(parents=True, exist_ok=True)
+            with turn(inside) as alone:
+                if alone:
+                    _sweep(inside)
+                os.mkdir(path, 0o700)
+                if alone:
+                    handle = os.open(path, os.O_RDONLY)
+                    _claim(handle, alone)
+        except OSError as error:
+            raise unwritable(beside, error) from error
+        yield Path(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+    """Move the files of a temporary folder to where they belong: all of them or, after an error, none.
+
+    No system replaces several files in one step. The first file, without which the others are nothing, is therefore
+    gone for the moment in which the others change, so that a reader finds old ones, new ones, or none, and never both.
+    A file that stands there already with the same content is left alone, which may spare that moment.
+
+    Args:
+        files: of a `temporary_folder`; what is replaced is kept there meanwhile.
+        folder: on the same disk.
+
+    Raises:
+        WeightsError: they cannot be moved; what stood there stands there again.
+    """
+    targets = tuple(folder / file.name for file in files)
+    try:
+        for file in files:
+            with open(file, "rb+") as content:
+                os.fsync(content.fileno())
+        if any(target.is_dir() for target in targets):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with turn(folder):
+            changed = [(file, target) for file, target in zip(files, targets) if not _same(file, target)]
+            if changed:
+                _exchange(changed, files[0].parent / "replaced")
+    except OSError as error:
+        raise unwritable(targets[0], error) from error
+    return targets
+
+
+def _exchange(pairs: Sequence[tuple[Path, Path]], replaced: Path) -> None:
+    folder = pairs[0][1].parent
+    if len(pairs) == 1:
+        os.replace(*pairs[0])
+        sync_folder(folder)
+        return
+    replaced.mkdir()
+    try:
+        for _, target in pairs:
+            if target.exists():
+                os.replace(target, replaced / target.name)
+            sync_folder(folder)
+        for file, target in reversed(pairs):
+            os.replace(file, target)
+            sync_folder(folder)
+    except BaseException:
+        for file, target in pairs:
+            if not file.exists():
+                target.unlink(missing_ok=True)
+        for _, target in reversed(pairs):
+            with suppress(FileNotFoundError):
+                os.replace(replaced / target.name, target)
+        raise
+
+
+def _same(file: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(file, other, shallow=False)
+
+
+# Locks, and what dead runs left
+
+
+@contextmanager
+def turn(folder: PathLike) -> Iterator[bool]:
+    """Wait until no other process makes, sweeps or exchanges files in a folder; False if that cannot be had."""
+    handle = None
+    try:
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+        yield handle is not None and _lock(handle, _PATIENCE)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _claim(handle: int, sweeping: bool) -> None:
+    """Lock what this process has made, where others would remove it otherwise."""
+    if not _lock(handle) and sweeping:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def _lock(handle: int, patience: float = 0.0) -> bool:
+    """Whether a lock was had within so many seconds."""
+    deadline = time.monotonic() + patience
+    while fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        except OSError:
+            return False
+    return False
+
+
+def _temporary_name(folder: PathLike) -> str:
+    return os.path.join(folder, f".paddle_dense-{secrets.token_hex(8)}.tmp")
+
+
+def _sweep(folder: PathLike) -> None:
+    """Remove temporary files and folders that nobody holds a lock on; call it in a `turn`."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in [entry for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
+            with suppress(OSError):
+                _remove_dead(entry)
+
+
+def _remove_dead(entry: os.DirEntry) -> None:
+    is_folder = entry.is_dir(follow_symlinks=False)
+    if not is_folder and not entry.is_file(follow_symlinks=False):
+        return
+    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if _lock(handle):
+            shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
+    finally:
+        os.close(handle)
