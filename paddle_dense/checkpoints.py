@@ -14,14 +14,20 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.layers.room import Room
 from paddle_dense.models.recognise import Architecture, canonical, recognise
 from paddle_dense.sidecar import read_sidecar, write_with_sidecar
 from paddle_dense.weights import read_weights
 
 PathLike = Union[str, os.PathLike]
 
+_IN_PYTORCH = {"_mean": "running_mean", "_variance": "running_var"}
+_OR_ALLOW = "take another checkpoint, or accept it with --allow-nonfinite (in Python: allow_nonfinite=True)"
 
-def load_weights(model: nn.Layer, path: PathLike, strict: bool = True) -> tuple[list[str], list[str]]:
+
+def load_weights(
+    model: nn.Layer, path: PathLike, strict: bool = True, allow_nonfinite: bool = False
+) -> tuple[list[str], list[str]]:
     """Put a file's tensors into a model, in place.
 
     A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file.
@@ -31,17 +37,18 @@ def load_weights(model: nn.Layer, path: PathLike, strict: bool = True) -> tuple[
         path: ``.pdparams`` or ``.safetensors``; nothing in it is executed.
         strict: every tensor of the model must be in the file and fit, and the other way round; otherwise whatever
             fits is loaded.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
 
     Returns:
         Names of the model's tensors that were not loaded, and names of the file's tensors that were not used.
 
     Raises:
-        WeightsError: the file cannot be read or, if strict, does not fit.
+        WeightsError: the file cannot be read, holds numbers that no network has, or, if strict, does not fit.
     """
     state = _without_head(canonical(read_weights(path)), model)
     if strict:
         with naming(path):
-            state = check_state(state, model)
+            state = check_state(state, model, allow_nonfinite=allow_nonfinite)
         set_state(model, state)
         return [], []
     expected = model.state_dict()
@@ -52,7 +59,7 @@ def load_weights(model: nn.Layer, path: PathLike, strict: bool = True) -> tuple[
             for name, value in state.items()
             if name in expected and value.shape == tuple(expected[name].shape)
         }
-        _check_indices(fitting, model)
+        fitting = _checked_numbers(fitting, model, allow_nonfinite)
     set_state(model, fitting)
     return [name for name in expected if name not in fitting], [name for name in state if name not in fitting]
 
@@ -81,21 +88,27 @@ def load_pretrained(model: nn.Layer, source: PathLike) -> None:
     set_state(model, state)
 
 
-def load_model(path: PathLike, **config: Any) -> nn.Layer:
+def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) -> nn.Layer:
     """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
 
     Args:
         path: ``.pdparams`` or ``.safetensors``.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
         config: arguments of the network to change: `num_classes` for a fresh classifier, `features_only`, ...
 
     Raises:
-        WeightsError: the file cannot be read, no known network has such tensors, or they do not fit the changes.
+        WeightsError: the file cannot be read, no known network has such tensors, or they do not fit the changes or
+            are no numbers that a network has.
         ValueError: the network has no such argument, or cannot be built with it.
     """
-    state = canonical(read_weights(path))
-    described = read_sidecar(path)
+    state = read_weights(path)
+    described = read_sidecar(path, state)
+    state = canonical(state)
     with naming(path):
-        found = Architecture(described[0], nn.Layer, described[1]) if described else recognise(state)
+        if described:
+            found = Architecture(described[0], nn.Layer, described[1], room=Room.of(state))
+        else:
+            found = recognise(state)
         for warning in found.warnings:
             warnings.warn(f"{path}: {warning}", stacklevel=2)
         try:
@@ -108,7 +121,7 @@ def load_model(path: PathLike, **config: Any) -> nn.Layer:
             outline = found.outline()
         state = _without_head(state, outline)
         state, fresh = _without_other_classifier(state, outline) if config else (state, ())
-        state = check_state(state, outline, fresh)
+        state = check_state(state, outline, fresh, allow_nonfinite)
     model = found.build()
     set_state(model, state)
     return model
@@ -141,61 +154,115 @@ def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
         tensor.set_value(paddle.to_tensor(np.ascontiguousarray(value), place=tensor.place).astype(tensor.dtype))
 
 
-def check_state(state: Mapping[str, np.ndarray], model: nn.Layer, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The tensors of a file in the model's order, once every one of them is there and fits.
+def check_state(
+    state: Mapping[str, np.ndarray],
+    model: nn.Layer,
+    fresh: Collection[str] = (),
+    allow_nonfinite: bool = False,
+) -> dict[str, np.ndarray]:
+    """The tensors of a file in the model's order, once every one of them is there and fits; averaged masks rounded.
 
     Args:
         state: the file's tensors.
         model: the network, or its outline.
         fresh: names that may be missing, because the model keeps its own.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
 
     Raises:
-        WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or no index.
+        WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or holds numbers that no
+            network has: an index of channels that do not exist, a mask of other values than 0 and 1, NaN, ...
     """
     expected = model.state_dict()
     network = _network_name(model)
     for name in expected:
         if name not in state and name not in fresh:
             raise WeightsError(
-                f"tensor {shown(name)} of {network} is missing: complete the file, or build the network with "
+                f"{_tensor(name)} of {network} is missing: complete the file, or build the network with "
                 f"the file's own numbers"
             )
     for name, value in state.items():
         if name not in expected:
             raise WeightsError(
-                f"tensor {shown(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
+                f"{_tensor(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
                 f"network with the file's own numbers"
             )
     checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state}
-    _check_indices(checked, model)
-    return checked
+    return _checked_numbers(checked, model, allow_nonfinite)
 
 
 def _network_name(model: nn.Layer) -> str:
     return getattr(model, "arch", type(model).__name__)
 
 
+def _tensor(name: str) -> str:
+    """A tensor's name as a message gives it; BN statistics have another one in PyTorch's files."""
+    theirs = _IN_PYTORCH.get(name.rpartition(".")[2])
+    return f"tensor {shown(name)}" + (f" ({theirs} in PyTorch)" if theirs else "")
+
+
 def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.ndarray:
     if value.shape != tuple(tensor.shape):
         raise WeightsError(
-            f"tensor {shown(name)} is {list(value.shape)} and {network} needs {list(tensor.shape)}: build the "
+            f"{_tensor(name)} is {list(value.shape)} and {network} needs {list(tensor.shape)}: build the "
             f"network with the file's own numbers"
         )
     integer = "int" in str(tensor.dtype)
     if (value.dtype.kind == "f") == integer or value.dtype.kind not in "fiu":
         raise WeightsError(
-            f"tensor {shown(name)} holds {value.dtype} and {network} needs {'integers' if integer else 'floats'}"
+            f"{_tensor(name)} holds {value.dtype} and {network} needs {'integers' if integer else 'floats'}: save it "
+            f"as {'int64' if integer else 'float32'}"
         )
-    return value.astype(np.int64 if integer else np.float32, copy=False)
+    with np.errstate(over="ignore"):  # an infinity is reported as one
+        return value.astype(np.int64 if integer else np.float32, copy=False)
 
 
-def _check_indices(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
-    """Every `index` must name channels that exist; anything else would read or write the wrong ones."""
-    for layer_name, layer in model.named_sublayers():
-        name = f"{layer_name}.index"
-        fault = layer.index_fault(state[name]) if name in state and hasattr(layer, "index_fault") else None
-        if fault:
-            raise WeightsError(f"tensor {shown(name)} {fault}: convert the checkpoint anew")
+def _checked_numbers(state: Mapping[str, np.ndarray], model: nn.Layer, allow_nonfinite: bool) -> dict[str, np.ndarray]:
+    """The tensors with averaged masks rounded, once they hold such numbers as a network can have."""
+    checked = _checked_choices(state, model)
+    if not allow_nonfinite:
+        _check_finite(checked)
+        _check_variances(checked)
+    return checked
+
+
+def _checked_choices(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
+    """Indices, masks and counters must be what the layers can have: wrong ones would connect the wrong channels."""
+    checked = dict(state)
+    for layer_name, layer in model.named_sublayers(include_self=True):
+        for leaf in ("index", "_mask", "_count", "_stage"):
+            name = f"{layer_name}.{leaf}" if layer_name else leaf
+            find_fault = getattr(layer, f"{leaf.lstrip('_')}_fault", None)
+            if find_fault is None or name not in state:
+                continue
+            fault = find_fault(state[name])
+            if fault:
+                raise WeightsError(f"{_tensor(name)} {fault}: take another checkpoint, or convert it anew")
+            checked[name] = np.round(state[name])
+    return checked
+
+
+def _check_finite(state: Mapping[str, np.ndarray]) -> None:
+    """The first tensor with NaN or infinity, and how many there are."""
+    faulty = [name for name, value in state.items() if not np.isfinite(value).all()]
+    if faulty:
+        value = state[faulty[0]]
+        nan, infinite = int(np.isnan(value).sum()), int(np.isinf(value).sum())
+        found = " and ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count)
+        raise WeightsError(
+            f"{_tensor(faulty[0])} holds {found} among {value.size} numbers, where all should be finite (tensors with "
+            f"such numbers: {len(faulty)}): {_OR_ALLOW}"
+        )
+
+
+def _check_variances(state: Mapping[str, np.ndarray]) -> None:
+    # Training never gets there: what decays towards 0 stays at the smallest float32, and only half precision rounds it.
+    for name, value in state.items():
+        if name.rpartition(".")[2] == "_variance" and not (value > 0).all():
+            wrong = value[value <= 0]
+            raise WeightsError(
+                f"{_tensor(name)} holds {wrong[0]:.6g}, one of {wrong.size} variances of {value.size} that are not "
+                f"above 0 as they should be: {_OR_ALLOW}"
+            )
 
 
 def _without_head(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:

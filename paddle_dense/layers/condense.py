@@ -22,6 +22,7 @@ from paddle.nn import functional as F
 
 from paddle_dense.layers.activation import activation as make_activation
 from paddle_dense.layers.conv import conv2d, linear
+from paddle_dense.layers.room import check_room
 from paddle_dense.layers.shuffle import ShuffleLayer
 
 
@@ -59,6 +60,7 @@ class CondenseLGC(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, out_channels, kernel_size, stride, padding, groups)
+        check_room(in_channels)
         self.register_buffer("index", paddle.arange(in_channels, dtype="int64") % self.source_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,6 +94,7 @@ class CondenseLinear(nn.Layer):
         self.source_channels = in_features
         kept = int(in_features * drop_rate)
         self.linear = linear(kept, out_features, zero_bias=True)
+        check_room(kept)
         self.register_buffer("index", paddle.arange(kept, dtype="int64"))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class CondenseLinear(nn.Layer):
 
 def _out_of_range(index: np.ndarray, channels: int) -> str | None:
     wrong = index[(index < 0) | (index >= channels)]
-    return f"names channel {wrong[0]} of {channels}" if wrong.size else None
+    return f"names channel {wrong[0]} of {channels}, where 0 to {channels - 1} exist" if wrong.size else None
 
 
 class CondenseSFR(nn.Layer):
@@ -146,6 +149,7 @@ class CondenseSFR(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, rows, kernel_size, stride, padding, groups)
+        check_room(rows, out_channels)
         index = F.one_hot(paddle.arange(rows) % out_channels, out_channels)
         self.register_buffer("index", index)
 
@@ -168,7 +172,7 @@ class CondenseSFR(nn.Layer):
         """What is wrong with an `index` [rows, out], as the end of a sentence; None if every row holds one 1."""
         # Counting is enough: one non-zero a row, and all of them are 1.
         wrong = np.nonzero((np.count_nonzero(index, axis=1) != 1) | (index.max(axis=1) != 1))[0]
-        return f"has no single 1 in row {wrong[0]}" if wrong.size else None
+        return f"has no single 1 in row {wrong[0]}, where each row should be one 1 and zeros" if wrong.size else None
 
     def dense_weight(self) -> Tensor:
         """The one convolution weight [out, in, k, k] that shuffle, grouped convolution and scatter amount to."""

@@ -15,12 +15,15 @@ convolution of `paddle_dense.layers.condense`, where the algebra that links the 
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
+from paddle_dense.condense import binary_fault
 from paddle_dense.layers.activation import activation as make_activation
 from paddle_dense.layers.conv import conv2d
+from paddle_dense.layers.room import check_room
 
 
 def due_stage(progress: float, condense_factor: int) -> int:
@@ -36,6 +39,13 @@ def due_stage(progress: float, condense_factor: int) -> int:
         if 2 * progress < (stage + 1) / (condense_factor - 1):
             return stage
     return condense_factor - 1
+
+
+def _outside(counter: np.ndarray, most: int) -> str | None:
+    # An average is fractional; a NaN fails as well.
+    if -0.5 <= counter[0] <= most + 0.5:
+        return None
+    return f"is {counter[0]:.6g}, where 0 to {most} are possible"
 
 
 class LearnedConnections(nn.Layer):
@@ -58,6 +68,7 @@ class LearnedConnections(nn.Layer):
     """
 
     _divisible: tuple[tuple[str, str], ...]
+    _grouped_axis: int  # of the mask: its rows or columns belong to the groups in turn
 
     def __init__(
         self,
@@ -89,6 +100,7 @@ class LearnedConnections(nn.Layer):
         self.conv = conv2d(in_channels, out_channels, 1)
         self.register_buffer("_count", paddle.zeros([1]))
         self.register_buffer("_stage", paddle.zeros([1]))
+        check_room(out_channels, in_channels)
         self.register_buffer("_mask", paddle.ones([out_channels, in_channels, 1, 1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +154,26 @@ class LearnedConnections(nn.Layer):
         weight = (self.conv.weight * self._mask)[:, :, 0, 0]
         return self._per_group(weight * weight).clip(min=1e-6).sqrt().sum()
 
+    def mask_fault(self, mask: np.ndarray) -> str | None:
+        """What is wrong with a `_mask` [out, in, 1, 1], as the end of a sentence; None if it can be used.
+
+        An exponential moving average of a mask, near 0 and 1, can be used once it is rounded.
+        """
+        fault = binary_fault(mask)
+        members = np.moveaxis(mask[:, :, 0, 0], self._grouped_axis, 0) > 0.5
+        members = members.reshape(-1, self.groups, members.shape[1])
+        if not fault and not (members == members[0]).all():
+            fault = f"keeps different connections for channels of one group, where {self.groups} groups keep one choice"
+        return fault
+
+    def count_fault(self, count: np.ndarray) -> str | None:
+        """What is wrong with a `_count` [1], as the end of a sentence; None if it can be used once it is rounded."""
+        return _outside(count, self._candidates)
+
+    def stage_fault(self, stage: np.ndarray) -> str | None:
+        """What is wrong with a `_stage` [1], as the end of a sentence; None if it can be used once it is rounded."""
+        return _outside(stage, self.condense_factor - 1)
+
     @property
     def _candidates(self) -> int:
         """How many channels a group chooses from."""
@@ -163,6 +195,7 @@ class LGC(LearnedConnections):
     """
 
     _divisible = (("out_channels", "groups"), ("in_channels", "condense_factor"))
+    _grouped_axis = 0
 
     @property
     def _candidates(self) -> int:
@@ -186,6 +219,7 @@ class SFR(LearnedConnections):
     """
 
     _divisible = (("in_channels", "groups"), ("out_channels", "condense_factor"))
+    _grouped_axis = 1
 
     @property
     def _candidates(self) -> int:

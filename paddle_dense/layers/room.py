@@ -1,0 +1,86 @@
+"""The room that a weight file leaves a network: what is said beside the tensors must not make anything large.
+
+In a `Room`, building ends as soon as there are many more layers than the file has tensors, or buffers with many more
+elements. What was built is compared with the file afterwards, tensor by tensor; these bounds see to it that there is an
+afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from paddle.utils import unique_name
+
+_NAMES = 8  # that Paddle may give to layers and parameters, for each tensor of the file: it needs three
+_ELEMENTS = 16  # of buffers, for each of the file: a condensed network has more than the trained one
+_SPARE = 1000
+
+
+@dataclass(frozen=True)
+class Room:
+    """How large a network may be.
+
+    Attributes:
+        tensors: how many the file has.
+        elements: how many these have together.
+    """
+
+    tensors: int
+    elements: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, np.ndarray]) -> Room:
+        """The room that a file's tensors leave."""
+        return cls(len(state), sum(array.size for array in state.values()))
+
+
+class _Allowance:
+    def __init__(self, left: int, things: str) -> None:
+        self.left, self.things = left, things
+
+    def spend(self, count: int) -> None:
+        self.left -= max(count, 0)
+        if self.left < 0:
+            raise ValueError(f"it would have far more {self.things} than the file has tensors for")
+
+    def __call__(self, key: str) -> str:
+        """A name for a layer or parameter, as Paddle asks for one."""
+        self.spend(1)
+        return f"{key}_{self.left}"
+
+
+_buffers: ContextVar[_Allowance | None] = ContextVar("buffers", default=None)
+
+
+@contextmanager
+def within(room: Room | None) -> Iterator[None]:
+    """Builds networks in this room, or without bounds if it is None.
+
+    Raises:
+        ValueError: the block builds a larger one.
+    """
+    if room is None:
+        yield
+        return
+    token = _buffers.set(_Allowance(_ELEMENTS * room.elements + _SPARE, "numbers"))
+    try:
+        with unique_name.guard(_Allowance(_NAMES * room.tensors + _SPARE, "layers")):
+            yield
+    finally:
+        _buffers.reset(token)
+
+
+def check_room(*shape: int) -> None:
+    """Makes sure of the room for a buffer of this shape before it is made.
+
+    Raises:
+        ValueError: there is none.
+    """
+    left = _buffers.get()
+    if left is not None:
+        left.spend(prod(shape))
