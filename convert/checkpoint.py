@@ -24,9 +24,9 @@ from paddle_dense.weights import (
     PYTORCH_MAGIC,
     ZIP_MAGIC,
     is_safetensors,
-    map_file,
     parse_safetensors,
     read_arrays,
+    read_file,
     tensors_in,
 )
 
@@ -35,8 +35,9 @@ _PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _AVERAGED_COUNT = re.compile(r"(module\.|_orig_mod\.|model\.)*n_averaged")
 _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
-_MAX_ENTRIES = 1_000_000  # of a module
+_MAX_NAMES = 4_000_000  # characters of all names in a module
 _MAX_PREFIX = 1000
+_MAX_GAP = 24  # bytes between the entries of a zip archive
 _SAVE = "save it again with torch.save(model.state_dict(), path)"
 _FORMAT_VERSION = 1001  # of files before PyTorch 1.6
 # The rest of the sentence begins with a file or a tensor.
@@ -93,10 +94,10 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True) -> Checkpoint:
         HostileFileError: it names code that only an attack needs.
     """
     with naming(path):
-        data = map_file(path)
+        data = read_file(path)
         warnings: list[str] = []
         if data[:4] == ZIP_MAGIC:
-            saved = _read_zip(path, data, warnings)
+            saved = _read_zip(data, warnings)
         elif is_safetensors(data):
             return _finish(parse_safetensors(data), "bare", warnings)
         elif data[:1] == b"\x80":
@@ -237,8 +238,8 @@ def _storages(content: Callable[[str], memoryview], seen: dict[str, _Storage]) -
 # The zip archive: NAME/data.pkl, and every storage as NAME/data/KEY
 
 
-def _read_zip(path: str | os.PathLike, data: memoryview, warnings: list[str]) -> Any:
-    records = _zip_records(path, data)
+def _read_zip(data: memoryview, warnings: list[str]) -> Any:
+    records = _zip_records(data)
     roots = [name[: -len("data.pkl")] for name in records if re.fullmatch("[^/]+/data.pkl", name)]
     if len(roots) != 1:
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
@@ -267,10 +268,12 @@ def _read_zip(path: str | os.PathLike, data: memoryview, warnings: list[str]) ->
     return saved
 
 
-def _zip_records(path: str | os.PathLike, data: memoryview) -> dict[str, tuple[memoryview, int]]:
+def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
     """The content and checksum of every entry; a WeightsError for an archive that PyTorch would not write."""
+    if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment behind it
+        raise WeightsError(f"is a zip archive that is cut short or goes on after its end: {AGAIN}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(data.obj) as archive:  # the memory that `data` views can be read like a file
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             directory = archive.start_dir
     except (
@@ -283,7 +286,7 @@ def _zip_records(path: str | os.PathLike, data: memoryview) -> dict[str, tuple[m
         ValueError,
     ) as e:
         raise WeightsError(f"is a zip archive that is cut short or damaged: {AGAIN}") from e
-    if any(_TORCHSCRIPT.match(entry.filename) for entry in entries):
+    if any(_TORCHSCRIPT.match(entry.orig_filename) for entry in entries):
         raise WeightsError(f"is a TorchScript program: load it with torch.jit.load and {_SAVE}")
     records: dict[str, tuple[memoryview, int]] = {}
     reached = 0
@@ -297,21 +300,35 @@ def _zip_records(path: str | os.PathLike, data: memoryview) -> dict[str, tuple[m
         begin = _content_offset(data, entry)
         if entry.header_offset < reached or begin + entry.file_size > directory:
             raise WeightsError(f"holds {shown(name)} overlapping with something else, {DAMAGED}")
+        _check_gap(entry.header_offset - reached)
         reached = begin + entry.file_size
         records[name] = data[begin:reached], entry.CRC
+    _check_gap(directory - reached)
     return records
 
 
+def _check_gap(size: int) -> None:
+    """Between two entries stands nothing, or the sizes of the first once more; the rest of a file is accounted for."""
+    if size > _MAX_GAP:
+        raise WeightsError(
+            f"is a zip archive with {size} bytes that belong to none of its entries: do not use this file"
+        )
+
+
 def _content_offset(data: memoryview, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's content begins: after its local header, which must name the same entry."""
+    """Where an entry's content begins: after its local header, which must tell of the same entry."""
     name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
     begin = entry.header_offset + 30
     header = bytes(data[entry.header_offset : begin])
     if header[:4] != ZIP_MAGIC or len(header) != 30:
-        raise WeightsError(f"has no entry where {shown(entry.filename)} should be, {DAMAGED}")
-    name_length, extra_length = struct.unpack("<HH", header[26:])
+        raise WeightsError(f"has no entry where {shown(entry.orig_filename)} should be, {DAMAGED}")
+    flags, method, name_length, extra_length = struct.unpack("<6x2H16x2H", header)
     if data[begin : begin + name_length] != name:
-        raise WeightsError(f"gives {shown(entry.filename)} two names, {DAMAGED}")
+        raise WeightsError(f"gives {shown(entry.orig_filename)} two names, {DAMAGED}")
+    if flags & 1 or method != zipfile.ZIP_STORED:
+        raise WeightsError(
+            f"says of {shown(entry.orig_filename)} both that it is compressed and that it is not, {DAMAGED}"
+        )
     return begin + name_length + extra_length
 
 
@@ -408,8 +425,8 @@ def _entries(root: Any) -> Mapping[Any, Any]:
         parts = [module.state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
         if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in parts):
             raise WeightsError(f"holds a layer {shown(prefix)} that is no ordinary module: {_SAVE}")
-        visited += 1 + sum(map(len, parts))
-        if visited > _MAX_ENTRIES or len(prefix) > _MAX_PREFIX:
+        visited += 1 + sum(1 + len(prefix) + len(name) for part in parts for name in part)
+        if visited > _MAX_NAMES or len(prefix) > _MAX_PREFIX:
             raise WeightsError(f"holds modules inside modules without end, {DAMAGED}")
         parameters, buffers, layers = parts
         temporary = module.state.get("_non_persistent_buffers_set")

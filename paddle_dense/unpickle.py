@@ -23,29 +23,41 @@ import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, HostileFileError, WeightsError, shown
 
-_MAX_STEPS = 10_000_000  # a large checkpoint with its optimizer takes some 100 000
+_MAX_STEPS = 4_000_000  # a large checkpoint with its optimizer takes some 100 000
 _MAX_NAME = 500
 _MAX_LONG = 1024  # bytes of an integer
 _MAX_DIGITS = 2500
+_MAX_INDEX = 10  # digits; whoever could choose long ones could choose many with the same hash
 _MAX_DIMS = 32
 _MAX_ELEMENTS = 2**48
 _NUMERIC = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _NEWLINE = re.compile(rb"\n")
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
+# What no training script saves. Without the underscore that a private twin begins with: _io, _socket, _ctypes.
 # fmt: off
 _HOSTILE_MODULES = {
-    "os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "importlib", "_frozen_importlib", "runpy", "socket",
-    "_socket", "shutil", "ctypes", "_ctypes", "pty", "pdb", "bdb", "pickle", "_pickle", "cPickle", "marshal", "shelve",
-    "zipimport", "pkgutil", "pydoc", "timeit", "cProfile", "webbrowser", "popen2", "requests", "urllib2", "ftplib",
-    "smtplib", "telnetlib", "pip",
+    "os", "posix", "nt", "subprocess", "posixsubprocess", "sys", "importlib", "frozen_importlib", "imp", "runpy",
+    "socket", "shutil", "ctypes", "pty", "pdb", "bdb", "pickle", "cPickle", "marshal", "shelve", "zipimport", "pkgutil",
+    "pydoc", "timeit", "cProfile", "webbrowser", "popen2", "requests", "urllib2", "httplib", "ftplib", "smtplib",
+    "telnetlib", "imaplib", "osx_support", "pip", "ensurepip", "doctest", "cgitb", "codeop", "idlelib", "lib2to3",
 }
 _HOSTILE_NAMES = {
     "builtins.eval", "builtins.exec", "builtins.execfile", "builtins.compile", "builtins.__import__", "builtins.open",
-    "builtins.input", "builtins.breakpoint", "builtins.globals", "builtins.locals", "builtins.__dict__", "io.open",
-    "io.open_code", "_io.open", "_io.FileIO", "urllib.request", "http.client", "torch.hub", "torch.load", "torch.ops",
-    "torch.serialization.load", "torch.jit.load", "paddle.load", "paddle.hub", "numpy.load", "numpy.fromfile",
-    "numpy.memmap", "numpy.testing._private.utils.runstring",
+    "builtins.input", "builtins.breakpoint", "builtins.globals", "builtins.locals", "builtins.__dict__",
+    "builtins.apply", "io.open", "io.open_code", "io.FileIO", "types.CodeType", "types.FunctionType", "code.interact",
+    "code.InteractiveInterpreter", "code.InteractiveConsole", "commands.getoutput", "commands.getstatusoutput",
+    "operator.attrgetter", "operator.methodcaller", "urllib.request", "http.client", "asyncio.subprocess",
+    "asyncio.create_subprocess_shell", "distutils.spawn", "distutils.file_util", "test.support", "trace.Trace",
+    "profile.run", "profile.Profile", "platform.popen", "uuid._get_command_stdout", "logging.config", "torch.hub",
+    "torch.load", "torch.ops", "torch.package", "torch.serialization.load", "torch.jit.load",
+    "torch.jit.unsupported_tensor_ops", "torch.utils.bottleneck", "torch.utils.collect_env",
+    "torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.utils._config_module", "torch._inductor.codecache",
+    "torch._dynamo.guards", "torch.fx.experimental.symbolic_shapes.ShapeEnv", "paddle.load", "paddle.hub",
+    "paddle.jit.load", "paddle.utils.cpp_extension", "paddle.utils.download", "numpy.load", "numpy.fromfile",
+    "numpy.memmap", "numpy.f2py", "numpy.testing", "numpy.ctypeslib", "numpy.lib.npyio", "numpy.lib._npyio_impl",
+    "numpy.lib.format", "pandas.read_pickle", "pandas.io.pickle", "joblib.load", "dill.load", "dill.loads",
+    "cloudpickle.load", "cloudpickle.loads",
 }
 # fmt: on
 
@@ -178,7 +190,7 @@ def interpret(stored: np.ndarray, code: str) -> np.ndarray:
     if code == "bf16":
         return bfloat16_to_float32(stored)
     if code.endswith("b1"):
-        return stored != 0  # a stray byte must not become a bool that is neither
+        return np.asarray(stored != 0)  # a stray byte must not become a bool that is neither; and always an array
     return stored.astype(stored.dtype.newbyteorder("<"), copy=False)
 
 
@@ -248,9 +260,10 @@ def _name(module: str, name: str) -> Name:
     root, dot, rest = module.partition(".")
     root = _OLD_MODULES.get(root, root)
     text = f"{root}{dot}{rest}.{name}"
-    # Pickles reach through attributes: `logging` and `os.system` would name os.system.
-    parts = text.split(".")
-    hostile = not _HOSTILE_MODULES.isdisjoint([root, *name.split(".")])
+    # Pickles reach through attributes: `logging` and `os.system` would name os.system, `argparse` and `_os` its module.
+    parts = text.lstrip("_").split(".")
+    named = (parts[0], *(part.lstrip("_") for part in name.split(".")))
+    hostile = not _HOSTILE_MODULES.isdisjoint(named)
     if hostile or any(".".join(parts[:end]) in _HOSTILE_NAMES for end in range(2, 6)):
         raise HostileFileError(
             f"asks to run {shown(text)}, which no weights need: open it with nothing else and take the weights from a "
@@ -298,19 +311,25 @@ class _Machine:
         self.stack: list = []
         self.below: list[list] = []
         self.memo: dict[int, Any] = {}
-        self.budget = _MAX_STEPS + len(data) // 16
+        # An honest file is read once, and every instruction of it has a byte or more.
+        self.budget = min(_MAX_STEPS, 2 * len(data) + 1000) + len(data) // 16
 
     def run(self) -> Any:
         at = self.position
         try:
             while True:
                 at = self.position
-                code = self.take(1)[0]
+                if at >= len(self.data):
+                    raise WeightsError(f"is cut short in the middle of its pickle: {AGAIN}")
+                code = self.data[at]
+                self.position = at + 1
                 if code == _STOP:
                     return self.stack.pop()
                 if code not in _INSTRUCTIONS:
                     raise WeightsError(f"holds pickle instruction {code:#04x}, which no weight file uses, {DAMAGED}")
-                self.spend(1)
+                self.budget -= 1
+                if self.budget < 0:
+                    self.spend(0)
                 _INSTRUCTIONS[code](self)
         except WeightsError:
             raise
@@ -321,7 +340,7 @@ class _Machine:
         """Bounds the time and memory that a file can ask for by repeating itself."""
         self.budget -= cost
         if self.budget < 0:
-            raise WeightsError(f"takes more than {_MAX_STEPS} instructions to read, so it is no weight file")
+            raise WeightsError("takes more instructions to read than a weight file has: save the tensors alone")
 
     # Reading the program
 
@@ -447,7 +466,7 @@ class _Machine:
     def call(self, callee: object, args: object, keywords: object = None) -> None:
         if not isinstance(args, tuple):
             raise TypeError("arguments that are no tuple")
-        name = callee.text if isinstance(callee, Name) else f"{getattr(callee, 'name', '?')}(...)"[:_MAX_NAME]
+        name = callee.text if isinstance(callee, Name) else getattr(callee, "name", "?")
         if not isinstance(callee, Name) or name not in self.known or keywords:
             self.push(Inert(name, args))
             return
@@ -506,11 +525,11 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
         b"0": _Machine.pop,
         b"1": _Machine.to_mark,
         b"2": lambda m: m.push(m.stack[-1]),
-        b"p": lambda m: m.remember(int(m.line(_MAX_DIGITS))),
+        b"p": lambda m: m.remember(int(m.line(_MAX_INDEX))),
         b"q": lambda m: m.remember(m.number(1)),
         b"r": lambda m: m.remember(m.number(4)),
         b"\x94": lambda m: m.remember(len(m.memo)),
-        b"g": lambda m: m.push(m.memo[int(m.line(_MAX_DIGITS))]),
+        b"g": lambda m: m.push(m.memo[int(m.line(_MAX_INDEX))]),
         b"h": lambda m: m.push(m.memo[m.number(1)]),
         b"j": lambda m: m.push(m.memo[m.number(4)]),
         # containers; a set is a list here

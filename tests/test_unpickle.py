@@ -120,8 +120,8 @@ def test_what_weights_are_not_made_of_stays_inert(protocol):
 
 def test_calls_of_calls_stay_inert(tmp_path):
     canary = tmp_path / "canary"
-    # getattr(argparse._os, "system")("touch canary"), without a name that is hostile by itself
-    program = b"cbuiltins\ngetattr\n(cargparse\n_os\n" + text("system") + b"tR(" + text(f"touch {canary}") + b"tR."
+    # pathlib.Path(canary).touch(), without a name that is hostile by itself
+    program = b"cbuiltins\ngetattr\n(cpathlib\nPath\n(" + text(str(canary)) + b"tR" + text("touch") + b"tR)R."
     assert isinstance(read(program), Inert)
     assert not canary.exists()
     pickle.loads(program)
@@ -294,7 +294,7 @@ def test_deep_nesting_neither_recurses_nor_crashes(program):
 )
 def test_repeated_work_is_bounded(program, monkeypatch):
     monkeypatch.setattr("paddle_dense.unpickle._MAX_STEPS", 100_000)
-    with pytest.raises(WeightsError, match="instructions to read"):
+    with pytest.raises(WeightsError, match="more instructions to read than"):
         unpickle(memoryview(program[1]))
 
 

@@ -14,6 +14,7 @@ from paddle import LazyGuard, nn
 
 from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
+from paddle_dense.layers.room import Room, within
 from paddle_dense.models.registry import Preset, build_network, config_keys, networks, preset, presets
 
 # Arguments that differ between two uses of one preset.
@@ -42,20 +43,26 @@ class Architecture:
         network: class of the network.
         config: the constructor's arguments.
         warnings: guesses that the user should know of, one sentence each.
+        room: how large the network can be, for the file that the numbers come with or from.
     """
 
     arch: str
     network: type[nn.Layer]
     config: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
+    room: Room | None = None
 
     def build(self) -> nn.Layer:
         """A new network with these numbers; ValueError if there can be none."""
         return build_network(self.arch, self.config)
 
     def outline(self) -> nn.Layer:
-        """The same without memory for its parameters: enough to compare shapes before anything large is made."""
-        with LazyGuard():
+        """The same without memory for its parameters: enough to compare shapes before anything large is made.
+
+        Raises:
+            ValueError: there can be none with these numbers, or not with the tensors that the file has.
+        """
+        with LazyGuard(), within(self.room):
             return self.build()
 
 
@@ -93,14 +100,15 @@ def recognise(
         numbers = {key: value for key, value in _full(network, entry.config).items() if key not in _USE}
         others = " or ".join(f"--arch {other.name}" for other in matching[1:])
         said = f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it"
-        return Architecture(entry.name, network, {**found.config, **numbers, **overrides}, (said,) if others else ())
+        config = {**found.config, **numbers, **overrides}
+        return Architecture(entry.name, network, config, (said,) if others else (), Room.of(state))
     warnings = tuple(
         f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
         f"and --config {key}=VALUE corrects it"
         for key in found.guesses
         if key not in overrides
     )
-    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings)
+    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, Room.of(state))
 
 
 def _find(state: Mapping[str, np.ndarray]) -> tuple[type[nn.Layer], Recognised]:

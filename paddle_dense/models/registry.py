@@ -12,6 +12,7 @@ from typing import Any, Callable
 from paddle import nn
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.layers.room import check_room
 
 _NETWORKS: dict[str, type[nn.Layer]] = {}
 _PRESETS: dict[str, Preset] = {}
@@ -84,6 +85,7 @@ def register_network(network: type[nn.Layer]) -> type[nn.Layer]:
         init(self, **config)
         self.config = config
         self.arch = network.__name__
+        check_room(config["in_channels"])
         self.preprocessing = Preprocessing.for_network(self.input_size, config["in_channels"])
 
     network.__init__ = recording_init
@@ -153,13 +155,13 @@ def build_network(arch: str, config: dict[str, Any]) -> nn.Layer:
     """
     network = network_class(arch)
     if arch in _PRESETS:
-        return _PRESETS[arch](**config)
+        return _PRESETS[arch]._build(config)
     unknown = set(config) - set(config_keys(network))
     if unknown:
         raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
     try:
         return network(**config)
-    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, SystemError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ValueError(f"{arch} cannot be built with the arguments {config}: {reason[0]}") from error
 

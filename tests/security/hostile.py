@@ -1,0 +1,456 @@
+"""Hostile files: programs for pickle's machine that run code, and every container that can carry one.
+
+Each attack creates one file, the canary, when something runs it. Most do so under the plain `pickle.loads`; the tests
+see to it that they do.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import marshal
+import pickle
+import struct
+import tarfile
+import types
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+# A small assembler. Each function gives instructions that leave one object on the stack.
+
+
+def name(module: str, attribute: str) -> bytes:
+    return b"c" + module.encode() + b"\n" + attribute.encode() + b"\n"
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def value(plain: object) -> bytes:
+    """None, a number, text, bytes, an array, or a tuple, list or dict of these."""
+    return pickle.dumps(plain, 3)[2:-1]  # without PROTO and STOP
+
+
+def call(callee: bytes, *arguments: bytes) -> bytes:
+    return callee + b"(" + b"".join(arguments) + b"tR"
+
+
+def attribute(owner: bytes, key: str) -> bytes:
+    return call(name("builtins", "getattr"), owner, text(key))
+
+
+def program(body: bytes, protocol: int = 2) -> bytes:
+    return b"\x80" + bytes([protocol]) + body + b"."
+
+
+# The attacks
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A value that a pickle makes by running code.
+
+    Attributes:
+        body: the instructions that leave it on the stack.
+        named: the reader is to call it an attack; if not, it is to leave it alone.
+        real: plain pickle.loads runs it, here and in every version that the tests run with.
+        setup: Python that has to run before, for pickle.loads to run it.
+        protocol: of the pickle.
+    """
+
+    body: bytes
+    named: bool = True
+    real: bool = True
+    setup: str = ""
+    protocol: int = 4
+
+    @property
+    def program(self) -> bytes:
+        return program(self.body, self.protocol)
+
+
+SYSTEM = name("os", "system")
+# The os module by attributes alone: collections._collections_abc.sys.modules.get("os")
+OS_UNNAMED = call(
+    attribute(attribute(attribute(name("collections", "_collections_abc"), "sys"), "modules"), "get"), text("os")
+)
+
+
+def attacks(canary: Path) -> dict[str, Attack]:
+    """Attacks that create `canary`, by what they go through."""
+    shell = f"touch '{canary}'"
+    command = text(shell)
+    touch = value(["touch", str(canary)])
+    source = f"open({str(canary)!r}, 'w')"
+    python, path = text(source), text(str(canary))
+    code = compile(source, "<attack>", "exec")
+    # map runs only when something takes its items, which bytes.__new__ does.
+    running = call(name("builtins", "map"), SYSTEM, value([shell]))
+    nested = program(call(SYSTEM, command))
+    empty = b"}"
+
+    return {
+        # each instruction that calls
+        "REDUCE": Attack(call(SYSTEM, command)),
+        "REDUCE, protocol 0": Attack(SYSTEM + b"(V" + shell.encode() + b"\ntR", protocol=0),
+        "INST": Attack(b"(" + command + b"ios\nsystem\n"),
+        "OBJ": Attack(b"(" + SYSTEM + command + b"o"),
+        "NEWOBJ": Attack(name("builtins", "bytes") + b"(" + running + b"t\x81"),
+        "NEWOBJ_EX": Attack(name("builtins", "bytes") + b"(" + running + b"t" + empty + b"\x92"),
+        "copyreg's NEWOBJ": Attack(call(name("copyreg", "__newobj__"), name("builtins", "bytes"), running)),
+        "BUILD": Attack(
+            name("argparse", "Namespace") + b")\x81}" + text("__setstate__") + SYSTEM + b"sb" + command + b"b"
+        ),
+        "EXT1": Attack(call(b"\x82\x07", command), named=False, setup="copyreg.add_extension('os', 'system', 7)"),
+        "EXT2": Attack(
+            call(b"\x83\x07\x01", command), named=False, setup="copyreg.add_extension('posix', 'system', 263)"
+        ),
+        "EXT4": Attack(
+            call(b"\x84\x07\x00\x01\x00", command),
+            named=False,
+            setup="copyreg.add_extension('subprocess', 'getoutput', 65543)",
+        ),
+        # each way to name something
+        "posix": Attack(call(name("posix", "system"), command)),
+        "STACK_GLOBAL": Attack(call(text("os") + text("system") + b"\x93", command)),
+        "STACK_GLOBAL from the memo": Attack(
+            call(text("system") + b"q\xc80" + text("os") + b"q\xc90h\xc9h\xc8\x93", command)
+        ),
+        "STACK_GLOBAL, a name under two numbers": Attack(
+            call(
+                text("os") + b"q\xc8r\xc8\x01\x00\x000" + text("system") + b"q\xc80j\xc8\x01\x00\x00h\xc8\x93", command
+            )
+        ),
+        "STACK_GLOBAL, duplicated": Attack(call(text("os") + b"20" + text("system") + b"20\x93", command)),
+        "STACK_GLOBAL, popped to a mark": Attack(
+            call(text("os") + b"(" + text("x") + b"1" + text("system") + b"\x93", command)
+        ),
+        "dotted name": Attack(call(text("logging") + text("os.system") + b"\x93", command)),
+        "dotted name with an underscore": Attack(call(text("argparse") + text("_os.system") + b"\x93", command)),
+        "a module in a module": Attack(call(attribute(name("logging", "os"), "system"), command)),
+        "a module under another name": Attack(call(attribute(name("argparse", "_os"), "system"), command)),
+        "Python 2's __builtin__": Attack(call(name("__builtin__", "eval"), python), protocol=2),
+        "Python 2's commands": Attack(call(name("commands", "getoutput"), command), protocol=2),
+        # what runs Python
+        "eval": Attack(call(name("builtins", "eval"), python)),
+        "exec": Attack(call(name("builtins", "exec"), python)),
+        "compile": Attack(
+            call(
+                call(
+                    name("types", "FunctionType"),
+                    call(name("builtins", "compile"), python, text("x"), text("exec")),
+                    _globals(),
+                )
+            )
+        ),
+        "types.CodeType": Attack(call(call(name("types", "FunctionType"), _code(code), _globals()))),
+        "marshal": Attack(
+            call(
+                call(
+                    name("types", "FunctionType"),
+                    call(name("marshal", "loads"), value(marshal.dumps(code))),
+                    _globals(),
+                )
+            )
+        ),
+        "__import__": Attack(call(attribute(call(name("builtins", "__import__"), text("os")), "system"), command)),
+        "importlib": Attack(call(attribute(call(name("importlib", "import_module"), text("os")), "system"), command)),
+        "_frozen_importlib": Attack(
+            call(attribute(call(name("_frozen_importlib", "__import__"), text("os")), "system"), command)
+        ),
+        "runpy": Attack(call(name("runpy", "_run_code"), text(source), empty)),
+        "code": Attack(call(attribute(call(name("code", "InteractiveInterpreter")), "runsource"), python)),
+        "timeit": Attack(
+            call(name("timeit", "timeit"), python, text("pass"), name("timeit", "default_timer"), value(1))
+        ),
+        "cProfile": Attack(call(name("cProfile", "run"), python, value(f"{canary}.profile"))),
+        "profile": Attack(call(name("profile", "run"), python, value(f"{canary}.profile"))),
+        "bdb": Attack(call(attribute(call(name("bdb", "Bdb")), "run"), python), real=False),  # it waits for a user
+        "trace": Attack(call(attribute(call(name("trace", "Trace")), "run"), python), real=False),  # prints every line
+        "pickle": Attack(call(name("pickle", "loads"), value(nested))),
+        "_pickle": Attack(call(name("_pickle", "loads"), value(nested))),
+        # what runs programs
+        "subprocess": Attack(call(name("subprocess", "getoutput"), command)),
+        "subprocess.Popen": Attack(call(name("subprocess", "call"), touch)),
+        "_posixsubprocess": Attack(call(name("_posixsubprocess", "fork_exec"), command), real=False),
+        "os.popen": Attack(call(attribute(call(name("os", "popen"), command), "read"))),
+        "os.posix_spawnp": Attack(
+            call(name("os", "posix_spawnp"), text("touch"), touch, value({"PATH": "/usr/bin:/bin"}))
+        ),
+        "pty": Attack(call(name("pty", "spawn"), touch), real=False),  # it wants a terminal
+        "pydoc": Attack(call(name("pydoc", "pipepager"), text("x"), text(f"cat > '{canary}'"))),
+        "uuid": Attack(call(name("uuid", "_get_command_stdout"), text("touch"), path), real=False),
+        "imaplib": Attack(call(name("imaplib", "IMAP4_stream"), command)),
+        "_osx_support": Attack(call(name("_osx_support", "_read_output"), command)),
+        "webbrowser": Attack(
+            call(attribute(call(name("webbrowser", "GenericBrowser"), value(["touch", "%s"])), "open"), path)
+        ),
+        "ctypes": Attack(call(attribute(call(name("ctypes", "CDLL"), b"N"), "system"), value(shell.encode()))),
+        "pip": Attack(call(name("pip._internal.utils.subprocess", "call_subprocess"), touch), real=False),
+        "asyncio": Attack(call(name("asyncio.subprocess", "create_subprocess_shell"), command), real=False),
+        "multiprocessing": Attack(call(name("multiprocessing.util", "_os.system"), command), real=False),
+        # what opens files and connections
+        "open": Attack(call(name("builtins", "open"), path, text("w"))),
+        "io.open": Attack(call(name("io", "open"), path, text("w"))),
+        "_io.FileIO": Attack(call(name("_io", "FileIO"), path, text("w"))),
+        "os.mkdir": Attack(call(name("os", "mkdir"), path)),
+        "shutil": Attack(call(name("shutil", "copy"), text("/etc/hostname"), path), real=False),
+        "socket": Attack(call(name("socket", "create_connection"), value(("127.0.0.1", 9))), real=False),
+        "urllib": Attack(call(name("urllib.request", "urlretrieve"), text("file:///etc/hostname"), path), real=False),
+        "shelve": Attack(call(name("shelve", "open"), path), real=False),
+        # helpers that call
+        "functools.partial": Attack(call(call(name("functools", "partial"), SYSTEM, command))),
+        "operator.attrgetter": Attack(
+            call(call(call(name("operator", "attrgetter"), text("os.system")), name("shlex", "os")), command),
+            real=False,
+        ),
+        "operator.methodcaller": Attack(
+            call(call(name("operator", "methodcaller"), text("system"), command), name("shlex", "os"))
+        ),
+        "_operator.attrgetter": Attack(
+            call(call(call(name("_operator", "attrgetter"), text("system")), name("shlex", "os")), command)
+        ),
+        "atexit": Attack(call(name("atexit", "register"), SYSTEM, command)),
+        # numpy's
+        "numpy.load": Attack(
+            call(name("numpy", "load"), text(f"{canary}.npy"), b"N", b"\x88"), setup=_save_npy(canary)
+        ),
+        "numpy.memmap": Attack(call(name("numpy", "memmap"), path, text("uint8"), text("w+"), value(0), value((1,)))),
+        "numpy.f2py": Attack(call(name("numpy.f2py.crackfortran", "myeval"), python, _globals(), empty)),
+        "numpy.testing": Attack(call(name("numpy.testing._private.utils", "runstring"), python, _globals())),
+        "numpy.lib.npyio": Attack(
+            call(name("numpy.lib.npyio", "load"), text(f"{canary}.npy"), b"N", b"\x88"), real=False
+        ),
+        # nothing here has the name of an attack: it is left alone, and so is what it would do
+        "getattr": Attack(call(attribute(OS_UNNAMED, "system"), command), named=False),
+        "getattr in NEWOBJ": Attack(
+            name("builtins", "bytes")
+            + b"("
+            + call(name("builtins", "map"), attribute(OS_UNNAMED, "system"), value([shell]))
+            + b"t\x81",
+            named=False,
+        ),
+        "partial of getattr": Attack(
+            call(call(name("functools", "partial"), attribute(OS_UNNAMED, "system"), command)), named=False
+        ),
+        "pathlib": Attack(
+            call(text("pathlib") + text("Path.touch") + b"\x93", call(name("pathlib", "Path"), path)), named=False
+        ),
+        "logging": Attack(call(name("logging", "FileHandler"), path), named=False),
+        "zipfile": Attack(call(name("zipfile", "ZipFile"), path, text("w")), named=False),
+        "a class of the attacker's": Attack(call(name("model.layers", "Net"), command), named=False, real=False),
+        # where it stands
+        "thrown away": Attack(call(SYSTEM, command) + b"0N"),
+        "as an argument": Attack(call(name("builtins", "list"), b"(" + call(SYSTEM, command) + b"t")),
+        "as a key": Attack(b"}" + call(SYSTEM, command) + b"Ns"),
+        "as a state": Attack(name("argparse", "Namespace") + b")\x81}" + text("x") + call(SYSTEM, command) + b"sb"),
+        "as a persistent id": Attack(call(SYSTEM, command) + b"Q", real=False),
+        "behind much else": Attack(b"N0" * 1000 + call(SYSTEM, command)),
+        "bytes that are a pickle": Attack(value(nested), named=False, real=False),
+    }
+
+
+def torch_attacks(canary: Path) -> dict[str, Attack]:
+    """As `attacks`, for machines where PyTorch is installed: what it has to offer."""
+    shell, python = f"touch '{canary}'", text(f"open({str(canary)!r}, 'w')")
+    nested = program(call(SYSTEM, text(shell)))
+    old = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {})) + nested
+    return {
+        "torch.load": Attack(call(name("torch", "load"), text("x")), real=False),
+        "torch.hub": Attack(call(name("torch.hub", "load"), text("a/b"), text("c")), real=False),
+        "torch.storage": Attack(call(name("torch.storage", "_load_from_bytes"), value(old)), named=False),
+        "torch.utils.collect_env": Attack(call(name("torch.utils.collect_env", "run"), text(shell))),
+        "torch.utils.bottleneck": Attack(
+            call(name("torch.utils.bottleneck.__main__", "run_cprofile"), python, b"}"), real=False
+        ),
+        "torch.utils._config_module": Attack(
+            call(name("torch.utils._config_module", "ConfigModule.load_config"), b"N", value(nested)), real=False
+        ),
+        "torch.jit": Attack(call(name("torch.jit.unsupported_tensor_ops", "execWrapper"), python, b"}", b"}")),
+        "torch.serialization": Attack(call(name("torch.serialization", "load"), text("x")), real=False),
+    }
+
+
+def _code(code: types.CodeType) -> bytes:
+    """A call of types.CodeType that makes this code."""
+    keys = "argcount posonlyargcount kwonlyargcount nlocals stacksize flags code consts names varnames filename name "
+    keys += "qualname firstlineno linetable exceptiontable" if hasattr(code, "co_qualname") else "firstlineno "
+    keys += "" if hasattr(code, "co_qualname") else "linetable" if hasattr(code, "co_linetable") else "lnotab"
+    return call(name("types", "CodeType"), *(value(getattr(code, f"co_{key}")) for key in keys.split()), b"))")
+
+
+def _globals() -> bytes:
+    """{"open": io.open}"""
+    return b"}" + text("open") + name("io", "open") + b"s"
+
+
+def _save_npy(canary: Path) -> str:
+    return f"""
+class Npy:
+    def __reduce__(self):
+        return open, ({str(canary)!r}, "w")
+numpy.save({f"{canary}.npy"!r}, numpy.array([Npy()], object), allow_pickle=True)
+"""
+
+
+# Files that carry them. Each function gives the bytes of a file whose pickle leaves `body` somewhere.
+
+WEIGHTS = {"w": np.ones(3, "f4"), "b": np.zeros(2, "f4")}
+
+
+def among_weights(body: bytes) -> bytes:
+    """Instructions for a state_dict of arrays, with `body` under another name."""
+    return value(WEIGHTS) + text("x") + body + b"s"
+
+
+def pdparams(attack: Attack) -> bytes:
+    return program(among_weights(attack.body), 4)
+
+
+def bare(attack: Attack) -> bytes:
+    return attack.program
+
+
+def archive(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for record, content in records.items():
+            archive.writestr(record, content)
+    return file.getvalue()
+
+
+def zipped(attack: Attack) -> bytes:
+    return archive({"net/data.pkl": pdparams(attack), "net/byteorder": b"little", "net/version": b"3\n"})
+
+
+def zipped_beside(attack: Attack) -> bytes:
+    """Weights under "state_dict", and the attack where a training script leaves other things."""
+    body = b"}" + text("state_dict") + value(WEIGHTS) + b"s" + text("x") + attack.body + b"s"
+    return archive({"net/data.pkl": program(body, 4), "net/version": b"3\n"})
+
+
+def torchscript(record: str) -> Callable[[Attack], bytes]:
+    good = program(value(WEIGHTS), 4)
+    return lambda attack: archive({"net/data.pkl": good, f"net/{record}": pdparams(attack), "net/version": b"3\n"})
+
+
+def storage(attack: Attack) -> bytes:
+    """A pickle where a tensor's numbers are."""
+    size = len(attack.program) // 4 + 1
+    content = attack.program.ljust(4 * size, b"\0")
+    saved_id = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + value(size) + b"tQ"
+    tensor = call(name("torch._utils", "_rebuild_tensor"), saved_id, value(0), value((size,)), value((1,)))
+    return archive({"net/data.pkl": program(b"}" + text("w") + tensor + b"s"), "net/data/0": content})
+
+
+def old(at: int) -> Callable[[Attack], bytes]:
+    """PyTorch's old format, five pickles in a row, one of which is the attack; 5 for one behind them."""
+
+    def build(attack: Attack) -> bytes:
+        parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True})]
+        parts += [program(value(WEIGHTS), 4), pickle.dumps([], 2)]
+        parts[at : at + 1] = [pdparams(attack) if at == 3 else bare(attack)]
+        return b"".join(parts)
+
+    return build
+
+
+def safetensors(header: dict, data: bytes = b"") -> bytes:
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+def in_metadata(attack: Attack) -> bytes:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    return safetensors({"__metadata__": {"pickle": attack.program.decode("latin1")}, "w": entry}, bytes(4))
+
+
+def in_safetensors(attack: Attack) -> bytes:
+    size = len(attack.program)
+    return safetensors({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}, attack.program)
+
+
+def both(attack: Attack) -> bytes:
+    """A valid safetensors file that is a valid pickle, too: its header is skipped as floats and strings."""
+    length = int.from_bytes(b"\x80\x02G\0\0\0\0\0", "little")  # as a pickle: protocol 2, and the first byte of a float
+    size = len(attack.body) + 1
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    start, end = b'{"(', b'":' + json.dumps(entry).encode()
+    strings = b"U~" + b"-" * 126
+    # The name of the tensor is a row of strings; the last of them reaches over the rest of the header.
+    tail = end + b" " * (124 - len(end)) + b"}"
+    rest = length - len(start) - len(tail) - 2
+    filler = strings * (rest // 128)
+    filler += b"0" * (rest - len(filler))  # POP
+    header = start + filler + b"U}" + tail
+    assert len(header) == length, (len(header), length)
+    return struct.pack("<Q", length) + header + attack.body + b"."
+
+
+def npz(attack: Attack) -> bytes:
+    """numpy's archive with an array of objects, which is a pickle."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + attack.program
+    return archive({"w.npy": npy})
+
+
+def behind(attack: Attack) -> bytes:
+    """Good weights, and a second pickle behind them."""
+    return program(value(WEIGHTS), 4) + attack.program
+
+
+def two_archives(attack: Attack) -> bytes:
+    """A good archive behind a hostile one, as `cat` makes it."""
+    return zipped(attack) + archive({"net/data.pkl": program(value(WEIGHTS), 4), "net/version": b"3\n"})
+
+
+def in_comment(attack: Attack) -> bytes:
+    """A good archive whose comment is a hostile one."""
+    good = archive({"net/data.pkl": program(value(WEIGHTS), 4), "net/version": b"3\n"})
+    comment = zipped(attack)[:60_000]
+    return good[:-2] + struct.pack("<H", len(comment)) + comment
+
+
+def cifar(member: str) -> Callable[[Attack], bytes]:
+    def build(attack: Attack) -> bytes:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for key in ("data_batch_1", "test_batch", "batches.meta"):
+                content = {b"data": np.zeros((2, 3072), "u1"), b"labels": [1, 2]} if "batch_" in key else {b"x": 1}
+                content = pickle.dumps(content, 2) if key != member else program(among_weights(attack.body), 4)
+                info = tarfile.TarInfo(f"cifar-10-batches-py/{key}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return file.getvalue()
+
+    return build
+
+
+# By the name of the file that the bytes go into.
+WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
+    "bare.pdparams": bare,
+    "state.pdparams": pdparams,
+    "behind.pdparams": behind,
+    "bare.pth": bare,
+    "zip.pth": zipped,
+    "beside.pth.tar": zipped_beside,
+    "storage.pth": storage,
+    "constants.pt": torchscript("constants.pkl"),
+    "code.pt": torchscript("code/__torch__.py"),
+    **{f"old{at}.pth": old(at) for at in range(6)},
+    "two.pth": two_archives,
+    "comment.pth": in_comment,
+    "metadata.safetensors": in_metadata,
+    "tensor.safetensors": in_safetensors,
+    "npz.pth": npz,
+}
+ARCHIVES = {f"{member}.tar": cifar(member) for member in ("data_batch_1", "test_batch", "batches.meta")}

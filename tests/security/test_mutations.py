@@ -1,0 +1,35 @@
+"""Damaged checkpoints of every kind end as a correct conversion or as one sentence; the command runs 2000 of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "benchmarks.mutations"]
+
+pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
+pytest.importorskip("safetensors", reason="an independent reader of its files: pip install safetensors")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs every mutation in a forked process")
+
+
+def test_every_mutation_of_every_kind_ends_well(tmp_path):
+    run = subprocess.run(
+        [*COMMAND, "--count", "48", "--seed", "7"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr + run.stdout
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines()]
+    totals = {row[0]: row[2:6] for row in rows if row[1] == "all"}
+    assert set(totals) == {"zip .pth", "old .pth", ".pth.tar", ".safetensors", ".pdparams", "whole module", "all"}
+    count, converted, refused, other = map(int, totals["all"])
+    assert count == converted + refused == 48 and other == 0 and converted > 5 and refused > 20
+    assert list(tmp_path.iterdir()) == [], "offenders would be saved here"

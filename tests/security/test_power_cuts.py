@@ -1,0 +1,353 @@
+"""Every file whole or not at all: killed, interrupted, on a full disk, and with others that write there too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fcntl", reason="locks of Unix")
+
+import paddle_dense as pd_
+from benchmarks.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
+from paddle_dense.command import FAILED, OK
+from paddle_dense.errors import WeightsError
+from paddle_dense.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
+from paddle_dense.weights import read_weights, write_weights
+from paddle_dense.writing import atomic_write, move_together, new_file, temporary_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
+LEFT = ".paddle_dense-0123456789abcdef.tmp"  # what a dead run's file is called
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+# Killed before every step
+
+
+@pytest.mark.parametrize("count", [0, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_every_step_and_at_random_moments(count):
+    """In a process of its own, which forks: threads of the tests before would not survive that."""
+    if count:
+        pytest.importorskip("torch", reason="the check compares with PyTorch")
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kills", "--count", str(count)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" at every step |") == 24 and done.stdout.endswith(" 0 wrong\n")
+
+
+@pytest.mark.parametrize("kind", [Pair, Export])
+def test_mixed_files_are_found_out(tmp_path, kind):
+    """The check of the checks: files of two versions are broken."""
+    files = kind(tmp_path)
+    files.write(1)
+    assert files.found() == OLD
+    kept = {name: (tmp_path / name).read_bytes() for name in files.names}
+    files.write(2)
+    assert files.found() == NEW
+    for name, content in kept.items():
+        new = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError) if kind is Pair else nullcontext():
+            assert files.found() == BROKEN
+        (tmp_path / name).write_bytes(new)
+
+
+# Weights and the sidecar that tells of them
+
+
+def describe(path: Path, version: int) -> None:
+    write_with_sidecar({"w": np.full(3, version, "f4")}, path, {"arch": "net", "config": {"version": version}})
+
+
+def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
+    path = tmp_path / "net.pdparams"
+    describe(path, 1)
+    assert read_sidecar(path) == ("net", {"version": 1})
+    write_weights({"w": np.zeros(3, "f4")}, path)
+    with pytest.raises(WeightsError, match=r"net.json tells of other tensors than .*net.pdparams holds: remove it"):
+        read_sidecar(path)
+
+
+def test_a_model_is_not_rebuilt_from_a_sidecar_of_others(tmp_path):
+    shutil.copy(DIGITS.with_suffix(".json"), tmp_path / "net.json")
+    told = json.loads((tmp_path / "net.json").read_text())
+    told["tensors_sha256"] = "0" * 64
+    (tmp_path / "net.json").write_text(json.dumps(told))
+    shutil.copy(DIGITS.with_suffix(".pdparams"), tmp_path / "net.pdparams")
+    with pytest.raises(WeightsError, match="tells of other tensors"):
+        pd_.load_model(tmp_path / "net.pdparams")
+
+
+def test_the_same_tensors_in_another_format_share_a_sidecar(tmp_path):
+    for suffix in (".pdparams", ".safetensors"):
+        describe(tmp_path / f"net{suffix}", 1)
+    assert (
+        read_sidecar(tmp_path / "net.pdparams") == read_sidecar(tmp_path / "net.safetensors") == ("net", {"version": 1})
+    )
+
+
+def test_what_a_first_conversion_left_is_in_nobodys_way(tmp_path):
+    """Its sidecar came first; neither `--force` nor a hand is needed to convert again."""
+    pytest.importorskip("torch", reason="the check compares with PyTorch")
+    from convert.conversion import Options, convert_checkpoint
+
+    pair = Pair(tmp_path)
+    replace = os.replace
+
+    def dies_before_the_weights() -> None:
+        os.replace = lambda old, new: die() if str(new) == str(pair.path) else replace(old, new)
+        pair.write(1)
+
+    assert in_a_fork(dies_before_the_weights) == signal.SIGKILL
+    assert not pair.path.exists() and is_left_over(pair.path.with_suffix(".json"))
+    convert_checkpoint(DIGITS, pair.path, Options(verify=False))
+    assert told_of(pair.path)["arch"] == "CondenseNetV2" and names(tmp_path) == ["net.json", "net.pdparams"]
+    with pytest.raises(WeightsError, match="exists already"):
+        convert_checkpoint(DIGITS, pair.path, Options(verify=False))
+
+
+# What dead runs left
+
+
+def test_only_what_dead_runs_left_is_swept(tmp_path):
+    users = {"notes.tmp", ".paddle_dense.tmp", ".paddle_dense-notes.tmp", f"{LEFT}.txt"}
+    for name in (LEFT, *users):
+        (tmp_path / name).write_bytes(b"text")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "data").write_text("text")
+    (tmp_path / LEFT.replace("0", "a")).symlink_to(tmp_path / "precious")
+    (tmp_path / LEFT.replace("0", "b")).symlink_to(tmp_path / "notes.tmp")
+    os.mkfifo(tmp_path / LEFT.replace("0", "c"))
+    (tmp_path / LEFT.replace("0", "d")).mkdir()
+    (tmp_path / LEFT.replace("0", "d") / "half").write_text("text")
+    (tmp_path / LEFT.replace("0", "d") / "link").symlink_to(tmp_path / "precious", target_is_directory=True)
+    with atomic_write(tmp_path / "new"):
+        pass
+    links = {LEFT.replace("0", letter) for letter in "abc"}
+    assert set(names(tmp_path)) == {"new", "precious", *users, *links}
+    assert (tmp_path / "precious" / "data").exists()
+
+
+def test_what_a_living_run_writes_is_not_swept(tmp_path):
+    with temporary_folder(tmp_path / "net") as folder, new_file(tmp_path / "slow.bin") as slow:
+        slow.file.write(b"half")
+        assert in_a_fork(lambda: write_weights({}, tmp_path / "quick.pdparams")) == 0
+        write_weights({}, tmp_path / "another.pdparams")
+        assert folder.is_dir() and os.path.exists(slow.temporary)
+        slow.complete()
+        slow.put_in_place()
+    assert names(tmp_path) == ["another.pdparams", "quick.pdparams", "slow.bin"]
+
+
+def test_two_writers_at_once_never_mix(tmp_path):
+    """The last one's weights have the last one's sidecar, and no reader takes two writers' files for one."""
+    path = tmp_path / "net.pdparams"
+    describe(path, 0)
+
+    def writer(number: int) -> None:
+        for _ in range(15):
+            describe(path, number)
+
+    pids = []
+    for number in range(1, 4):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os._exit(-in_a_fork(lambda number=number: writer(number)))
+    ended, matches = [], 0
+    while len(ended) < len(pids):
+        ended += [status for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in pids[len(ended) :][:1]) if pid]
+        state = read_weights(path)
+        try:
+            told = read_sidecar(path, state)
+        except WeightsError:  # replaced between the two readings
+            continue
+        matches += 1
+        assert told == ("net", {"version": state["w"][0]})
+    assert ended == [0, 0, 0] and matches
+    assert read_sidecar(path)[1]["version"] == read_weights(path)["w"][0] > 0
+    assert names(tmp_path) == ["net.json", "net.pdparams"]
+
+
+# Exports of several files
+
+
+@pytest.mark.parametrize("occupied", ["net.json", "net.pdiparams", "net.meta.json"])
+def test_a_folder_in_the_way_of_an_export_changes_nothing(tmp_path, occupied):
+    files = ["net.json", "net.pdiparams", "net.meta.json"]
+    for name in files:
+        (tmp_path / name).mkdir() if name == occupied else (tmp_path / name).write_text("old")
+    message = r"net.json: cannot be written \(Is a directory\): give the name of a file"
+    with pytest.raises(WeightsError, match=message), temporary_folder(tmp_path / "net") as folder:
+        for name in files:
+            (folder / name).write_text("new")
+        move_together([folder / name for name in files], tmp_path)
+    assert names(tmp_path) == sorted(files) and (tmp_path / occupied).is_dir()
+    assert {(tmp_path / name).read_text() for name in files if name != occupied} == {"old"}
+
+
+# Signals: one line, and the status that shells give
+
+
+def asks_to_be_stopped(tmp_path: Path, number: int) -> str:
+    """``--reference`` with code that sends this process a signal, amid a conversion."""
+    (tmp_path / f"stops{number}.py").write_text(f"import os\ndef build(): os.kill(os.getpid(), {number})\n")
+    return f"stops{number}:build"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["convert.torch2paddle", "convert.parity.__main__"])
+def test_signals_end_a_conversion_in_one_line(tmp_path, monkeypatch, capfd, module, number):
+    pytest.importorskip("torch", reason="the check compares with PyTorch")
+    main = __import__(module, fromlist=["main"]).main
+    monkeypatch.chdir(tmp_path)
+    reference = asks_to_be_stopped(tmp_path, int(number))
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    shutil.copy(DIGITS, "a.pth")
+    before = names(tmp_path)
+    assert main(["a.pth", "--reference", reference]) == 128 + number
+    captured = capfd.readouterr()
+    assert captured.err.splitlines()[-1].startswith(f"error: stopped by {number.name}: ")
+    assert "Traceback" not in captured.err and captured.out == ""
+    assert [name for name in names(tmp_path) if name != "__pycache__"] == before
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_sigterm_ends_an_export_although_paddle_wants_it(tmp_path):
+    """A process of its own, as Paddle takes the signal when it is imported; it waits for the labels."""
+    os.mkfifo(tmp_path / "labels")
+    command = [sys.executable, "-m", "paddle_dense.deploy", str(DIGITS.with_suffix(".pdparams"))]
+    command += ["-o", str(tmp_path / "net"), "--labels", str(tmp_path / "labels")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "labels", "w"):  # once it reads them
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (143, "")
+    assert err.startswith("error: stopped by SIGTERM: ") and err.count("\n") == 1
+    assert names(tmp_path) == ["labels"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install paddle_dense[train]")
+    from paddle_dense.training.__main__ import main
+
+    done = threading.Event()
+
+    def stop_it() -> None:
+        while not list(tmp_path.glob("checkpoint-*")) and not done.wait(0.01):
+            pass
+        if not done.is_set():
+            os.kill(os.getpid(), number)
+
+    small = "stages=1-1,growth=4-4,group_1x1=1,group_3x3=1,condense_factor=1"
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    try:
+        status = main(
+            ["--data", "digits", "--model", "CondenseNet", "--config", small, "--epochs", "1000", "-o", str(tmp_path)]
+        )
+    finally:
+        done.set()
+        thread.join()
+    captured = capfd.readouterr()
+    assert status == 128 + number, captured.err
+    assert "stopped and saved at step" in captured.out and "Traceback" not in captured.err
+    assert all(name.startswith("checkpoint-") for name in names(tmp_path))
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 100 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if (
+        not mounted
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], stderr=subprocess.DEVNULL
+        ).returncode
+    ):
+        pytest.skip("needs the right to mount a small disk; tests/test_weights.py limits the size of files instead")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_leaves_the_old_pair(small_disk):
+    path = small_disk / "net.pdparams"
+    describe(path, 1)
+    before = {name: (small_disk / name).read_bytes() for name in names(small_disk)}
+    message = r"net.pdparams: cannot be written \(No space left on device\): free some space or choose another disk"
+    with pytest.raises(WeightsError, match=message):
+        write_with_sidecar({"w": np.zeros(40_000, "f4")}, path, {"arch": "net", "config": {}})
+    assert {name: (small_disk / name).read_bytes() for name in names(small_disk)} == before
+
+
+@pytest.mark.parametrize("format", ["paddle", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_full_disk_is_told_of_though_paddle_says_nothing(small_disk, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="writes ONNX: pip install paddle_dense[deploy]")
+        try:
+            import paddle2onnx  # noqa: F401
+        except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
+            pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
+    model = pd_.load_model(DIGITS.with_suffix(".pdparams"))
+    model.eval()
+    with pytest.raises(WeightsError, match=r"net: cannot be written \(No space left on device\): free some space"):
+        pd_.deploy.export(model, small_disk / "net", format, input_size=32)
+    assert names(small_disk) == []
+
+
+def test_a_disk_that_is_read_only(small_disk, capsys):
+    from convert.torch2paddle import main
+
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert main([str(DIGITS), "-o", str(small_disk / "net.pdparams"), "--no-verify"]) == FAILED
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: ") and err.endswith("(Read-only file system): choose a folder that you may write to")
+
+
+@pytest.mark.parametrize("occupied", ["net.pdparams", "net.json"])
+def test_a_folder_in_the_way_of_a_conversion(tmp_path, capsys, occupied):
+    from convert.torch2paddle import main
+
+    other = tmp_path / ("net.json" if occupied == "net.pdparams" else "net.pdparams")
+    other.write_text("{}")
+    (tmp_path / occupied).mkdir()
+    status = main([str(DIGITS), "-o", str(tmp_path / "net.safetensors"), "--force", "--no-verify"])
+    assert status == (OK if occupied == "net.pdparams" else FAILED)
+    write = [str(DIGITS), "--force", "--no-verify", "--format", "pdparams"]
+    shutil.copy(DIGITS, tmp_path / "net.pth")
+    capsys.readouterr()
+    assert main([str(tmp_path / "net.pth"), *write[1:]]) == FAILED
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: ") and err.endswith(
+        f"{occupied}: cannot be written (Is a directory): give the name of a file"
+    )
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_forever(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr("paddle_dense.writing._PATIENCE", 0.1)
+    (tmp_path / LEFT).write_text("half")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    describe(tmp_path / "net.pdparams", 1)  # comes to an end
+    os.close(handle)
+    assert names(tmp_path) == [LEFT, "net.json", "net.pdparams"]  # nothing is swept without the lock
