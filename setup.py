@@ -10,11 +10,25 @@ extras = {
     # Paddle is an extra: a machine with paddlepaddle-gpu must not get a second Paddle.
     "cpu": ["paddlepaddle>=2.6"],
     "torch": ["torch>=2.0"],
-    "report": ["matplotlib>=3.5"],
+    "report": ["jinja2>=3.0", "matplotlib>=3.5"],
     "deploy": ["paddle2onnx>=1.3", "onnx>=1.14", "onnxruntime>=1.16"],
     "train": ["scikit-learn>=1.0", "visualdl>=2.5"],
-    "notebooks": ["notebook", "matplotlib>=3.5", "scikit-learn>=1.0"],
-    "test": ["pytest>=7", "ruff", "hypothesis", "safetensors>=0.4", "scikit-learn>=1.0", "matplotlib>=3.5"],
+    "completion": ["shtab>=1.6"],
+    "fuzz": ["atheris>=3"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "matplotlib>=3.6"],
+    "notebooks": ["notebook", "ipykernel>=6", "matplotlib>=3.5", "scikit-learn>=1.0"],
+    "test": [
+        "pytest>=7",
+        "ruff",
+        "jinja2>=3.0",
+        "hypothesis",
+        "safetensors>=0.4",
+        "shtab>=1.6",
+        "scikit-learn>=1.0",
+        "matplotlib>=3.5",
+        "nbmake>=1.5",
+        "ipykernel>=6",
+    ],
 }
 
 setup(
@@ -28,12 +42,27 @@ setup(
     packages=[*find_packages(include=["paddle_dense*", "convert*"]), "paddle_dense.shipped"],
     # The folder of weights becomes a part of the installed package.
     package_dir={"paddle_dense.shipped": "weights"},
-    package_data={"paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"]},
+    package_data={
+        "paddle_dense": ["py.typed"],
+        "convert": ["py.typed"],
+        "convert.report": ["*.j2", "*.css"],
+        "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],
+    },
     install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "tqdm", "Pillow"],
     extras_require=extras,
+    entry_points={
+        "console_scripts": [
+            "torch2paddle = convert.console:torch2paddle",
+            "paddle2torch = convert.console:paddle2torch",
+            "paddle-dense = convert.console:paddle_dense",
+        ]
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
+        "Natural Language :: Chinese (Simplified)",
+        "Natural Language :: English",
         "Programming Language :: Python :: 3",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -6,13 +6,36 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+from convert.conversion import Conversion, default_target
+from convert.report import SUFFIXES, Section, check_report, printable, write_report
 from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values
 from paddle_dense.errors import WeightsError
+from paddle_dense.sidecar import sidecar_path
 
 Options = TypeVar("Options")
+
+
+def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
+    """Add what says where a converted file goes; the first format is the default."""
+    add = command.add_argument
+    add("-o", "--output", metavar="FILE|DIR", help=f"where to write (default: NAME.{formats[0]} beside the input)")
+    add("--format", choices=formats, help=f"format of the output (default: {formats[0]}, or by -o FILE)")
+    add("--no-verify", dest="verify", action="store_false", help="do not run both frameworks")
+    add("--force", action="store_true", help="overwrite existing files")
+
+
+def add_ema_option(command: argparse.ArgumentParser) -> None:
+    """Add the choice between averaged and plain weights, which only PyTorch checkpoints leave."""
+    command.add_argument(
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="take the plain weights where the file has averaged ones too",
+    )
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -27,20 +50,21 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="arguments of the network that the file does not show",
     )
     add(
-        "--no-ema",
-        dest="ema",
-        action="store_false",
-        help="take the plain weights where the file has averaged ones too",
-    )
-    add(
         "--atol",
         type=float,
         default=1e-5,
         help="largest difference, relative to the scale of what is compared (default: 1e-5)",
     )
     add("--images", metavar="DIR", type=Path, help="compare on these pictures too")
+    add(
+        "--allow-nonfinite",
+        action="store_true",
+        help="take NaN, infinity, and BN variances of 0 or less; both frameworks are then compared with 0 (variances: "
+        "1) in their place, since no comparison sees past a NaN",
+    )
     add("--reference", metavar="MODULE:FACTORY", help="check against your own PyTorch network")
     add("--json", action="store_true", help="print one JSON object for each input on stdout")
+    add("--report", metavar="FILE", type=Path, help=f"write a report: {', '.join(SUFFIXES)}")
 
 
 def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
@@ -51,6 +75,8 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     """
     if args.images and not args.images.is_dir():
         raise UsageError(f"--images {args.images} is not a folder")
+    if args.report and args.report.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--report {args.report} must end in {' or '.join(SUFFIXES)}")
     if args.reference and not all(args.reference.partition(":")):
         raise UsageError(f"--reference {args.reference} must have the form MODULE:FACTORY")
     if not args.atol >= 0:
@@ -66,35 +92,109 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     return kind(**{name: value for name, value in vars(args).items() if name in names and value is not None})
 
 
-def for_each(paths: Sequence[Path], work: Callable[[int], int], failure: dict[str, Any] | None) -> int:
+def targets(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:
+    """One target for each input, from what `add_conversion_options` added.
+
+    Raises:
+        UsageError: the inputs and -o do not fit together.
+    """
+    if args.output and not args.format:
+        args.format = next((suffix for suffix in formats[1:] if args.output.endswith(f".{suffix}")), formats[0])
+    suffix = args.format or formats[0]
+    found = [default_target(path, suffix) for path in args.checkpoints]
+    if args.output:
+        output = Path(args.output)
+        if output.is_dir() or args.output.endswith(("/", "\\")):
+            found = [output / target.name for target in found]
+        elif len(found) > 1:
+            raise UsageError(f"-o {output} is one file for {len(found)} inputs: give a folder")
+        elif output.suffix != f".{suffix}":
+            raise UsageError(f"-o {output} must end in .{suffix}, or be a folder that exists or ends in /")
+        else:
+            found = [output]
+    for number, target in enumerate(found):
+        if target in found[:number]:
+            raise UsageError(f"two inputs would both be written to {target}: convert them one at a time with -o")
+        if args.report and args.report.resolve() in (beside.resolve() for beside in _files_beside(target)):
+            raise UsageError(f"--report {args.report} is where {target} keeps its origin: give another name")
+    return found
+
+
+def _files_beside(target: Path) -> tuple[Path, Path]:
+    return sidecar_path(target), target.with_name(f"{target.name}.json")
+
+
+def for_each(
+    paths: Sequence[Path],
+    work: Callable[[int, Section], int],
+    failure: dict[str, Any] | None,
+    report: Path | None = None,
+    force: bool = False,
+) -> int:
     """Do one file after the other; a bad one does not stop the others.
 
     Args:
         paths: the files.
-        work: does and reports the file of this number, and returns its exit status.
+        work: does the file of this number, tells of it and fills in its section, and returns its exit status.
         failure: what is printed as JSON of a bad file, beside its name and the error; None to print nothing.
+        report: the report to write of all of them, bad ones included.
+        force: overwrite an existing report.
 
     Returns:
         The worst exit status.
     """
     from tqdm import tqdm
 
-    status = OK
+    status, sections = OK, [Section(str(path)) for path in paths]
+    try:
+        check_report(report, force)
+    except (WeightsError, ImportError) as error:
+        complain(error)
+        return FAILED
     # disable=None: a bar for a terminal, nothing for a file or a pipe.
     quiet = None if len(paths) > 1 else True
     for number, path in enumerate(tqdm(paths, unit="file", file=sys.stderr, disable=quiet)):
         try:
-            status = max(status, work(number))
+            status = max(status, work(number, sections[number]))
         except (WeightsError, OSError) as error:
             status = max(status, FAILED)
-            _report_failure(path, error, failure)
+            _tell_failure(path, error, failure, sections[number])
         except ValueError as error:
             status = USAGE
-            _report_failure(path, error, failure)
+            _tell_failure(path, error, failure, sections[number])
+    try:
+        write_report(report, sections)
+    except WeightsError as error:
+        status = max(status, FAILED)
+        complain(error)
     return status
 
 
-def _report_failure(path: Path, error: Exception, failure: dict[str, Any] | None) -> None:
+def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, section: Section) -> None:
+    section.error = str(error)
     if failure is not None:
         print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
-    complain(error if str(path) in str(error) else f"{path}: {error}")
+    complain(printable(error if str(path) in str(error) else f"{path}: {error}"))
+
+
+def tell_conversion(result: Conversion, as_json: bool) -> None:
+    """Print what became of one input: two lines or, for programs, one JSON object."""
+    tell_warnings(result.input, result.warnings)
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    checked = (
+        f"PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale, "
+        f"top-1 on {result.top1_agreement:.0%} of the inputs"
+        if result.verified
+        else "not checked against PyTorch"
+    )
+    files = printable(f"{result.input} -> {result.output}")
+    print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
+    print(f"  {checked}")
+
+
+def tell_warnings(path: str, warnings: Sequence[str]) -> None:
+    """Print what the user should know of a file on stderr, a line each; what the file says cannot move the cursor."""
+    for warning in warnings:
+        print(printable(f"warning: {path}: {warning}"), file=sys.stderr)

@@ -6,11 +6,11 @@ import hashlib
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ import numpy as np
 
 from convert.checkpoint import read_checkpoint
 from convert.mapping import to_paddle
-from paddle_dense import __version__
+from convert.original import remembered
+from convert.report.section import Section, summarise
+from convert.versions import versions
+from paddle_dense.command import keep_signals
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
-from paddle_dense.errors import WeightsError, naming
-from paddle_dense.sidecar import sidecar_path, write_with_sidecar
+from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,7 @@ CLASSIFIER_CHANGED = (
     "the classifier reads half of its inputs now, as asked for with --condense-classifier, so the outputs are not "
     "those of the checkpoint"
 )
-_SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar")
+_SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Options:
     Attributes:
         arch: the preset that the file is said to be.
         config: arguments of the network that the user knows better than the file.
-        format: ``"pdparams"`` or ``"safetensors"``.
+        format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
         ema: take the averaged weights where the file has them.
@@ -53,6 +56,8 @@ class Options:
         images: folder of pictures to compare on, beside the random ones.
         reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
         force: overwrite what stands at the target.
+        report: draw up what a report shows beside the result; it takes a run of both frameworks more.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less, and compare without them.
     """
 
     arch: str | None = None
@@ -66,6 +71,8 @@ class Options:
     images: Path | None = None
     reference: str | None = None
     force: bool = False
+    report: Path | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,16 @@ class Conversion:
     warnings: tuple[str, ...]
 
 
-def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -> Conversion:
+def convert_checkpoint(
+    path: Path, target: Path, options: Options = Options(), section: Section | None = None
+) -> Conversion:
     """Convert a PyTorch checkpoint and check the two frameworks against each other; nothing is written if they differ.
 
     Args:
         path: ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors``.
         target: the file to write; its sidecar ``.json`` is written beside it.
         options: see `Options`.
+        section: of a report, to be filled in as the conversion goes.
 
     Raises:
         WeightsError: the file cannot be read, recognised or condensed, or the check failed.
@@ -113,12 +123,12 @@ def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    for file in (target, sidecar_path(target)):
-        if file.exists() and not options.force:
-            raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
+    refuse_existing((target, sidecar_path(target)), options)
+    section = section or Section(str(path))
     checkpoint = read_checkpoint(path, ema=options.ema)
-    warnings = list(checkpoint.warnings)
-    sha256 = _hashing(path)
+    section.container, warnings = checkpoint.container, section.warnings
+    warnings += checkpoint.warnings
+    sha256 = hashing(path)
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     from paddle_dense.checkpoints import check_state
@@ -129,36 +139,76 @@ def convert_checkpoint(path: Path, target: Path, options: Options = Options()) -
         source = to_paddle(original)
         found = recognise(source, options.arch, options.config)
         warnings += found.warnings
-        state, architecture = _target_form(source, found, options.keep_trained_form)
+        # In the file's form first: condensing leaves out much that tells of damage.
+        state = check_state(source, outline_of(found, options), allow_nonfinite=options.allow_nonfinite)
+        state, architecture = _target_form(state, found, options.keep_trained_form)
         if options.condense_classifier:
             state, architecture = _with_condensed_classifier(state, architecture)
             warnings.append(CLASSIFIER_CHANGED)
         outline = outline_of(architecture, options)
-        state = check_state(state, outline)
-        parity = None
-        if options.verify and util.find_spec("torch") is None:
-            warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
-        elif options.verify:
-            parity, said = check(original, state, found, architecture, options)
-            warnings += said
+        state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
+        describe(section, outline, state, options)
+        verify(original, state, found, architecture, options, section)
 
-    result = Conversion(
-        input=str(path),
-        output=str(target),
-        arch=architecture.arch,
-        config=dict(outline.config),
-        params=_count_parameters(state),
-        sha256=sha256.result(),
+    result = conclude(section, target, sha256.result(), start)
+    told = provenance(result, checkpoint.container)
+    told["source"].update(remembered(checkpoint.state, original, state))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_with_sidecar(state, target, told)
+    return result
+
+
+def refuse_existing(files: Iterable[Path], options: Options) -> None:
+    """WeightsError for the first file that stands already, unless the user said --force."""
+    for file in files:
+        if file.exists() and not options.force and not is_left_over(file):
+            raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
+
+
+def describe(section: Section, outline: nn.Layer, state: Mapping[str, np.ndarray], options: Options) -> None:
+    """Tell a report's section which network the tensors belong to, and how they are distributed."""
+    section.arch = getattr(outline, "arch", type(outline).__name__)
+    section.config = dict(outline.config)
+    section.params = _count_parameters(state)
+    if options.report:
+        section.weights = summarise(state)
+
+
+def verify(
+    source: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    found: Architecture,
+    architecture: Architecture,
+    options: Options,
+    section: Section,
+) -> None:
+    """`check`, if the user wants it and PyTorch is there; the figures and warnings go into the section."""
+    if options.verify and util.find_spec("torch") is None:
+        section.warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
+    elif options.verify:
+        _, said = check(source, state, found, architecture, options, section)
+        section.verified = True
+        section.warnings += said
+
+
+def conclude(section: Section, target: Path, sha256: str, start: float) -> Conversion:
+    """What became of an input, from what its section was told."""
+    parity = section.parity
+    section.output, section.sha256, section.seconds = str(target), sha256, time.perf_counter() - start
+    return Conversion(
+        input=section.input,
+        output=section.output,
+        arch=section.arch,
+        config=section.config,
+        params=section.params,
+        sha256=sha256,
         max_abs_diff=parity and parity.max_abs_diff,
         max_rel_diff=parity and parity.max_rel_diff,
         top1_agreement=parity and parity.top1_agreement,
-        verified=parity is not None,
-        seconds=time.perf_counter() - start,
-        warnings=tuple(warnings),
+        verified=section.verified,
+        seconds=section.seconds,
+        warnings=tuple(section.warnings),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_with_sidecar(state, target, _provenance(result, checkpoint.container))
-    return result
 
 
 def default_target(path: Path, suffix: str) -> Path:
@@ -172,9 +222,7 @@ def _target_form(
     source: dict[str, np.ndarray], found: Architecture, keep: bool
 ) -> tuple[dict[str, np.ndarray], Architecture]:
     """The state to write and the network that it fits, in the condensed form unless the user keeps the trained one."""
-    if found.config.get("condensed", True):
-        return source, found
-    return (with_binary_masks(source), found) if keep else condensed_form(source, found)
+    return (source, found) if keep or found.config.get("condensed", True) else condensed_form(source, found)
 
 
 def condensed_form(source: Mapping[str, np.ndarray], found: Architecture) -> tuple[dict[str, np.ndarray], Architecture]:
@@ -208,7 +256,9 @@ def outline_of(architecture: Architecture, options: Options) -> nn.Layer:
     try:
         return architecture.outline()
     except ValueError as error:
-        raise (ValueError(f"--config: {error}") if options.config else WeightsError(str(error))) from error
+        if options.config:
+            raise ValueError(f"--config: {error}") from error
+        raise WeightsError(f"holds tensors that make no network ({error}): take an undamaged checkpoint") from error
 
 
 def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -228,6 +278,7 @@ def check(
     found: Architecture,
     architecture: Architecture,
     options: Options,
+    section: Section | None = None,
 ) -> tuple[Parity, list[str]]:
     """Compare the converted network with its reference; WeightsError with the first layer that differs.
 
@@ -240,10 +291,15 @@ def check(
         found: the network in the checkpoint's form.
         architecture: the network in the form that is written.
         options: see `Options`.
+        section: of a report, which is told the figures, and with --report every layer, before a difference is raised.
     """
     from convert import parity
     from paddle_dense.checkpoints import set_state
 
+    replaced: list[str] = []
+    if options.allow_nonfinite:
+        source, replaced = comparable(source)
+        state, _ = comparable(state)
     reference = build_reference(found, options.reference)
     parity.load_torch_state(reference, with_binary_masks(source))
     if options.condense_classifier:
@@ -256,11 +312,22 @@ def check(
     batches = parity.random_batches(channels, model.input_size)
     if options.images:
         batches += parity.image_batches(options.images, model.preprocessing, channels)
-    result, warnings = parity.settled(reference, model, batches, options.atol)
-    if result.max_rel_diff <= options.atol:
-        return result, warnings
-
     inside = [f"{layer}." for layer in learned_layers(source)]
+    # Numbers that overflow are no news: what comes of them is said below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        result, warnings = parity.settled(reference, model, batches, options.atol)
+        if section:
+            section.parity, section.atol = result, options.atol
+        if section and options.report:
+            section.layers = parity.layers_in_both_precisions(reference, model, batches[0], skip=inside)
+    if result.max_rel_diff <= options.atol:
+        return result, [*warnings, *replaced]
+    if not np.isfinite(result.max_rel_diff):
+        raise WeightsError(
+            "the outputs are NaN or infinite though every weight is finite, so Paddle and PyTorch cannot be compared: "
+            "take an undamaged checkpoint, or convert it unchecked with --no-verify"
+        )
+
     with parity.exact_pair(reference, model) as pair:
         first = parity.first_difference(parity.layer_differences(*pair, batches[0], skip=inside), options.atol)
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
@@ -270,11 +337,32 @@ def check(
     )
 
 
+def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The state with numbers that can be computed with, and one sentence on what was replaced, if anything was.
+
+    NaN and infinity spread to every output, where two frameworks cannot be compared any more. The same numbers are
+    replaced in a network's state in either framework and either form: a conversion moves numbers and changes none.
+
+    Args:
+        state: of PyTorch or of Paddle.
+    """
+    kept, names = {}, []
+    for name, value in state.items():
+        is_variance = name.rpartition(".")[2] in ("_variance", "running_var")
+        good = np.isfinite(value) & (value > 0) if is_variance else np.isfinite(value)
+        kept[name] = value if good.all() else np.where(good, value, np.float32(is_variance))
+        names += [] if good.all() else [shown(name)]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    said = f"compared with 0 in place of NaN and infinity, and 1 for variances that are not positive, in {listed}"
+    return kept, [said] if names else []
+
+
 @contextmanager
 def on_cpu() -> Iterator[None]:
     """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
     import paddle
 
+    keep_signals()
     device = paddle.get_device()
     paddle.set_device("cpu")
     try:
@@ -318,7 +406,7 @@ def _count_parameters(state: Mapping[str, np.ndarray]) -> int:
     return sum(value.size for name, value in state.items() if name.rpartition(".")[2] not in buffers)
 
 
-def _hashing(path: Path) -> Future[str]:
+def hashing(path: Path) -> Future[str]:
     """The sha256 of a file, computed beside: it needs no turn of the interpreter, so it is free while Paddle loads."""
     beside = ThreadPoolExecutor(1)
     sha256 = beside.submit(_sha256, path)
@@ -334,10 +422,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _provenance(result: Conversion, container: str) -> dict[str, Any]:
+def provenance(result: Conversion, container: str) -> dict[str, Any]:
     """What the sidecar says: what the network is, where it came from and how far it was checked."""
-    packages = ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy")
-    versions = {"paddle_dense": __version__, **{name: _version(name) for name in packages}}
     return {
         "arch": result.arch,
         "config": result.config,
@@ -346,12 +432,5 @@ def _provenance(result: Conversion, container: str) -> dict[str, Any]:
         "verified": result.verified,
         "parity": {key: getattr(result, key) for key in ("max_abs_diff", "max_rel_diff", "top1_agreement")},
         "warnings": list(result.warnings),
-        "versions": {name: version for name, version in versions.items() if version},
+        "versions": versions(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

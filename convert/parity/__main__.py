@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from convert.command import add_options, for_each, read_options
+    from convert.command import add_ema_option, add_options, for_each, read_options, tell_warnings
     from convert.parity.checkpoint import CheckpointParity, Options, check_checkpoint
     from convert.parity.forward import first_difference
     from convert.parity.training import Difference
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+    from convert.report import Section
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, stoppable
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -29,9 +30,10 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog="python -m convert.parity",
         description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
-        "gradient, and steps of Nesterov's SGD. Nothing is written. A checkpoint in the trained form is compared in "
-        "the trained form, and its condensed form as well.",
-        epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage.",
+        "gradient, and steps of Nesterov's SGD. Nothing is written but a report, if asked for. A checkpoint in the "
+        "trained form is compared in the trained form, and its condensed form as well.",
+        epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage, 130 or 143 "
+        "stopped by a signal.",
     )
     add = command.add_argument
     add(
@@ -57,10 +59,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not compare the condensed form of a checkpoint in the trained form",
     )
+    add("--force", action="store_true", help="overwrite an existing report")
+    add_ema_option(command)
     add_options(command)
     return command
 
 
+@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     # Paddle's own words, which are no news to someone who compares frameworks.
@@ -82,17 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("this command compares with PyTorch, which is not installed: pip install torch")
         return FAILED
 
-    def work(number: int) -> int:
-        result = check_checkpoint(args.checkpoints[number], options)
+    def work(number: int, section: Section) -> int:
+        result = check_checkpoint(args.checkpoints[number], options, section)
         _report(result, args.layers, args.json)
         return FAILED if result.difference else OK
 
-    return for_each(args.checkpoints, work, {} if args.json else None)
+    return for_each(args.checkpoints, work, {} if args.json else None, options.report, options.force)
 
 
 def _report(result: CheckpointParity, layers: bool, as_json: bool) -> None:
-    for warning in result.warnings:
-        print(f"warning: {result.input}: {warning}", file=sys.stderr)
+    tell_warnings(result.input, result.warnings)
     if as_json:
         print(json.dumps(_as_json(result, layers), ensure_ascii=False))
     else:

@@ -20,11 +20,13 @@ from convert.parity.forward import (
     first_difference,
     image_batches,
     layer_differences,
+    layers_in_both_precisions,
     load_torch_state,
     random_batches,
     settled,
 )
 from convert.parity.training import Batch, TrainingParity, compare_training
+from convert.report.section import Section
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.sidecar import read_sidecar
 from paddle_dense.weights import read_weights
@@ -97,7 +99,7 @@ class CheckpointParity:
         return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None
 
 
-def check_checkpoint(path: Path, options: Options = Options()) -> CheckpointParity:
+def check_checkpoint(path: Path, options: Options = Options(), section: Section | None = None) -> CheckpointParity:
     """Run a checkpoint's network in PyTorch and in Paddle, in the form that the file has.
 
     A trained-form checkpoint that is condensed far enough is compared in its condensed form as well, as
@@ -106,23 +108,34 @@ def check_checkpoint(path: Path, options: Options = Options()) -> CheckpointPari
     Args:
         path: a PyTorch checkpoint, or Paddle weights (``.pdparams``, or ``.safetensors`` with Paddle's names).
         options: see `Options`.
+        section: of a report, to be filled in as the comparison goes.
 
     Raises:
         WeightsError: the file cannot be read or recognised, or the condensed form differs.
         ValueError: an option does not fit the network.
     """
     start = time.perf_counter()
-    original, source, found, warnings = _read(path, options)
+    section = section or Section(str(path))
+    original, source, found, said = _read(path, options)
+    warnings = section.warnings
+    warnings += said
     with naming(path), conversion.on_cpu():
-        reference, model = _pair(original, source, found, options)
+        reference, model, replaced = _pair(original, source, found, options)
+        warnings += replaced
+        conversion.describe(section, model, source, options)
         channels, size = model.config["in_channels"], options.size or model.input_size
         batches = random_batches(channels, size, (options.seed, options.seed + 1))
         if options.images:
             batches += image_batches(options.images, model.preprocessing, channels)
         forward, said = settled(reference, model, batches, options.atol)
         warnings += said
-        with exact_pair(reference, model) as pair:
-            layers = layer_differences(*pair, batches[0])
+        section.parity, section.atol = forward, options.atol
+        if options.report:
+            section.layers = layers_in_both_precisions(reference, model, batches[0])
+            layers = [LayerDifference(layer.name, layer.float64) for layer in section.layers]
+        else:
+            with exact_pair(reference, model) as pair:
+                layers = layer_differences(*pair, batches[0])
         training = None
         if options.steps:
             side = options.size or min(size, TRAINING_SIZE)
@@ -132,9 +145,10 @@ def check_checkpoint(path: Path, options: Options = Options()) -> CheckpointPari
                 reference, model, steps, learning_rate=options.learning_rate, tolerance=options.atol
             )
             warnings += training.warnings
+            section.training = training
         if not found.config.get("condensed", True) and not options.keep_trained_form:
             warnings += _check_condensed(original, source, found, options)
-    return CheckpointParity(
+    result = CheckpointParity(
         str(path),
         found.arch,
         dict(model.config),
@@ -145,6 +159,8 @@ def check_checkpoint(path: Path, options: Options = Options()) -> CheckpointPari
         time.perf_counter() - start,
         tuple(warnings),
     )
+    section.error, section.verified, section.seconds = result.difference, result.difference is None, result.seconds
+    return result
 
 
 def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Architecture, list[str]]:
@@ -159,21 +175,21 @@ def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str
     from paddle_dense.models.recognise import canonical, recognise
 
     with naming(path):
-        state = canonical(state)
+        tensors, state = state, canonical(state)
         if any(name.endswith("._variance") for name in state):
             source, original = state, to_torch(state)
-            found = _described(path, options) or recognise(source, options.arch, options.config)
+            found = described(path, options, tensors) or recognise(source, options.arch, options.config)
         else:
             source, original = to_paddle(state), state
             found = recognise(source, options.arch, options.config)
         return original, source, found, [*warnings, *found.warnings]
 
 
-def _described(path: Path, options: Options) -> Architecture | None:
+def described(path: Path, options: conversion.Options, tensors: Mapping[str, np.ndarray]) -> Architecture | None:
     """The network that the sidecar of Paddle weights tells of, unless the user says what it is."""
     from paddle_dense.models.recognise import Architecture
 
-    told = None if options.arch else read_sidecar(path)
+    told = None if options.arch else read_sidecar(path, tensors)
     if told is None:
         return None
     arch, config = told
@@ -186,16 +202,20 @@ def _described(path: Path, options: Options) -> Architecture | None:
 
 def _pair(
     original: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray], found: Architecture, options: Options
-) -> tuple[torch.nn.Module, nn.Layer]:
-    """The PyTorch network and the Paddle network with the file's weights, in the file's form."""
+) -> tuple[torch.nn.Module, nn.Layer, list[str]]:
+    """The PyTorch network and the Paddle network with the file's weights, in the file's form; and what was replaced."""
     from paddle_dense.checkpoints import check_state, set_state
 
-    state = check_state(conversion.with_binary_masks(source), conversion.outline_of(found, options))
+    state = check_state(source, conversion.outline_of(found, options), allow_nonfinite=options.allow_nonfinite)
+    replaced: list[str] = []
+    if options.allow_nonfinite:
+        original, replaced = conversion.comparable(original)
+        state, _ = conversion.comparable(state)
     reference = conversion.build_reference(found, options.reference)
     load_torch_state(reference, conversion.with_binary_masks(original))
     model = found.build()
     set_state(model, state)
-    return reference, model
+    return reference, model, replaced
 
 
 def _training_batches(steps: int, shape: tuple[int, ...], classes: int, seed: int) -> list[Batch]:

@@ -186,6 +186,15 @@ class LayerDifference:
     max_rel_diff: float
 
 
+@dataclass(frozen=True)
+class LayerPrecision:
+    """The largest difference of one layer's output in float32 and in float64, relative to the output's scale."""
+
+    name: str
+    float32: float
+    float64: float
+
+
 def settled(
     torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray], atol: float
 ) -> tuple[Parity, list[str]]:
@@ -235,6 +244,16 @@ def layer_differences(
         return output_differences(torch_model, paddle_model, batch, skip)
 
 
+def layers_in_both_precisions(
+    torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
+) -> list[LayerPrecision]:
+    """`layer_differences` of the models as they are and in float64: what is rounding is gone in the second."""
+    single = layer_differences(torch_model, paddle_model, batch, skip)
+    with exact_pair(torch_model, paddle_model) as pair:
+        double = {layer.name: layer.max_rel_diff for layer in layer_differences(*pair, batch, skip)}
+    return [LayerPrecision(layer.name, layer.max_rel_diff, double[layer.name]) for layer in single]
+
+
 def output_differences(
     torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
 ) -> list[LayerDifference]:
@@ -278,15 +297,17 @@ def first_difference(differences: Sequence[LayerDifference], atol: float) -> Lay
 
 
 def load_torch_state(model: torch.nn.Module, state: Mapping[str, np.ndarray]) -> None:
-    """Put a state_dict of arrays into a PyTorch network; `num_batches_tracked` may be absent, nothing else.
+    """Put a state_dict of arrays into a PyTorch network; its counters of batches, which nothing reads, are left out.
 
     Raises:
         WeightsError: a tensor is missing, unexpected or misshapen.
     """
     import torch
 
+    counters = "num_batches_tracked"
+    state = {name: value for name, value in state.items() if not name.endswith(counters)}
     expected = model.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in state and not name.endswith(counters)]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         name, fault = (missing[0], "is missing from the file") if missing else (unexpected[0], "is not in the network")

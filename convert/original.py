@@ -1,0 +1,122 @@
+"""What Paddle has no place for: the names, order and counters of the original file, kept in the sidecar.
+
+Paddle's BN counts no batches, and this project has one name for a tensor where PyTorch's libraries have several. What
+`remembered` says of a checkpoint goes into the sidecar of the Paddle file, and `restored` takes it from there, so that
+the way back gives the state_dict that the way there began with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.mapping import to_paddle, to_torch
+from paddle_dense.errors import WeightsError
+from paddle_dense.sidecar import sidecar_path, told_of
+
+_COUNTER = "num_batches_tracked"
+
+
+def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:
+    """What the way back needs to know of a checkpoint, as the sidecar has it under ``source``.
+
+    Args:
+        names: the checkpoint's own names, in its order.
+        state: the same tensors under the original network's names, in the same order.
+        kept: names of the Paddle tensors that are written, in their order.
+
+    Returns:
+        ``num_batches_tracked``: one number for all BN layers, or one for each by name, or None if the file has none;
+        and ``names``, only if the file's names or their order are not those that `to_torch` gives: the tensor, or the
+        counter's number, by the file's own name.
+    """
+    names, kept = list(names), list(kept)
+    counts = {name.rpartition(".")[0]: _count(state[name]) for name in state if name.rpartition(".")[2] == _COUNTER}
+    layers = [name.rpartition(".")[0] for name in kept if name.endswith("._variance")]
+    told: dict[str, Any] = {_COUNTER: None}
+    if counts:
+        [(usual, _)] = Counter(counts.values()).most_common(1)
+        same = all(counts.get(layer) == usual for layer in layers)
+        told[_COUNTER] = usual if same else {layer: counts[layer] for layer in layers if layer in counts}
+    if len(names) == len(state) and set(to_paddle(state)) == set(kept):
+        usual_names = list(restored({name: np.empty(0) for name in kept}, told))
+        if names != usual_names:
+            told["names"] = {
+                theirs: counts[name.rpartition(".")[0]] if name.rpartition(".")[2] == _COUNTER else name
+                for theirs, name in zip(names, state)
+            }
+    return told
+
+
+def recalled(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the sidecar of a Paddle file remembers; nothing where there is none.
+
+    Args:
+        path: the file.
+        state: its tensors.
+
+    Raises:
+        WeightsError: the sidecar is not what `convert.torch2paddle` writes, or tells of other tensors.
+    """
+    source = (told_of(path, state) or {}).get("source")
+    told = {key: source[key] for key in (_COUNTER, "names") if key in source} if isinstance(source, dict) else {}
+    counts, names = told.get(_COUNTER), told.get("names", {})
+    counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
+    if (
+        not all(map(_is_count, counts))
+        or not isinstance(names, dict)
+        or not all(map(_is_name_or_count, names.values()))
+    ):
+        raise WeightsError(
+            f"{sidecar_path(path)} is not a readable sidecar: mend or remove it, and the tensors are asked"
+        )
+    return told
+
+
+def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A PyTorch state_dict from Paddle's tensors and what `recalled` says of the original file.
+
+    Without such knowledge the names are those of the original network and the counters are 0.
+
+    Raises:
+        WeightsError: it tells of other tensors.
+    """
+    mapped = to_torch(state)
+    counts = told.get(_COUNTER, 0)
+    for name in [name for name in mapped if name.rpartition(".")[2] == _COUNTER]:
+        count = counts.get(name.rpartition(".")[0]) if isinstance(counts, Mapping) else counts
+        if count is None:
+            del mapped[name]
+        else:
+            mapped[name] = np.array(count, np.int64)
+    if "names" not in told:
+        return mapped
+    names = told["names"]
+    tensors = [name for name in names.values() if isinstance(name, str)]
+    if sorted(tensors) != sorted(name for name in mapped if name.rpartition(".")[2] != _COUNTER):
+        raise WeightsError(
+            "the sidecar .json names other tensors than the file holds: remove it, and the original network's own "
+            "names are given"
+        )
+    return {
+        theirs: mapped[name] if isinstance(name, str) else np.array(name, np.int64) for theirs, name in names.items()
+    }
+
+
+def _count(value: np.ndarray) -> int:
+    """The counter as a number; averaged weights may have a fraction there, and a foreign file anything."""
+    if value.size != 1 or not np.isfinite(value).all():
+        return 0
+    return int(np.clip(np.round(value.reshape(-1)[0]), 0, 2**62))
+
+
+def _is_name_or_count(value: object) -> bool:
+    return isinstance(value, str) or _is_count(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63

@@ -1,0 +1,154 @@
+"""The command ``python -m convert.paddle2torch``: Paddle weights in, checked PyTorch checkpoints out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    from convert import conversion
+    from convert.command import add_conversion_options, add_options, for_each, read_options, targets, tell_conversion
+    from convert.conversion import Conversion, Options
+    from convert.original import recalled, restored
+    from convert.parity.checkpoint import described
+    from convert.report import Section
+    from convert.torch_file import write_torch
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, stoppable
+    from paddle_dense.errors import WeightsError, naming
+    from paddle_dense.weights import read_weights, write_weights
+    from paddle_dense.writing import atomic_write
+except ImportError as error:  # without Paddle; the message says what to install
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {error}")
+
+__all__ = ["FAILED", "OK", "USAGE", "convert_back", "main", "parser"]
+
+FORMATS = ("pth", "safetensors")
+_FUSED = (
+    "is fused for inference, and fused weights are no checkpoint that PyTorch's networks could load: convert the file "
+    "that it was made from"
+)
+# Where a fused CondenseNet has layers that a checkpoint has not. The others have biases of convolutions.
+_FUSED_LAYER = re.compile(r"\.(conv_1|conv_2|sfr)\.(\d+\.|weight$)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, as ``--help`` shows it."""
+    command = Parser(
+        prog="python -m convert.paddle2torch",
+        description="Convert Paddle weights to PyTorch checkpoints and check the two frameworks against each other. "
+        "The network and its numbers are read from the sidecar .json, or from the tensors; its form is kept. What "
+        "convert.torch2paddle converted gets the names, order and counters of the original file back.",
+        epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
+        "130 or 143 stopped by a signal.",
+    )
+    command.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pdparams or .safetensors")
+    add_conversion_options(command, FORMATS)
+    add_options(command)
+    return command
+
+
+@stoppable
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    # Paddle says on import that it found no compiler cache, which is no news to someone who converts a file.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    try:
+        args = parser().parse_args(arguments)
+        outputs = targets(args, FORMATS)
+        options = read_options(args, Options)
+    except UsageError as error:
+        complain(error)
+        return USAGE
+
+    def work(number: int, section: Section) -> int:
+        tell_conversion(convert_back(args.checkpoints[number], outputs[number], options, section), args.json)
+        return OK
+
+    return for_each(args.checkpoints, work, {"output": None} if args.json else None, options.report, options.force)
+
+
+def convert_back(path: Path, target: Path, options: Options, section: Section | None = None) -> Conversion:
+    """Convert Paddle weights and check the two frameworks against each other; nothing is written if they differ.
+
+    Args:
+        path: ``.pdparams`` or ``.safetensors`` with Paddle's names, as it is or with its sidecar beside it.
+        target: the file to write, ``.pth`` or ``.safetensors``; where it comes from goes to ``TARGET.json``.
+        options: see `convert.conversion.Options`.
+        section: of a report, to be filled in as the conversion goes.
+
+    Raises:
+        WeightsError: the file cannot be read or recognised, is fused, or the check failed.
+        ValueError: an option does not fit the network.
+        OSError: the target cannot be written.
+    """
+    start = time.perf_counter()
+    conversion.refuse_existing((target, beside(target)), options)
+    section = section or Section(str(path))
+    tensors = read_weights(path)
+    sha256 = conversion.hashing(path)
+
+    # Only now, when there is something to convert: Paddle takes seconds to load.
+    from paddle_dense.checkpoints import check_state
+    from paddle_dense.models.recognise import canonical, recognise
+
+    with naming(path), conversion.on_cpu():
+        told = recalled(path, tensors)
+        state = canonical(tensors)
+        if any(name.endswith(".running_var") for name in state):
+            raise WeightsError("has PyTorch's names already: give the Paddle file, or take this one as it is")
+        try:
+            found = described(path, options, tensors) or recognise(state, options.arch, options.config)
+            outline = conversion.outline_of(found, options)
+            state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
+        except WeightsError:
+            if _is_fused(state):
+                raise WeightsError(_FUSED) from None
+            raise
+        section.warnings += found.warnings
+        conversion.describe(section, outline, state, options)
+        original = restored(state, told)
+        conversion.verify(canonical(original), state, found, found, options, section)
+
+    result = conversion.conclude(section, target, sha256.result(), start)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(original, target, conversion.provenance(result, path.suffix.lstrip(".")))
+    return result
+
+
+def beside(target: Path) -> Path:
+    """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
+    return target.with_name(f"{target.name}.json")
+
+
+def _is_fused(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether tensors that are no network's are those of a fused one."""
+    if any(_FUSED_LAYER.search(name) for name in state):
+        return True
+    weights = {name: value for name, value in state.items() if name.endswith(".weight") and ".se." not in name}
+    return any(value.ndim == 4 and f"{name[: -len('weight')]}bias" in state for name, value in weights.items())
+
+
+def _write(state: Mapping[str, np.ndarray], target: Path, told: Mapping[str, Any]) -> None:
+    """Write the tensors and where they come from; what stood there stays if either cannot be written."""
+    with atomic_write(beside(target)) as file:
+        file.write((json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+        if target.suffix == ".safetensors":
+            write_weights(state, target, {"format": "pt"})
+        else:
+            with atomic_write(target) as weights:
+                write_torch(state, weights)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

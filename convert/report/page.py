@@ -1,0 +1,126 @@
+"""Reports as files: an HTML page that needs nothing else, Markdown, or JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from convert.report.contents import Label, entry, summary
+from convert.report.markdown import markdown
+from convert.report.plots import SIZE
+from convert.report.section import Section
+from convert.report.text import printable
+from convert.versions import versions
+from paddle_dense.errors import WeightsError
+from paddle_dense.writing import atomic_write, unwritable
+
+SUFFIXES = (".html", ".md", ".json")
+TITLE = Label("权重报告", "Report on weights")
+_HERE = Path(__file__).parent
+_NAMES_END = re.compile(r"(?<=[./])(?=[^\W\d])")
+
+
+def check_report(path: Path | None, force: bool) -> None:
+    """See that a report can be written, and make its folder, before hours of work go into it.
+
+    Raises:
+        WeightsError: a file stands there already, or the folder cannot be made.
+        ImportError: Jinja is needed and not installed.
+    """
+    if path is None:
+        return
+    if path.exists() and not force:
+        raise WeightsError(f"{path} exists already: give another name with --report, or --force to overwrite it")
+    if path.suffix.lower() == ".html" and util.find_spec("jinja2") is None:
+        raise ImportError('an HTML report needs Jinja: pip install "paddle_dense[report]", or ask for .md or .json')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def write_report(path: Path | None, sections: Sequence[Section]) -> None:
+    """Write a report of all files, whole or not at all; its suffix says in which form.
+
+    Raises:
+        WeightsError: it cannot be written there.
+    """
+    if path is None:
+        return
+    text = {".html": html, ".md": _markdown, ".json": _json}[path.suffix.lower()](sections)
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def html(sections: Sequence[Section]) -> str:
+    """One page without scripts, fonts or pictures from elsewhere, which its own policy forbids as well."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+    )
+    # Long names may be broken where a person would, but not numbers.
+    environment.filters["breakable"] = lambda text: Markup(_NAMES_END.sub("<wbr>", escape(printable(text))))
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    entries = [entry(section, number) for number, section in enumerate(sections)]
+    return environment.get_template("page.html.j2").render(
+        title=TITLE,
+        # The page's own words and no input.
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        told=_told(),
+        overview=summary(entries, sections) if len(entries) > 1 else None,
+        entries=entries,
+        size=SIZE,
+        is_label=lambda cell: isinstance(cell, Label),
+    )
+
+
+def _markdown(sections: Sequence[Section]) -> str:
+    entries = [entry(section, number) for number, section in enumerate(sections)]
+    return markdown(TITLE, _told(), summary(entries, sections) if len(entries) > 1 else None, entries)
+
+
+def _json(sections: Sequence[Section]) -> str:
+    content = {
+        "written": _now(),
+        "versions": versions(),
+        "inputs": [_finite(asdict(section)) for section in sections],
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON takes it: NaN and infinity, which it has no words for, become null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _told() -> str:
+    python = ".".join(map(str, sys.version_info[:3]))
+    found = ", ".join(f"{name} {version}" for name, version in {**versions(), "Python": python}.items())
+    return f"{_now()} · {found}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

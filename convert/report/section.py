@@ -1,0 +1,163 @@
+"""What a report tells of one file: filled in as the work goes, so that a failed one is told of as far as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from convert.parity import LayerPrecision, Parity, TrainingParity
+
+BINS = 48
+# In the order of the page; the names are Paddle's.
+_KINDS = {
+    "conv": "convolutions",
+    "linear": "linear layers",
+    "bias": "biases",
+    "bn_weight": "BN weight",
+    "bn_bias": "BN bias",
+    "bn_mean": "BN mean",
+    "bn_variance": "BN variance",
+}
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of the Paddle state_dict.
+
+    Attributes:
+        name, shape, dtype: as written.
+        min, max, mean, std: of its finite numbers; None where there are none.
+        nonfinite: how many are NaN or infinite.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How the finite numbers of all tensors of one kind are distributed.
+
+    Attributes:
+        kind: of tensors, such as "convolutions".
+        counts: numbers in each of equally wide bins from `min` to `max`.
+        min, max, mean, std: of the numbers.
+        nonfinite: how many are NaN or infinite.
+    """
+
+    kind: str
+    counts: tuple[int, ...]
+    min: float
+    max: float
+    mean: float
+    std: float
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The written tensors: a histogram for each kind, and a line for each tensor."""
+
+    histograms: tuple[Histogram, ...]
+    tensors: tuple[TensorSummary, ...]
+
+
+@dataclass
+class Section:
+    """One file in a report. What is None or empty is not known, because it was not asked for or not reached.
+
+    Attributes:
+        input: the file.
+        output: what was written.
+        sha256: of the input.
+        container: where in the input the tensors were.
+        arch, config, params: the network, its arguments, and its number of parameters.
+        verified: both frameworks were run and agree.
+        parity: the figures of that, and `atol` the largest difference allowed.
+        layers: the same, layer by layer.
+        training: loss, gradients and steps compared.
+        weights: how the numbers are distributed.
+        warnings: one sentence each.
+        error: why it failed, one sentence.
+        seconds: time taken.
+    """
+
+    input: str
+    output: str | None = None
+    sha256: str | None = None
+    container: str | None = None
+    arch: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    params: int | None = None
+    verified: bool = False
+    parity: Parity | None = None
+    atol: float | None = None
+    layers: Sequence[LayerPrecision] = ()
+    training: TrainingParity | None = None
+    weights: Weights | None = None
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+    seconds: float | None = None
+
+
+def summarise(state: Mapping[str, np.ndarray]) -> Weights:
+    """How the numbers of a Paddle state_dict are distributed."""
+    by_kind: dict[str, list[np.ndarray]] = {}
+    for name, value in state.items():
+        kind = _kind(name, value, state)
+        if kind:
+            by_kind.setdefault(kind, []).append(value.reshape(-1))
+    histograms = [_histogram(title, np.concatenate(by_kind[kind])) for kind, title in _KINDS.items() if kind in by_kind]
+    return Weights(
+        tuple(histogram for histogram in histograms if histogram),
+        tuple(_summary(name, value) for name, value in state.items()),
+    )
+
+
+def _kind(name: str, value: np.ndarray, state: Mapping[str, np.ndarray]) -> str | None:
+    owner, _, leaf = name.rpartition(".")
+    if leaf in ("_mean", "_variance"):
+        return f"bn{leaf}"
+    if leaf not in ("weight", "bias"):
+        return None
+    if f"{owner}._mean" in state:
+        return f"bn_{leaf}"
+    if leaf == "bias":
+        return "bias"
+    is_convolution = value.ndim != 2 or owner.rpartition(".")[2].startswith("conv")
+    return "conv" if is_convolution else "linear"
+
+
+def _histogram(kind: str, values: np.ndarray) -> Histogram | None:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    counts, _ = np.histogram(finite, BINS, _range(finite))
+    return Histogram(kind, tuple(map(int, counts)), *_moments(finite), nonfinite=values.size - finite.size)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _moments(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Smallest, largest, mean and standard deviation, computed in float64."""
+    exact = values.astype(np.float64)
+    return float(exact.min()), float(exact.max()), float(exact.mean()), float(exact.std())
+
+
+def _summary(name: str, value: np.ndarray) -> TensorSummary:
+    finite = value[np.isfinite(value)]
+    moments = _moments(finite) if finite.size else (None,) * 4
+    return TensorSummary(name, value.shape, str(value.dtype), *moments, nonfinite=value.size - finite.size)
