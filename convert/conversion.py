@@ -140,13 +140,15 @@ def convert_checkpoint(
         found = recognise(source, options.arch, options.config)
         warnings += found.warnings
         # In the file's form first: condensing leaves out much that tells of damage.
-        state = check_state(source, outline_of(found, options), allow_nonfinite=options.allow_nonfinite)
+        outline = outline_of(found, options)
+        state = check_state(source, outline, allow_nonfinite=options.allow_nonfinite)
         state, architecture = _target_form(state, found, options.keep_trained_form)
         if options.condense_classifier:
             state, architecture = _with_condensed_classifier(state, architecture)
             warnings.append(CLASSIFIER_CHANGED)
-        outline = outline_of(architecture, options)
-        state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
+        if architecture is not found:
+            outline = outline_of(architecture, options)
+            state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
         describe(section, outline, state, options)
         verify(original, state, found, architecture, options, section)
 

@@ -237,7 +237,8 @@ def _checked_choices(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[s
             fault = find_fault(state[name])
             if fault:
                 raise WeightsError(f"{_tensor(name)} {fault}: take another checkpoint, or convert it anew")
-            checked[name] = np.round(state[name])
+            if leaf != "index":  # whole already, and most of a file
+                checked[name] = np.round(state[name])
     return checked
 
 
