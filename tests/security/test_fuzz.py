@@ -27,7 +27,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.unpickle import Key, unpickle
 from paddle_dense.weights import PYTORCH_MAGIC
 
-EXAMPLES = pytest.mark.parametrize("examples", [60, pytest.param(5000, marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 def search(examples: int, *strategies: st.SearchStrategy, **named: st.SearchStrategy) -> Callable[[Callable], None]:
@@ -120,7 +120,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[bytes]] = {
     "int4": number("<i", -(2**31), 2**31 - 1),
     "uint4": number("<I", 0, 9),
     "uint8": number("<Q", 0, 99),
-    "decimalnl_short": line(st.one_of(DIGITS, st.sampled_from([b"00", b"01", b" 1", b"1_0", b"", b"0x1", b"+1"]))),
+    "decimalnl_short": line(st.one_of(DIGITS, st.sampled_from([b"00", b"01", b" 12", b"1_0", b"", b"0x1", b"+12"]))),
     "decimalnl_long": line(DIGITS.flatmap(lambda digits: st.sampled_from([digits, digits + b"L"]))),
     "floatnl": line(st.one_of(st.floats().map(lambda value: repr(value).encode()), DIGITS, BYTES)),
     "float8": st.floats().map(lambda value: struct.pack(">d", value)),
@@ -455,27 +455,31 @@ def headers(draw: Callable) -> tuple[bytes, int]:
 
 @EXAMPLES
 def test_safetensors_files_are_read_as_the_library_reads_them(examples):
-    library = pytest.importorskip("safetensors.numpy", reason="an independent reader of its files")
-    refused = [0, 0]
+    library = pytest.importorskip("safetensors", reason="an independent reader of its files")
+    outcomes = {True: 0, False: 0}
 
-    @search(examples * 4, headers(), st.integers(-1, 1), st.randoms(use_true_random=False))
-    def same(header, missing, random):
+    @search(examples * 4, headers(), st.sampled_from([0, 0, 0, 0, 1, -1]))
+    def same(header, more):
         text, size = header
-        data = bytes(random.randrange(256) for _ in range(size + (missing if random.random() < 0.2 else 0)))
-        content = struct.pack("<Q", len(text)) + text + data
+        content = struct.pack("<Q", len(text)) + text + bytes(at % 251 for at in range(size + more))
         try:
-            expected = library.load(content)
+            expected = dict(library.deserialize(content))
         except Exception:
             expected = None
         found = check("safetensors", content, memory=True)
-        assert found is None or expected is not None, "read what the library refuses"
-        refused[found is None] += 1
-        for name, array in (found or {}).items():
-            assert array.shape == expected[name].shape and found.keys() == expected.keys()
-            wanted = np.asarray(expected[name], "f4") if "bfloat16" in str(expected[name].dtype) else expected[name]
-            np.testing.assert_array_equal(array, wanted, strict=False)
+        outcomes[found is None] += 1
+        if found is None:
+            return
+        assert expected is not None, "read what the library refuses"
+        assert found.keys() == expected.keys()
+        for name, entry in expected.items():
+            numbers = np.frombuffer(bytes(entry["data"]), STORED.get(entry["dtype"], "<u2"))
+            if entry["dtype"] == "BF16":
+                numbers = (numbers.astype("u4") << 16).view("f4")
+            assert found[name].tolist() == numbers.reshape(entry["shape"]).tolist() or np.isnan(numbers).any()
+            assert found[name].dtype == numbers.dtype and list(found[name].shape) == entry["shape"]
 
-    assert min(refused) > examples // 4, "the examples are too much alike"
+    assert min(outcomes.values()) > examples // 4, "the examples are too much alike"
 
 
 # Sidecars

@@ -145,10 +145,10 @@ PAIRS = b"}(" + b"".join(b"J" + struct.pack("<i", number) + b"N" for number in r
 REPEATED = {
     "copies of a dict": repeating(PAIRS, 2000, call(name("collections", "OrderedDict"), b"h\xc8")),
     "copies of a text": repeating(text("x" * 10**6), 2000, call(name("_codecs", "encode"), b"h\xc8")),
-    "names of calls of calls": b"\x80\x02" + name("x", "y" * 400) + b")R" * 50_000 + b".",
+    "names of calls of calls": b"\x80\x02" + name("x", "y" * 400) + b")R" * 20_000 + b".",
     "lists": b"\x80\x02" + b"]" * 50_000 + b".",
     "memoised": b"\x80\x02N" + b"\x94" * 50_000 + b".",
-    "equal keys": b"\x80\x02}(" + b")N" * 50_000 + b"u.",
+    "equal keys": b"\x80\x02}(" + b")N" * 20_000 + b"u.",
     "equal keys that are tuples in tuples": b"\x80\x02)" + b"\x85" * 1000 + b"q\xc80}(" + b"h\xc8N" * 20_000 + b"u.",
 }
 
@@ -203,7 +203,7 @@ def test_names_that_no_tensor_has(tmp_path, suffix):
     assert "which no network has" in refused(read_weights, path)
 
 
-DEPTH = 30_000
+DEPTH = 20_000
 REBUILD = name("torch._utils", "_rebuild_tensor_v2")  # its last argument holds flags
 DEEP = {
     "lists": b"]" * DEPTH + b"a" * (DEPTH - 1),
@@ -352,10 +352,10 @@ elif {change!r} == "overwritten":
         file.write(bytes(size))
 else:
     os.remove(path)
-print(state["w"].sum())
+print(int(state["w"].sum()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "1000000.0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
 
 
 @posix
@@ -482,9 +482,12 @@ GIANT = [
 ]
 
 
-@pytest.mark.parametrize("config", GIANT, ids=str)
-@pytest.mark.parametrize("arch", ["CondenseNetV2", "cdnv2_a"])
-def test_a_config_of_a_giant_network_is_refused_before_it_is_built(saved, config, arch):
+@pytest.mark.parametrize(
+    ("arch", "config"),
+    [*(("CondenseNetV2", config) for config in GIANT), ("cdnv2_a", GIANT[0]), ("cdnv2_a", GIANT[3])],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_config_of_a_giant_network_is_refused_before_it_is_built(saved, arch, config):
     tell(saved, **config)
     beside = saved.with_suffix(".json")
     beside.write_text(beside.read_text().replace('"CondenseNetV2"', f'"{arch}"'))
@@ -566,7 +569,7 @@ def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
 
     from paddle_dense.training.data import open_data
 
-    content = gzip.compress(tarred((tarfile.TarInfo("test_batch"), bytes(60 * MEGABYTE))))
+    content = gzip.compress(tarred((tarfile.TarInfo("test_batch"), bytes(8 * MEGABYTE))))
     said = refused(lambda path: open_data(path, "test"), tmp_path / "x.tar.gz", content, spare=10 * MEGABYTE)
     assert "unpacks to more than" in said
 
