@@ -457,7 +457,7 @@ def test_torchscript(tmp_path):
         (pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2), "unknown format version 1002"),
         (b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": False})), "big-endian"),
         (b"", "is empty"),
-        (b"PK\x03\x04" + b"\0" * 100, "zip archive that is cut short or damaged"),
+        (b"PK\x03\x04" + b"\0" * 100, "zip archive that is cut short or goes on after its end"),
     ],
 )
 def test_files_of_another_kind(tmp_path, content, message):
