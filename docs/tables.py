@@ -1,0 +1,159 @@
+"""Write the tables of the documents from what the project itself says: ``python docs/tables.py``.
+
+They stand between ``<!-- table: NAME -->`` and ``<!-- end -->``. Continuous integration compares them with what this
+writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Callable
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+COMMANDS = {
+    "python -m convert.torch2paddle": "convert.torch2paddle",
+    "python -m convert.paddle2torch": "convert.paddle2torch",
+    "python -m convert.parity": "convert.parity.__main__",
+    "python -m paddle_dense info": "paddle_dense.info",
+    "python -m paddle_dense list": "paddle_dense.catalogue",
+    "python -m paddle_dense.training": "paddle_dense.training.__main__",
+    "python -m paddle_dense.training plot": "paddle_dense.training.plot",
+    "python -m paddle_dense.deploy": "paddle_dense.deploy.__main__",
+    "python -m paddle_dense completion": "paddle_dense.completion",
+}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A Markdown table; the columns of these numbers are set to the right."""
+    rule = ["---:" if column in right else "---" for column in range(len(columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
+
+
+def commands() -> str:
+    """What every command does, and its arguments."""
+    return "\n\n".join(f"## {name}\n\n{_command(import_module(module).parser())}" for name, module in COMMANDS.items())
+
+
+def _command(parser: argparse.ArgumentParser) -> str:
+    rows = [(_call(action), _escaped(_help(action))) for action in parser._actions if action.dest != "help"]
+    return f"{parser.description}\n\n{table(('argument', 'meaning'), rows)}"
+
+
+def _call(action: argparse.Action) -> str:
+    value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else None)
+    if not action.option_strings:
+        return f"`{value or action.dest}`" + (" ..." if action.nargs == "+" else "")
+    takes = "" if action.nargs == 0 else f" {value or action.dest.upper()}"
+    return f"`{', '.join(action.option_strings)}{takes}`".replace("|", "\\|")
+
+
+def _help(action: argparse.Action) -> str:
+    return (action.help or "") % {"default": action.default}
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|<>*])", r"\\\1", text)
+
+
+def presets() -> str:
+    """Every preset: size, picture, published figures."""
+    from paddle_dense.catalogue import catalogue
+
+    rows = [
+        (
+            f"`{entry['name']}`",
+            entry["family"],
+            f"{entry['params']:,}",
+            f"{entry['macs'] / 1e6:,.1f} M",
+            str(entry["input_size"]),
+            entry["note"],
+        )
+        for entry in catalogue()
+    ]
+    columns = ("name", "network", "parameters", "MACs", "pixels", "published")
+    return table(columns, rows, right=(2, 3, 4))
+
+
+def checkpoints() -> str:
+    """Every released checkpoint: file, source, published errors, and what else is to be known of it."""
+    entries = json.loads((DOCS.parent / "weights" / "manifest.json").read_text(encoding="utf-8"))["entries"]
+    rows = [
+        (
+            f"`{entry['name']}`",
+            entry["framework"],
+            f"[{entry['file']}]({entry['url'] or entry['page']})",
+            _percent(entry["top1_error"]),
+            _percent(entry["top5_error"]),
+            f"[{'/'.join(entry['source'].split('/')[3:])}]({entry['source']})",
+            entry["note"],
+        )
+        for entry in entries
+    ]
+    columns = ("name", "for", "file", "top-1 error", "top-5 error", "source", "note")
+    return table(columns, rows, right=(3, 4))
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"{error:g}"
+
+
+# The headings of README.md's tables of measurements, and the rows that are words, in README_cn.md.
+_CHINESE = {
+    "network": "网络",
+    "parameters": "参数量",
+    "trained": "训练形态",
+    "condensed": "精简形态",
+    "same answer": "答案相同",
+    "largest difference of logits": "logits 最大差异",
+    "minutes": "分钟",
+    "milliseconds": "毫秒",
+    "best of ours against the best peer": "本项目最快者相对其他方案最快者",
+    "best in Paddle against ppim, `paddle.vision`": "Paddle 中最快者相对 ppim、`paddle.vision`",
+    "published": "公布值",
+    "MACs": "乘加次数",
+}
+
+
+def measured(section: str) -> str:
+    """The tables of a marked section of README.md, their words in Chinese."""
+    text = README.read_text(encoding="utf-8")
+    text = text.partition(f"[start:{section}] -->")[2].partition(f"[end:{section}] -->")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return "\n".join(f"| {' | '.join(map(_in_chinese, line[2:-2].split(' | ')))} |" for line in lines)
+
+
+def _in_chinese(cell: str) -> str:
+    return _CHINESE.get(cell, cell)
+
+
+README = DOCS.parent / "README.md"
+README_CN = DOCS.parent / "README_cn.md"
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    DOCS / "reference" / "commands.md": {"commands": commands},
+    DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
+    README_CN: {section: partial(measured, section) for section in ("digits", "latency", "sizes")},
+}
+
+
+def written(path: Path) -> str:
+    """A document with its tables written anew."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in TABLES[path].items():
+        begin = f"<!-- table: {name} -->\n"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{make()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    for document in TABLES:
+        document.write_text(written(document), encoding="utf-8")
