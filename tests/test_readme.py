@@ -1,57 +1,421 @@
-"""What the README shows runs as it stands there."""
+"""What README and the documents show runs as it stands there: every block of Python, and every command."""
 
-import os
+from __future__ import annotations
+
+import ast
+import importlib
 import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import pytest
 
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
+from convert.checkpoint import read_checkpoint
 from paddle_dense.evaluation import evaluation
+from paddle_dense.models import registry
+from paddle_dense.weights import write_weights
+from tests.peers import peer
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+DOCS = ROOT / "docs"
+DATA = Path(__file__).resolve().parent / "data"
+# A translation has the same blocks, comments aside, so it is enough to run the original's.
+TRANSLATIONS = {
+    ROOT / "README_cn.md": ROOT / "README.md",
+    **{path: DOCS / path.relative_to(DOCS / "zh") for path in sorted((DOCS / "zh").rglob("*.md"))},
+}
+ORIGINALS = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if path not in TRANSLATIONS)]
+SHELL = ("", "bash")  # the README's blocks of commands name no language
+LANGUAGES = (*SHELL, "python", "yaml")
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    """The names that all Python blocks of the README leave behind, run one after the other."""
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "weights").symlink_to(ROOT / "weights")
-    # The README's first example has converted this file by then; any weights will do to show how it is loaded.
-    pd_.save_weights(pd_.cdnv2_a(), folder / "cdnv2_a.pdparams")
-    names = {"folder": folder}
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for block in BLOCKS:
-            exec(compile(block, "README.md", "exec"), names)
-    finally:
-        os.chdir(before)
-    return names
+class Block(NamedTuple):
+    language: str
+    text: str
 
 
-def test_the_library_block(shown):
-    assert shown["backbone"].features_only
-    assert not shown["trained"].config["condensed"]
+def blocks(document: Path) -> list[Block]:
+    """The fenced blocks of a document, in order."""
+    text = document.read_text(encoding="utf-8")
+    return [Block(*found) for found in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
-def test_training_ends_condensed(shown):
-    assert shown["condensed"].config["condensed"]
+def python(document: Path) -> list[str]:
+    return [block.text for block in blocks(document) if block.language == "python"]
 
 
-def test_fine_tuning_learns_five_digits(shown):
-    digits, network = shown["digits"], shown["model"].network
+def commands(document: Path) -> list[str]:
+    """The commands of a document's blocks, without comments; of a transcript, the lines after ``$``."""
+    found = []
+    for block in blocks(document):
+        if block.language in SHELL:
+            lines = block.text.replace("\\\n", " ").splitlines()
+            typed = [line[2:] for line in lines if line.startswith("$ ")] or lines
+            found += [shlex.join(words) for words in (shlex.split(line, comments=True) for line in typed) if words]
+    return found
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    for document in [*ORIGINALS, *TRANSLATIONS]:
+        assert {block.language for block in blocks(document)} <= set(LANGUAGES), document
+
+
+@pytest.mark.parametrize("translation", TRANSLATIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_translations_show_the_same(translation):
+    original = TRANSLATIONS[translation]
+    assert commands(translation) == commands(original)
+    assert [ast.dump(ast.parse(code)) for code in python(translation)] == [
+        ast.dump(ast.parse(code)) for code in python(original)
+    ]
+    headings = [re.findall(r"^(#+) ", strip_blocks(path), re.MULTILINE) for path in (translation, original)]
+    assert headings[0] == headings[1]
+
+
+def strip_blocks(document: Path) -> str:
+    """The document without its fenced blocks, whose comments look like headings."""
+    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+# The files that the documents take for granted. The digits' small network stands in for the user's.
+
+DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
+
+
+def _pictures(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, [40, 48, 3], "uint8")
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def _digits_in_paddle(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".pdparams", ".json"):
+        shutil.copy(DIGITS.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def _renamed(path: Path) -> None:
+    from convert.torch_file import write_torch
+
+    state = read_checkpoint(DIGITS).state
+    with open(path, "wb") as file:
+        write_torch({name.replace("features.", "backbone."): value for name, value in state.items()}, file)
+
+
+def _safetensors(path: Path) -> None:
+    write_weights(read_checkpoint(DIGITS).state, path, {"format": "pt"})
+
+
+def _my_code(path: Path) -> None:
+    code = next(code for code in python(DOCS / "howto" / "own-fork.md") if code.startswith("# my_code.py"))
+    path.with_name("my_code.py").write_text(code, encoding="utf-8")
+
+
+FILES: dict[str, Callable[[Path], Any]] = {
+    "cdnv2_a.pth": lambda path: shutil.copy(DIGITS, path),
+    "a.pth": lambda path: shutil.copy(DIGITS, path),
+    "b.pth.tar": lambda path: shutil.copy(DATA / "cdnv2_tiny_trained_unconverted.pth.tar", path),
+    "model_best.pth.tar": lambda path: shutil.copy(DATA / "cdnv2_tiny_ema.pth.tar", path),
+    "model.safetensors": _safetensors,
+    "my_fork.pth": lambda path: shutil.copy(DIGITS, path),
+    "my_fork.safetensors": _safetensors,
+    "my_renamed_fork.pth": _renamed,
+    "my_code:build": _my_code,
+    "photos/": _pictures,
+    "cdnv2_a.pdparams": _digits_in_paddle,
+    "runs/cdnv2_a/model.pdparams": _digits_in_paddle,
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, as if it were a checkout: with the weights that ship."""
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("my_code", None)
+
+
+# Python
+
+NEEDS = {
+    "README.md": ["sklearn"],
+    "docs/tutorial.md": ["sklearn"],
+    "docs/from-timm.md": ["timm"],
+    "docs/from-ppim.md": ["ppim"],
+}
+WITH_PYTHON = [path for path in ORIGINALS if python(path)]
+LONG = {
+    "docs/tutorial.md",
+    "docs/howto/another-head.md",
+    "docs/howto/odd-inputs.md",
+    "docs/howto/own-fork.md",
+    "docs/from-timm.md",
+}
+
+
+def _five_digits(shown: dict[str, Any], network: Any) -> float:
+    digits = shown["digits"]
     few = digits.test_labels < 5
     with evaluation(network):
         answers = network(paddle.to_tensor(digits.test_images[few])).argmax(1).numpy()
-    assert (answers == digits.test_labels[few]).mean() >= 0.99
+    return float((answers == digits.test_labels[few]).mean())
 
 
-def test_the_exported_files_are_there(shown):
-    assert {path.suffix for path in shown["folder"].glob("digits.*")} >= {".pdiparams"}
+def _readme(shown: dict[str, Any]) -> None:
+    assert shown["backbone"].features_only
+    assert not shown["trained"].config["condensed"]
+    assert shown["condensed"].config["condensed"]
+    assert _five_digits(shown, shown["model"].network) >= 0.99
+    assert {path.suffix for path in Path().glob("digits.*")} >= {".pdiparams"}
+
+
+def _tutorial(shown: dict[str, Any]) -> None:
+    assert shown["accuracy"] > 0.99
+    assert _five_digits(shown, shown["trainer"].network) >= 0.99
+    assert shown["condensed"].config["condensed"]
+    assert all(path.exists() for path in shown["files"])
+    assert pd_.load_model("five_digits.pdparams").num_classes == 5
+
+
+def _own_fork(shown: dict[str, Any]) -> None:
+    assert shown["result"].verified == (util.find_spec("torch") is not None)
+    assert Path("out/my_fork.pdparams").exists()
+    assert read_checkpoint("my_fork.safetensors").state.keys() == read_checkpoint(DIGITS).state.keys()
+
+
+def _add_a_model(shown: dict[str, Any]) -> None:
+    assert "cdnv2_pocket" in pd_.list_models("cdnv2*")
+    assert shown["found"].arch == "TwoConvolutions"
+    assert shown["found"].config == {"width": 4, "num_classes": 3, "in_channels": 3}
+    assert shown["again"].config == shown["model"].config
+
+
+def _another_head(shown: dict[str, Any]) -> None:
+    assert list(shown["vector"].shape) == [2, 828]
+    assert (list(shown["kind"].shape), list(shown["age"].shape)) == ([2, 5], [2, 1])
+    assert all(parameter.stop_gradient for parameter in shown["encoder"].parameters())
+
+
+def _odd_inputs(shown: dict[str, Any]) -> None:
+    assert shown["missing"] == ["features.init_conv.weight"]
+    assert shown["same"] < 1e-4
+    assert list(shown["picture"].size) == [400, 300]
+
+
+def _detection(shown: dict[str, Any]) -> None:
+    assert {tuple(level.shape[:2]) for level in shown["equal_widths"]} == {(1, 256)}
+    assert len(shown["levels"]) == 3
+
+
+def _small(name: str, most: float) -> Callable[[dict[str, Any]], None]:
+    def check(shown: dict[str, Any]) -> None:
+        assert shown[name] < most
+
+    return check
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "README.md": _readme,
+    "docs/tutorial.md": _tutorial,
+    "docs/howto/own-fork.md": _own_fork,
+    "docs/howto/add-a-model.md": _add_a_model,
+    "docs/howto/another-head.md": _another_head,
+    "docs/howto/odd-inputs.md": _odd_inputs,
+    "docs/howto/detection-backbone.md": _detection,
+    "docs/exactness.md": _small("difference", 1e-5),
+    "docs/from-timm.md": _small("difference", 1e-4),
+    "docs/from-ppim.md": _small("difference", 1e-4),
+    "docs/models.md": lambda shown: None,
+}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(path, id=_name(path), marks=[pytest.mark.slow] * (_name(path) in LONG)) for path in WITH_PYTHON],
+)
+@pytest.mark.filterwarnings("ignore:.*has another number of classes:UserWarning")
+def test_python_blocks(document, workplace, monkeypatch):
+    """All blocks of a document, one after the other, and what they leave behind."""
+    for package in NEEDS.get(_name(document), []):
+        peer(package) if package == "timm" else pytest.importorskip(package)
+    for name in ("_PRESETS", "_NETWORKS"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    code = python(document)
+    for name, make in FILES.items():
+        if f'"{name}"' in "".join(code):
+            make(workplace / name)
+    # Where the documents build a cdnv2_a by its name, the file must be one.
+    pd_.save_weights(pd_.cdnv2_a(), workplace / "cdnv2_a.pdparams")
+    shown: dict[str, Any] = {"__name__": "shown"}
+    for block in code:
+        exec(compile(block, _name(document), "exec"), shown)
+    CHECKS[_name(document)](shown)
+
+
+# Commands
+
+SCRIPTS = {
+    "torch2paddle": ["convert.torch2paddle"],
+    "paddle2torch": ["convert.paddle2torch"],
+    "paddle-dense": ["paddle_dense"],
+}
+# Commands that are not run here but parsed by their own parser, and why.
+PARSED = {
+    r"paddle\.distributed\.launch": "needs several devices; tests/training/test_devices.py runs it",
+    r"paddle_dense\.training --model cdnv2_a": "learns from the user's pictures for days",
+    r"paddle_dense\.training --resume": "needs a run that was stopped; tests/training/test_resume.py has one",
+    r"paddle_dense\.training --pretrained": "learns from the user's pictures; tests/training/test_command.py does",
+    r"paddle_dense\.adapters": "needs clones of the other packages; tests/adapters runs it",
+    r"^pip install": "the extras are looked up in setup.py",
+    r"^make": "the targets are looked up in the Makefile",
+    r"benchmarks\.": "takes minutes to hours",
+}
+NEEDED = {
+    r"--format (onnx|both)": "paddle2onnx",
+    r"--report": "matplotlib",
+    r"--report \S+\.html": "jinja2",
+    r"completion bash": "shtab",
+    r"convert\.parity|--reference": "torch",
+    r"--data digits": "sklearn",
+    r"training plot": "matplotlib",
+}
+# Seconds; everything else of the kind has a quick test where it is made.
+SLOW = r"--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow"
+
+
+def _every_command() -> Iterator[Any]:
+    where: dict[str, str] = {}
+    for document in ORIGINALS:
+        for command in commands(document):
+            where.setdefault(command, _name(document))
+    for command, document in where.items():
+        yield pytest.param(
+            command, id=f"{document}: {command}", marks=[pytest.mark.slow] * bool(re.search(SLOW, command))
+        )
+
+
+COMMANDS = list(_every_command())
+
+
+def _module(words: list[str]) -> tuple[str, list[str]]:
+    """The module that a command line runs, and its arguments."""
+    if words[:3] == ["python", "-m", "paddle.distributed.launch"]:
+        words = words[words.index("python", 1) :]
+    if words[0] in SCRIPTS:
+        words = ["python", "-m", *SCRIPTS[words[0]], *words[1:]]
+    assert words[:2] == ["python", "-m"], f"no test knows what {words[0]} is"
+    name = words[2]
+    spec = util.find_spec(name)
+    assert spec is not None, f"there is no module {name}"
+    return (f"{name}.__main__" if spec.submodule_search_locations else name), words[3:]
+
+
+def _parse(command: str) -> None:
+    """Check a command that is not run, as far as it can be."""
+    words = shlex.split(command)
+    if words[:2] == ["pip", "install"]:
+        setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+        for extra in re.search(r"\[(.*)\]", command)[1].split(","):
+            assert f'    "{extra}": [' in setup
+        return
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+        return
+    name, arguments = _module(words)
+    if name.startswith("benchmarks."):
+        source = Path(util.find_spec(name).origin).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
+        return
+    if name == "http.server":
+        assert f"site_dir: {arguments[-1]}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+        return
+    module = importlib.import_module(name)
+    if name == "paddle_dense.adapters.__main__":
+        assert arguments[0] in module.PACKAGES
+        return
+    if name == "paddle_dense.__main__" and arguments:
+        module, arguments = importlib.import_module(module.COMMANDS[arguments[0]][0]), arguments[1:]
+    if arguments[:1] == ["plot"]:
+        module, arguments = importlib.import_module("paddle_dense.training.plot"), arguments[1:]
+    if arguments:
+        module.parser().parse_args(arguments)
+
+
+def _run(command: str) -> int:
+    name, arguments = _module(shlex.split(command))
+    try:
+        return importlib.import_module(name).main(arguments)
+    except SystemExit as end:  # argparse, after --help
+        return end.code
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command, workplace, capsys):
+    if any(re.search(pattern, command) for pattern in PARSED) and "--help" not in command:
+        _parse(command)
+        return
+    for pattern, package in NEEDED.items():
+        if re.search(pattern, command):
+            pytest.importorskip(package)
+    words = shlex.split(command)
+    for before, word in zip(words, words[1:]):
+        if before != "-o" and word in FILES:
+            FILES[word](workplace / word)
+    assert _run(command) == 0, capsys.readouterr().err
+    if "-o" in words:
+        target = words[words.index("-o") + 1]
+        assert list(workplace.glob(f"{target.rstrip('/')}*")), f"{target} is not there"
+
+
+def test_the_list_of_what_is_only_parsed_is_of_use():
+    every = [case.values[0] for case in COMMANDS] + [command for _, command in INLINE]
+    for pattern in PARSED:
+        assert any(re.search(pattern, command) for command in every), f"nothing is {pattern}"
+
+
+INLINE = sorted(
+    {
+        (_name(document), found)
+        for document in [*ORIGINALS, *TRANSLATIONS]
+        for found in re.findall(r"`((?:python -m|make) [^`]+)`", strip_blocks(document))
+    }
+)
+
+
+@pytest.mark.parametrize(("document", "command"), INLINE)
+def test_commands_in_the_text_exist(document, command):
+    """Their arguments parse, placeholders such as CKPT included."""
+    _parse(command)
+
+
+# Configurations
+
+CONFIGURATIONS = [block.text for path in ORIGINALS for block in blocks(path) if block.language == "yaml"]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS, ids=lambda text: text.partition("\n")[0])
+def test_configurations_are_those_of_the_adapters(text):
+    """The adapters' own tests build these; their first line says which adapter's docstring has them."""
+    first, _, shown = text.partition("\n")
+    path = ROOT.joinpath(*first.lstrip("# ").split(".")).with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    lines = [line[4:] if line.startswith("    ") else line for line in docstring.splitlines()]
+    assert shown.strip() in "\n".join(lines)
