@@ -399,16 +399,19 @@ def _parse_header(text: memoryview) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise ValueError("a name twice")
+        if not all(map(_is_text, found)):  # an escape can give half of a surrogate pair
+            raise ValueError("a name that is no text")
         return found
 
+    def whole(digits: str) -> float:
+        # Offsets have few digits, and turning many into a number takes long; -0 is none, as the library reads it.
+        return -0.0 if digits == "-0" else int(digits[:20])
+
     try:
-        # Offsets have few digits, and turning many into a number takes long.
-        header = json.loads(
-            str(text, "utf-8"), object_pairs_hook=no_duplicates, parse_int=lambda digits: int(digits[:20])
-        )
+        header = json.loads(str(text, "utf-8"), object_pairs_hook=no_duplicates, parse_int=whole)
         if not all(isinstance(entry, dict) for entry in header.values()):
             raise ValueError("an entry that is no object")
-        if not all(isinstance(text, str) for text in header.get("__metadata__", {}).values()):
+        if not all(map(_is_text, header.get("__metadata__", {}).values())):
             raise ValueError("metadata that is no text")
     except (AttributeError, ValueError, RecursionError) as error:
         raise WeightsError(f"has a header that is no valid safetensors header, {DAMAGED}") from error

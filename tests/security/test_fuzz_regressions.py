@@ -40,3 +40,21 @@ def test_slices_of_several_dtypes():
     slices = {"w@@.0": np.ones(8, "u1"), "w@@.1": np.ones(1, "f8")}
     pieces = {"w": {"OriginShape": (9,), "slices": list(slices)}}
     assert check("pdparams", pickle.dumps({**slices, "UnpackBigParamInfor@@": pieces}, 2)) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"__metadata__":{"\\ud800":"a"},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"__metadata__":{"a":"\\ud800"},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[-0,1]}}',
+    ],
+)
+def test_headers_that_the_safetensors_library_refuses(header):
+    """Names that cannot be written or printed had been read; and so had -0."""
+    content = len(header).to_bytes(8, "little") + header + b"1"
+    assert check("safetensors", content) is None and check("checkpoint", content) is None
+    library = pytest.importorskip("safetensors", reason="shows that it does refuse them")
+    with pytest.raises(library.SafetensorError):
+        library.deserialize(content)

@@ -26,6 +26,7 @@ RUNS_PICKLES = {
     *("safetensors.safe_open", *(f"safetensors.{kind}.load_file" for kind in ("numpy", "torch", "paddle"))),
 }
 NUMPY = {"numpy.load", "numpy.lib.format.read_array"}  # with allow_pickle
+SPOKEN_OF = re.compile(r"import.*\b(load\w*|Unpickler|safe_open|read_\w*|pickle|shelve)\b", re.DOTALL)
 
 # What compares with the frameworks themselves.
 ALLOWED = {
@@ -57,7 +58,7 @@ def forbidden(source: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom) and node.module and any(alias.name == "*" for alias in node.names):
             if any(name.startswith(f"{node.module}.") for name in RUNS_PICKLES):
                 yield node.lineno, f"{node.module}.*"
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and SPOKEN_OF.search(node.value):
             try:
                 inner = list(forbidden(textwrap.dedent(node.value)))
             except (SyntaxError, ValueError):
@@ -105,11 +106,10 @@ def _allows_pickle(call: ast.Call) -> bool:
     return None in told or len(call.args) > 2 or getattr(told.get("allow_pickle"), "value", False) is not False
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def found_in_project() -> dict[str, list[tuple[int, str]]]:
     """What is forbidden in every Python file and in every notebook's cells, by path."""
-    spoken_of = re.compile("|".join({re.escape(name.rpartition(".")[2]) for name in RUNS_PICKLES | NUMPY}) + "|pickle")
-    return {path: list(forbidden(source)) for path, source in programs() if spoken_of.search(source)}
+    return {path: list(forbidden(source)) for path, source in programs() if SPOKEN_OF.search(source)}
 
 
 def programs() -> Iterator[tuple[str, str]]:
