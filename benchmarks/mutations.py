@@ -150,6 +150,7 @@ def _write_zip(arrays: Arrays, path: Path) -> None:
 
 
 def _write_old(arrays: Arrays, path: Path) -> None:
+    # PyTorch names and orders storages by their addresses here: the same seed hits other places in the next run.
     saved = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in _tensors(arrays).items()}}
     torch.save(saved, path, _use_new_zipfile_serialization=False)
 
