@@ -175,10 +175,9 @@ def condconv() -> Figure:
         if float((mixed - outputs).abs().max() / outputs.abs().max()) > 1e-5:
             raise AssertionError("mixing kernels is not mixing outputs")
     figure = Figure(figsize=(7.2, 3.1), layout="constrained")
-    panels = figure.subplots(2, experts + 1)
+    panels = figure.subplots(2, experts)
     for expert in range(experts):
         show(panels[0, expert], layer.weight.numpy()[expert, 0, 0], f"expert {expert + 1}", "")
-    panels[0, experts].axis("off")
     axes = panels[1, 0]
     for picture, colour in enumerate((BLUE, ORANGE, GREEN)):
         axes.barh(np.arange(experts) + 0.27 * (picture - 1), routing.numpy()[picture], 0.25, color=colour)
@@ -188,7 +187,6 @@ def condconv() -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_title("routing weights", fontsize=9)
-    panels[1, experts].axis("off")
     return figure
 
 
