@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.layers.room import Room
-from paddle_dense.models.recognise import Architecture, canonical, recognise
+from paddle_dense.models.recognise import Architecture, canonical, give_memory, recognise
 from paddle_dense.sidecar import read_sidecar, write_with_sidecar
 from paddle_dense.weights import read_weights
 
@@ -122,7 +122,7 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
         state = _without_head(state, outline)
         state, fresh = _without_other_classifier(state, outline) if config else (state, ())
         state = check_state(state, outline, fresh, allow_nonfinite)
-    model = found.build()
+    model = give_memory(outline)
     set_state(model, state)
     return model
 

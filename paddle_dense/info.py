@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import textwrap
 import warnings as python_warnings
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program
 from paddle_dense.condense import binary_mask, condense_state, learned_layers
-from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.errors import WeightsError, naming, printable, shown
 from paddle_dense.pretrained import manifest
 from paddle_dense.sidecar import read_sidecar, told_of
 from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, open_file, read_metadata, read_weights
@@ -203,6 +202,7 @@ def _architecture(
 def _with_network(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     from paddle_dense.checkpoints import check_state
+    from paddle_dense.models.recognise import give_memory
     from paddle_dense.profiling import profile
 
     info = replace(info, arch=found.arch, network=found.network.__name__, config=found.config)
@@ -210,8 +210,9 @@ def _with_network(info: Info, state: Mapping[str, np.ndarray], found: Architectu
     try:
         if info.condensed is False:
             info = _with_connections(info, state, found, notes)
-        check_state(state, found.outline())
-        model = found.build()
+        outline = found.outline()
+        check_state(state, outline)
+        model = give_memory(outline)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
         return info
@@ -248,7 +249,7 @@ def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Archit
 def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m paddle_dense info",
+        prog=program("info", "paddle_dense info"),
         description="Say what files of weights are: network and numbers, form, size, where they come from. PyTorch is "
         "not needed, and nothing in a file is executed.",
         epilog="Exit status: 0 every file could be read, 1 one could not, 2 wrong usage.",
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = FAILED
             if args.json:
                 print(json.dumps({"file": str(path), "error": str(error)}))
-            complain(printable(str(error)))
+            complain(error)
             continue
         # JSON in ASCII, since a terminal would obey some of what stands beyond it.
         print(json.dumps(asdict(info)) if args.json else report(info))
@@ -293,12 +294,12 @@ def report(info: Info) -> str:
         forms = {True: ", condensed form", False: ", trained form", None: ""}
         network = "" if info.arch == info.network else f" ({info.network})"
         add("network", f"{info.arch}{network}{forms[info.condensed]}")
-        numbers = ", ".join(f"{key}={_value(value)}" for key, value in info.config.items() if value is not None)
+        numbers = ", ".join(f"{key}={_value(value)}" for key, value in (info.config or {}).items() if value is not None)
         lines.extend(textwrap.wrap(numbers, 106, initial_indent="  numbers     ", subsequent_indent=" " * 14))
     if info.connections is not None:
         can = "can be condensed" if info.condensable else "cannot be condensed"
         add("connections", f"{info.connections:.1%} are left, {can}")
-    if info.params is not None:
+    if info.params is not None and info.macs is not None and info.executed_macs is not None:
         add("parameters", f"{info.params:,}" + (" once condensed" if info.condensed is False else ""))
         add(
             "MACs",
@@ -340,10 +341,5 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else shown(value)
 
 
-def printable(text: str) -> str:
-    """The text with whatever a terminal might obey escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

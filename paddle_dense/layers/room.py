@@ -48,10 +48,19 @@ class _Allowance:
         if self.left < 0:
             raise ValueError(f"it would have far more {self.things} than the file has tensors for")
 
+
+class _Names(_Allowance):
+    """Paddle's names for layers and parameters, as many as the allowance has."""
+
+    def __enter__(self) -> None:
+        self.generate, self.checker = unique_name.switch(self)
+
+    def __exit__(self, *_: object) -> None:
+        unique_name.switch(self.generate, self.checker)
+
     def __call__(self, key: str) -> str:
-        """A name for a layer or parameter, as Paddle asks for one."""
         self.spend(1)
-        return f"{key}_{self.left}"
+        return self.generate(key)
 
 
 _buffers: ContextVar[_Allowance | None] = ContextVar("buffers", default=None)
@@ -69,7 +78,7 @@ def within(room: Room | None) -> Iterator[None]:
         return
     token = _buffers.set(_Allowance(_ELEMENTS * room.elements + _SPARE, "numbers"))
     try:
-        with unique_name.guard(_Allowance(_NAMES * room.tensors + _SPARE, "layers")):
+        with _Names(_NAMES * room.tensors + _SPARE, "layers"):
             yield
     finally:
         _buffers.reset(token)

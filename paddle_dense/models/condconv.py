@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
-from typing import Callable
+from typing import Any, Callable, Literal
 
 import numpy as np
 from paddle import ParamAttr, Tensor, nn
@@ -114,10 +114,8 @@ class InvertedResidual(nn.Layer):
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        if num_experts:
-            self.routing_fn = _linear(in_channels, num_experts, 1.0 / sqrt(in_channels + num_experts))
-        else:
-            self.routing_fn = None
+        bound = 1.0 / sqrt(in_channels + num_experts)
+        self.routing_fn = _linear(in_channels, num_experts, bound) if num_experts else None
         self.conv_pw = _conv(in_channels, hidden, num_experts=num_experts)
         self.bn1 = nn.BatchNorm2D(hidden, epsilon=bn_eps)
         self.conv_dw = _conv(hidden, hidden, kernel_size, stride, hidden, same_padding, num_experts=num_experts)
@@ -191,7 +189,7 @@ class EfficientNetCondConv(nn.Layer):
         total_stride = 2
         for index, (_, kernel_size, stride, expansion, base_channels) in enumerate(STAGES):
             out_channels = scaled_channels(base_channels, channel_multiplier)
-            blocks = []
+            blocks: list[nn.Layer] = []
             for block in range(depths[index]):
                 drop_path = drop_path_rate * (sum(depths[:index]) + block) / sum(depths)
                 sizes = (channels, out_channels, kernel_size, stride if block == 0 else 1)
@@ -266,7 +264,7 @@ def _conv(
     num_experts: int = 0,
 ) -> nn.Layer:
     """A convolution drawn from N(0, sqrt(2 / fan_out)), ``fan_out = kernel_size**2 * out_channels / groups``."""
-    padding = "SAME" if same_padding else kernel_size // 2
+    padding: int | Literal["SAME"] = "SAME" if same_padding else kernel_size // 2
     if num_experts:
         return RoutedCondConv2D(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, num_experts=num_experts
@@ -322,7 +320,7 @@ def _multiplier(scaled: Callable[[int, float], int], base: Sequence[int], found:
 
 
 _TENSORFLOW = {"same_padding": True, "bn_eps": 1e-3}
-_INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_INCEPTION: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 # The forms with TensorFlow's padding come first: a file fits both, and only they have released checkpoints.
 tf_efficientnet_cc_b0_4e = register_model(

@@ -53,7 +53,7 @@ class DenseLayer(nn.Layer):
         hidden = bottleneck * growth
         if condensed:
             gathered = share(in_channels, condense_factor, "parts (the condensation factor)") * group_1x1
-            self.conv_1 = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
+            self.conv_1: nn.Layer = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
         else:
             self.conv_1 = LearnedGroupConv(
                 in_channels,

@@ -51,7 +51,7 @@ class DenseLayer(nn.Layer):
         hidden = bottleneck * growth
         if condensed:
             gathered = share(in_channels, condense_factor, _FACTOR) * group_1x1
-            self.conv_1 = CondenseLGC(
+            self.conv_1: nn.Layer = CondenseLGC(
                 gathered, hidden, groups=group_1x1, activation=activation, source_channels=in_channels
             )
         else:
@@ -61,7 +61,7 @@ class DenseLayer(nn.Layer):
         self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3, activation=activation)
         if condensed:
             rows = share(in_channels, trans_factor, _FACTOR) * group_trans
-            self.sfr = CondenseSFR(growth, in_channels, groups=group_trans, activation=activation, rows=rows)
+            self.sfr: nn.Layer = CondenseSFR(growth, in_channels, groups=group_trans, activation=activation, rows=rows)
         else:
             self.sfr = SFR(growth, in_channels, groups=group_trans, condense_factor=trans_factor, activation=activation)
         self.se = SELayer(growth, reduction=1) if use_se else None

@@ -33,7 +33,7 @@ from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import conv2d
-from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, check_positive, read_config, transition
+from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
 from paddle_dense.models.recognise import Recognised, count_classes
 from paddle_dense.models.registry import register_model, register_network
 
@@ -114,9 +114,6 @@ class CSPDenseNet(DenseBackbone):
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         inside, between = MODES[mode]
-        check_positive(
-            growth_rate=growth_rate, block_config=block_config, num_init_features=num_init_features, bn_size=bn_size
-        )
         if num_init_features < 2:
             raise ValueError(f"num_init_features={num_init_features} must be 2 or more: each block splits its input")
 
@@ -214,7 +211,7 @@ class CrossStage(nn.Layer):
 
     def __init__(
         self,
-        block: type[nn.Layer],
+        block: Callable[[int, int, int], nn.Layer],
         depth: int,
         in_channels: int,
         down_channels: int,
@@ -294,10 +291,9 @@ class CSPNet(nn.Layer):
         self.feature_channels = [stem_channels, *channels]
         self.feature_strides = [(1 if dark else 2) * 2**level for level in range(len(channels) + 1)]
 
-        stem = [("conv1", ConvNormAct(in_channels, stem_channels, *((3, 1) if dark else (7, 2))))]
+        self.stem = nn.Sequential(("conv1", ConvNormAct(in_channels, stem_channels, *((3, 1) if dark else (7, 2)))))
         if not dark:
-            stem.append(("pool", nn.MaxPool2D(3, 2, padding=1)))
-        self.stem = nn.Sequential(*stem)
+            self.stem.add_sublayer("pool", nn.MaxPool2D(3, 2, padding=1))
         block = DarkBlock if dark else Bottleneck
         self.stages = nn.Sequential(
             *(CrossStage(block, depth, *stage, groups, linear=not dark) for depth, stage in zip(depths, widths))
@@ -349,7 +345,6 @@ def _widths(
     stem_channels: int,
 ) -> list[tuple[int, int, int, int, int]]:
     """Channels of each stage: of its input, down-sampled, expanded, inside a block, of its output."""
-    check_positive(depths=depths, channels=channels, groups=groups, stem_channels=stem_channels)
     if not len(depths) == len(channels) == len(expand_ratio) == len(bottle_ratio):
         raise ValueError("depths, channels, expand_ratio and bottle_ratio must have one number for each stage")
     widths = []

@@ -98,18 +98,6 @@ class DenseLayer(nn.Layer):
         return recompute(bottleneck, *features, preserve_rng_state=False)
 
 
-def check_positive(**numbers: int | Sequence[int]) -> None:
-    """Refuse arguments that are, or hold, anything below 1, and lists that hold nothing.
-
-    Raises:
-        ValueError: it names the argument and its value.
-    """
-    for name, value in numbers.items():
-        every = [value] if isinstance(value, (int, float)) else list(value)
-        if not every or min(every) < 1:
-            raise ValueError(f"{name}={value} must be {'1 or more' if every else 'one number or more, each 1 or more'}")
-
-
 def _need_gradients(features: Sequence[Tensor]) -> bool:
     return paddle.is_grad_enabled() and any(not feature.stop_gradient for feature in features)
 
@@ -262,10 +250,6 @@ class DenseNet(DenseBackbone):
         in_channels: int = 3,
         features_only: bool = False,
     ) -> None:
-        check_positive(
-            growth_rate=growth_rate, block_config=block_config, num_init_features=num_init_features, bn_size=bn_size
-        )
-
         def block(num_layers: int) -> Callable[[int], DenseBlock]:
             return lambda channels: DenseBlock(
                 num_layers,
@@ -328,6 +312,7 @@ def _from_old_torchvision(name: str) -> str:
     return re.sub(r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
+_KINDS = {"_conv": "conv", "_batch_norm": "norm"}
 _PADDLE_VISION = (
     (r"conv1_func\.(_conv|_batch_norm)", lambda m: f"features.{_KINDS[m[1]]}0"),
     (
@@ -341,7 +326,6 @@ _PADDLE_VISION = (
     (r"batch_norm", lambda m: "features.norm5"),
     (r"out", lambda m: "classifier"),
 )
-_KINDS = {"_conv": "conv", "_batch_norm": "norm"}
 
 
 def _from_paddle_vision(name: str) -> str:

@@ -7,12 +7,14 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Callable
+from typing import Any, Callable, Literal, overload
 
 from paddle import nn
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers.room import check_room
+from paddle_dense.models.arguments import check_arguments
+from paddle_dense.writing import PathLike
 
 _NETWORKS: dict[str, type[nn.Layer]] = {}
 _PRESETS: dict[str, Preset] = {}
@@ -36,8 +38,16 @@ class Preset:
     preprocessing: Preprocessing
     note: str
 
+    @overload
     def __call__(
-        self, pretrained: bool | str = False, return_transforms: bool = False, **config: Any
+        self, pretrained: bool | PathLike = False, return_transforms: Literal[False] = False, **config: Any
+    ) -> nn.Layer: ...
+    @overload
+    def __call__(
+        self, pretrained: bool | PathLike = False, *, return_transforms: Literal[True], **config: Any
+    ) -> tuple[nn.Layer, Callable]: ...
+    def __call__(
+        self, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
     ) -> nn.Layer | tuple[nn.Layer, Callable]:
         """Build the network.
 
@@ -68,7 +78,8 @@ class Preset:
 def register_network(network: type[nn.Layer]) -> type[nn.Layer]:
     """Class decorator: `network` can be rebuilt from its `config`, which then holds every constructor argument.
 
-    It also accepts `class_dim`, the name that ppim gives to `num_classes`.
+    The arguments are checked beforehand (`check_arguments`), and that something is left of a picture afterwards. It
+    also accepts `class_dim`, the name that ppim gives to `num_classes`.
     """
     init = network.__init__
     signature = inspect.signature(init)
@@ -78,17 +89,23 @@ def register_network(network: type[nn.Layer]) -> type[nn.Layer]:
         bound = signature.bind(self, *args, **_with_alias(kwargs))
         bound.apply_defaults()
         # Lists are copied: a model's config is its own, whoever changes the preset's or the caller's.
-        config = {
+        config: dict[str, Any] = {
             key: list(value) if isinstance(value, (list, tuple)) else value
             for key, value in list(bound.arguments.items())[1:]
         }
+        check_arguments(init.__annotations__, config)
         init(self, **config)
+        if self.feature_strides[-1] > self.input_size:
+            raise ValueError(
+                f"{network.__name__} would leave nothing of a picture of {self.input_size} pixels, one for every "
+                f"{self.feature_strides[-1]}: take fewer blocks or smaller strides"
+            )
         self.config = config
         self.arch = network.__name__
         check_room(config["in_channels"])
         self.preprocessing = Preprocessing.for_network(self.input_size, config["in_channels"])
 
-    network.__init__ = recording_init
+    network.__init__ = recording_init  # type: ignore[method-assign]
     _NETWORKS[network.__name__] = network
     return network
 
@@ -142,7 +159,7 @@ def network_class(arch: str) -> type[nn.Layer]:
     return _NETWORKS[arch]
 
 
-def networks() -> list[type[nn.Layer]]:
+def networks() -> list[type[Any]]:
     """The networks that presets are made of, one or more for each paper."""
     return list(_NETWORKS.values())
 
@@ -175,12 +192,21 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in _PRESETS if fnmatchcase(name, pattern)]
 
 
+@overload
 def create_model(
-    name: str, pretrained: bool | str = False, return_transforms: bool = False, **config: Any
+    name: str, pretrained: bool | PathLike = False, return_transforms: Literal[False] = False, **config: Any
+) -> nn.Layer: ...
+@overload
+def create_model(
+    name: str, pretrained: bool | PathLike = False, *, return_transforms: Literal[True], **config: Any
+) -> tuple[nn.Layer, Callable]: ...
+def create_model(
+    name: str, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
 ) -> nn.Layer | tuple[nn.Layer, Callable]:
     """Build a preset by name; see `Preset.__call__` for the arguments.
 
     Raises:
         ValueError: there is no such preset or argument; the message lists what there is.
     """
-    return preset(name)(pretrained, return_transforms, **config)
+    build: Callable[..., Any] = preset(name)
+    return build(pretrained, return_transforms, **config)

@@ -301,7 +301,8 @@ class TestCSPNet:
             ({"depths": [], "channels": [], "expand_ratio": [], "bottle_ratio": []}, "depths=.*one number or more"),
             ({"depths": [1, 0]}, r"depths=\[1, 0\] must be 1 or more"),
             ({"channels": [16, 25], "expand_ratio": [2.0, 1.0]}, "stage 1 expands to 25 channels"),
-            ({"bottle_ratio": [0.5, 0.0]}, "stage 1 convolves 0, 16, 16 channels"),
+            ({"bottle_ratio": [0.5, 0.01]}, "stage 1 convolves 0, 16, 16 channels"),
+            ({"bottle_ratio": [0.5, 0.0]}, r"bottle_ratio=\[0.5, 0.0\] must be above 0 and finite"),
             ({"groups": 3}, "stage 0 convolves 8 channels, which groups=3 must divide"),
         ],
     )

@@ -111,7 +111,7 @@ def test_dropout_is_for_training_only(randomise):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_config": []}, r"block_config=\[\] must be one number or more"),
+        ({"block_config": []}, r"block_config=\[\] must be a list of one number or more"),
         ({"block_config": [2, 0]}, r"block_config=\[2, 0\] must be 1 or more"),
         ({"growth_rate": 0}, "growth_rate=0 must be 1 or more"),
     ],
