@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 
-def torch2paddle() -> int:
+def torch2paddle() -> NoReturn:
     """``python -m convert.torch2paddle``."""
-    return _run("convert.torch2paddle")
+    _run("convert.torch2paddle")
 
 
-def paddle2torch() -> int:
+def paddle2torch() -> NoReturn:
     """``python -m convert.paddle2torch``."""
-    return _run("convert.paddle2torch")
+    _run("convert.paddle2torch")
 
 
-def paddle_dense() -> int:
+def paddle_dense() -> NoReturn:
     """``python -m paddle_dense``."""
-    return _run("paddle_dense.__main__")
+    _run("paddle_dense.__main__")
 
 
-def _run(module: str) -> int:
+def _run(module: str) -> NoReturn:
     try:
+        from paddle_dense.command import as_process
+
         main = import_module(module).main
     except ImportError as error:
         sys.exit(f"error: {error}")
-    return main()
+    as_process(main)

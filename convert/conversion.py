@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from convert.mapping import to_paddle
 from convert.original import remembered
 from convert.report.section import Section, summarise
 from convert.versions import versions
-from paddle_dense.command import keep_signals
+from paddle_dense.command import importing, keep_signals
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
+from paddle_dense.writing import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -131,10 +132,10 @@ def convert_checkpoint(
     sha256 = hashing(path)
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
-    from paddle_dense.checkpoints import check_state
-    from paddle_dense.models.recognise import canonical, recognise
-
     with naming(path), on_cpu():
+        from paddle_dense.checkpoints import check_state
+        from paddle_dense.models.recognise import canonical, recognise
+
         original = canonical(checkpoint.state)
         source = to_paddle(original)
         found = recognise(source, options.arch, options.config)
@@ -150,12 +151,12 @@ def convert_checkpoint(
             outline = outline_of(architecture, options)
             state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
         describe(section, outline, state, options)
-        verify(original, state, found, architecture, options, section)
+        verify(original, state, found, outline, options, section)
 
     result = conclude(section, target, sha256.result(), start)
     told = provenance(result, checkpoint.container)
     told["source"].update(remembered(checkpoint.state, original, state))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_with_sidecar(state, target, told)
     return result
 
@@ -180,7 +181,7 @@ def verify(
     source: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
     found: Architecture,
-    architecture: Architecture,
+    outline: nn.Layer,
     options: Options,
     section: Section,
 ) -> None:
@@ -188,7 +189,7 @@ def verify(
     if options.verify and util.find_spec("torch") is None:
         section.warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
     elif options.verify:
-        _, said = check(source, state, found, architecture, options, section)
+        _, said = check(source, state, found, outline, options, section)
         section.verified = True
         section.warnings += said
 
@@ -200,13 +201,13 @@ def conclude(section: Section, target: Path, sha256: str, start: float) -> Conve
     return Conversion(
         input=section.input,
         output=section.output,
-        arch=section.arch,
+        arch=cast("str", section.arch),
         config=section.config,
-        params=section.params,
+        params=cast("int", section.params),
         sha256=sha256,
-        max_abs_diff=parity and parity.max_abs_diff,
-        max_rel_diff=parity and parity.max_rel_diff,
-        top1_agreement=parity and parity.top1_agreement,
+        max_abs_diff=parity.max_abs_diff if parity else None,
+        max_rel_diff=parity.max_rel_diff if parity else None,
+        top1_agreement=parity.top1_agreement if parity else None,
         verified=section.verified,
         seconds=section.seconds,
         warnings=tuple(section.warnings),
@@ -278,7 +279,7 @@ def check(
     source: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
     found: Architecture,
-    architecture: Architecture,
+    outline: nn.Layer,
     options: Options,
     section: Section | None = None,
 ) -> tuple[Parity, list[str]]:
@@ -291,24 +292,25 @@ def check(
         source: the checkpoint's tensors, for the reference.
         state: the converted tensors, for the Paddle network.
         found: the network in the checkpoint's form.
-        architecture: the network in the form that is written.
+        outline: of the network in the form that is written; it gets memory and the tensors.
         options: see `Options`.
         section: of a report, which is told the figures, and with --report every layer, before a difference is raised.
     """
     from convert import parity
     from paddle_dense.checkpoints import set_state
+    from paddle_dense.models.recognise import give_memory
 
     replaced: list[str] = []
     if options.allow_nonfinite:
         source, replaced = comparable(source)
         state, _ = comparable(state)
-    reference = build_reference(found, options.reference)
+    reference: Any = build_reference(found, options.reference)
     parity.load_torch_state(reference, with_binary_masks(source))
     if options.condense_classifier:
         if options.reference:
             raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
         reference.condense_classifier()
-    model = architecture.build()
+    model = give_memory(outline)
     set_state(model, state)
     channels = model.config["in_channels"]
     batches = parity.random_batches(channels, model.input_size)
@@ -362,7 +364,8 @@ def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
 @contextmanager
 def on_cpu() -> Iterator[None]:
     """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
-    import paddle
+    with importing():
+        import paddle
 
     keep_signals()
     device = paddle.get_device()
@@ -380,9 +383,9 @@ def build_reference(architecture: Architecture, own: str | None) -> torch.nn.Mod
 
 def build_twin(architecture: Architecture) -> torch.nn.Module:
     """The PyTorch twin of a Paddle network: the class of the same name in the module of the same name."""
-    module = importlib.import_module(
-        architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
-    )
+    with importing():
+        name = architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
+        module = importlib.import_module(name)
     config = {key: value for key, value in architecture.config.items() if key != "features_only"}
     return getattr(module, architecture.network.__name__)(**config)
 

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from convert.conversion import Options, build_twin, convert_checkpoint
-from paddle_dense.command import stoppable
+from paddle_dense.command import FAILED, as_process, complain, stoppable
 from paddle_dense.pretrained import shipped_folder
 from paddle_dense.writing import temporary_folder
+
+NEEDS = {"torch": "torch", "scikit-learn": "sklearn"}
 
 
 @stoppable
 def main() -> int:
     """Convert, evaluate in both frameworks on the held-out digits, and print what was seen; 0 if they agree."""
     warnings.filterwarnings("ignore", message="No ccache found")
+    missing = [name for name, module in NEEDS.items() if find_spec(module) is None]
+    if missing:
+        complain(f"the demo compares with PyTorch on scikit-learn's digits: pip install {' '.join(missing)}")
+        return FAILED
     start = time.perf_counter()
     source = shipped_folder() / "cdnv2_digits.pth"
+    shown = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
     with temporary_folder(Path(tempfile.gettempdir()) / "cdnv2_digits.pdparams") as folder:
         target = folder / "cdnv2_digits.pdparams"
-        print(f"$ python -m convert.torch2paddle weights/{source.name} -o {target.name}")
+        print(f"$ python -m convert.torch2paddle {shown} -o {target.name}")
         result = convert_checkpoint(source, target, Options())
         print(f"  recognised {result.arch} with {result.params:,} parameters")
         print(f"  PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale on random inputs")
@@ -74,4 +81,4 @@ def _torch_logits(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -22,10 +22,10 @@ try:
     from convert.parity.checkpoint import described
     from convert.report import Section
     from convert.torch_file import write_torch
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, stoppable
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
     from paddle_dense.errors import WeightsError, naming
     from paddle_dense.weights import read_weights, write_weights
-    from paddle_dense.writing import atomic_write
+    from paddle_dense.writing import atomic_write, make_folder
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -45,7 +45,7 @@ _FUSED_LAYER = re.compile(r"\.(conv_1|conv_2|sfr)\.(\d+\.|weight$)")
 def parser() -> argparse.ArgumentParser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m convert.paddle2torch",
+        prog=program("paddle2torch", "convert.paddle2torch"),
         description="Convert Paddle weights to PyTorch checkpoints and check the two frameworks against each other. "
         "The network and its numbers are read from the sidecar .json, or from the tensors; its form is kept. What "
         "convert.torch2paddle converted gets the names, order and counters of the original file back.",
@@ -99,10 +99,10 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
     sha256 = conversion.hashing(path)
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
-    from paddle_dense.checkpoints import check_state
-    from paddle_dense.models.recognise import canonical, recognise
-
     with naming(path), conversion.on_cpu():
+        from paddle_dense.checkpoints import check_state
+        from paddle_dense.models.recognise import canonical, recognise
+
         told = recalled(path, tensors)
         state = canonical(tensors)
         if any(name.endswith(".running_var") for name in state):
@@ -118,10 +118,10 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
         section.warnings += found.warnings
         conversion.describe(section, outline, state, options)
         original = restored(state, told)
-        conversion.verify(canonical(original), state, found, found, options, section)
+        conversion.verify(canonical(original), state, found, outline, options, section)
 
     result = conversion.conclude(section, target, sha256.result(), start)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     _write(original, target, conversion.provenance(result, path.suffix.lstrip(".")))
     return result
 
@@ -151,4 +151,4 @@ def _write(state: Mapping[str, np.ndarray], target: Path, told: Mapping[str, Any
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

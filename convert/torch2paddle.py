@@ -20,7 +20,7 @@ try:
     )
     from convert.conversion import Options, convert_checkpoint
     from convert.report import Section
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, stoppable
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -34,7 +34,7 @@ FORMATS = ("pdparams", "safetensors")
 def parser() -> argparse.ArgumentParser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m convert.torch2paddle",
+        prog=program("torch2paddle", "convert.torch2paddle"),
         description="Convert PyTorch checkpoints to Paddle and check the two frameworks against each other. The "
         "architecture and its numbers are read from the tensors; a checkpoint in the trained form is condensed.",
         epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
@@ -80,4 +80,4 @@ def convert_all(paths: Sequence[Path], outputs: Sequence[Path], options: Options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from paddle_dense.command import OK, USAGE, complain, stoppable
+from paddle_dense.command import OK, USAGE, as_process, complain, stoppable
 
 # The modules have `parser()` and `main(arguments)`.
 COMMANDS = {
@@ -43,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
+    called = "paddle-dense" if Path(sys.argv[0]).name == "paddle-dense" else "python -m paddle_dense"
     return "\n".join(
-        ["usage: paddle-dense COMMAND [ARGUMENT ...]", "", *lines, "", "paddle-dense COMMAND --help tells more."]
+        [f"usage: {called} COMMAND [ARGUMENT ...]", "", *lines, "", f"{called} COMMAND --help tells more."]
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.pretrained import manifest
 
 # Parameters, multiply-accumulates as the papers count and as executed, from `profile`, which takes a minute for all:
@@ -96,7 +96,7 @@ def _entry(preset: Any) -> dict[str, Any]:
 def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m paddle_dense list",
+        prog=program("list", "paddle_dense list"),
         description="List the presets: parameters, multiply-accumulates as the family's paper counts them, side of the "
         "pictures, and the frameworks in whose format weights are released.",
         epilog="Exit status: 0 done, 1 no preset matches, 2 wrong usage.",

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import io
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any, Callable, NoReturn
+
+from paddle_dense.deploy.environment import set_cpu_environment
+from paddle_dense.errors import printable
+from paddle_dense.writing import exchanging, remove_unfinished
 
 OK, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_end: Callable[[int], NoReturn] | None = None  # how a signal ends a process that does nothing but a command
 
 
 class UsageError(ValueError):
@@ -23,6 +35,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
+
+
+def program(word: str, module: str) -> str:
+    """How the running command was called, for its usage.
+
+    Args:
+        word: the command's name, as a console script or after ``paddle-dense``.
+        module: what ``python -m`` takes to run it.
+    """
+    started = Path(sys.argv[0])
+    if started.name == word:
+        return word
+    if started.name == "paddle-dense":
+        return f"paddle-dense {word}"
+    if started.parts[-2:] == ("paddle_dense", "__main__.py"):
+        return f"python -m paddle_dense {word}"
+    return f"python -m {module}"
 
 
 def key_values(text: str) -> dict[str, Any]:
@@ -52,14 +81,25 @@ def _value(text: str) -> Any:
 
 
 def complain(message: object) -> None:
-    """Print an error as one line on stderr."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    """Print an error as one line on stderr, in which nothing that a file says moves the cursor."""
+    _tell("error", message)
+
+
+def warn(message: object) -> None:
+    """Print what the user should know as one line on stderr, in the same way."""
+    _tell("warning", message)
+
+
+def _tell(kind: str, message: object) -> None:
+    print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """A command's main that SIGINT and SIGTERM end as errors do: cleaned up, one line on stderr, status 130 or 143."""
 
     def stop(number: int, frame: object) -> NoReturn:
+        if _end is not None and not exchanging():
+            _end(number)
         raise KeyboardInterrupt(number)
 
     @wraps(main)
@@ -71,13 +111,84 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
             return main(*arguments)
         except KeyboardInterrupt as stopped:
             number = stopped.args[0] if stopped.args else signal.SIGINT
-            complain(f"stopped by {signal.Signals(number).name}: what was written is whole, run it again for the rest")
+            complain(_stopped_by(number))
             return STOPPED + number
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     return stopping
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import Paddle and PyTorch inside: faster, as nobody looks for garbage among a million objects that stay.
+
+    Signals wait meanwhile: neither framework survives an exception there, and Paddle takes SIGTERM for itself.
+    """
+    enabled, has_masks = gc.isenabled(), hasattr(signal, "pthread_sigmask")
+    gc.disable()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if has_masks else ()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        keep_signals()
+        if has_masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def load_paddle() -> None:
+    """Import Paddle in the environment that suits the processor, without its remark that there are several threads."""
+    if "paddle" not in sys.modules:
+        set_cpu_environment()
+        with importing(), redirect_stderr(io.StringIO()):
+            import paddle  # noqa: F401
+    keep_signals()
+
+
+def as_process(main: Callable[[], int]) -> NoReturn:
+    """Run a command's main as all that this process does.
+
+    A signal then ends the process wherever it is, once what it has begun to write is removed. An exception would come
+    through the frameworks' C++, which makes other errors of it or breaks.
+    """
+    global _end
+    _end = _ending()
+    try:
+        status = stoppable(main)()
+    finally:
+        _end = None
+    sys.stdout.flush()
+    for number in SIGNALS:  # ending takes a while, in which nothing is left to be stopped
+        signal.signal(number, lambda *_: os._exit(status))
+    gc.freeze()  # nobody looks through all that ends with the process
+    sys.exit(status)
+
+
+def _ending() -> Callable[[int], NoReturn]:
+    """What ends this process because of a signal; a copy of it, such as one that prepares pictures, ends silently."""
+    process = os.getpid()
+    try:
+        stderr = os.dup(2)  # where it leads now: whoever silences a framework leads it elsewhere for a while
+    except OSError:
+        stderr = -1  # it is closed
+
+    def end(number: int) -> NoReturn:
+        if os.getpid() == process:
+            remove_unfinished()
+            with suppress(Exception):  # it may be amid printing, or nobody reads any more
+                sys.stdout.flush()
+            with suppress(OSError):
+                os.write(stderr, f"error: {_stopped_by(number)}\n".encode())
+        os._exit(STOPPED + number)
+
+    return end
+
+
+def _stopped_by(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}: what was written is whole, run it again for the rest"
 
 
 def keep_signals() -> None:

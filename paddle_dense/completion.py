@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 
 PROGRAMS = ("paddle-dense", "torch2paddle", "paddle2torch")
 SHELLS = ("bash", "zsh")
@@ -59,15 +59,15 @@ def _prepare(command: argparse.ArgumentParser) -> None:
         if action.dest in _TAKES_A_PRESET:
             action.choices = list_models()
         elif action.dest == "data" or re.search("FILE|CKPT", str(action.metavar)):
-            action.complete = shtab.FILE
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif "DIR" in str(action.metavar):
-            action.complete = shtab.DIRECTORY
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 
 
 def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m paddle_dense completion",
+        prog=program("completion", "paddle_dense completion"),
         description="Print a script with which a shell completes a console command: options, files, presets. For bash: "
         "paddle-dense completion bash > ~/.local/share/bash-completion/completions/paddle-dense; for zsh, into a file "
         "_paddle-dense in a folder of $fpath. Print it anew after an update.",

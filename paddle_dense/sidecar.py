@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Union
 
@@ -45,9 +46,10 @@ def write_with_sidecar(state: Mapping[str, np.ndarray], path: PathLike, sidecar:
         WeightsError: they cannot be written; what stood there is unchanged.
     """
     beside, content = sidecar_path(path), encoded_weights(state, path)
-    told = {**sidecar, _TENSORS: tensors_sha256(state)}
-    with new_file(path) as weights:
+    with new_file(path) as weights, ThreadPoolExecutor(1) as while_writing:
+        sha256 = while_writing.submit(tensors_sha256, state)
         weights.write(content)
+        told = {**sidecar, _TENSORS: sha256.result()}
         # All that may not fit on the disk is there before anything changes.
         with new_file(beside) as interim, new_file(beside) as final, turn(os.path.dirname(weights.target)):
             before = _content(beside)
@@ -80,9 +82,17 @@ def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) 
     told = told_of(path, state) or {}
     if "arch" not in told:
         return None
-    arch, config = told["arch"], told.get("config")
-    if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
+    found = network_in(told)
+    if found is None:
         raise _unreadable(sidecar_path(path))
+    return found
+
+
+def network_in(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and config of the network that some JSON tells of, or None if they are nothing that a network has."""
+    arch, config = told.get("arch"), told.get("config")
+    if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
+        return None
     return str(arch), config
 
 

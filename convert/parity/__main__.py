@@ -18,7 +18,8 @@ try:
     from convert.parity.forward import first_difference
     from convert.parity.training import Difference
     from convert.report import Section
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, stoppable
+    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
+    from paddle_dense.errors import printable
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -28,7 +29,7 @@ except ImportError as error:  # without Paddle; the message says what to install
 def parser() -> argparse.ArgumentParser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m convert.parity",
+        prog=program("parity", "convert.parity"),
         description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
         "gradient, and steps of Nesterov's SGD. Nothing is written but a report, if asked for. A checkpoint in the "
         "trained form is compared in the trained form, and its condensed form as well.",
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(result: CheckpointParity, layers: bool, as_json: bool) -> None:
     tell_warnings(result.input, result.warnings)
     if as_json:
-        print(json.dumps(_as_json(result, layers), ensure_ascii=False))
+        print(json.dumps(_as_json(result, layers)))
     else:
         _print(result, layers)
     if result.difference:
@@ -127,8 +128,9 @@ def _as_json(result: CheckpointParity, layers: bool) -> dict[str, Any]:
 def _print(result: CheckpointParity, layers: bool) -> None:
     """What a person reads; differences are relative to the scale of what differs."""
     forward = result.forward
-    form = {True: ", condensed form", False: ", trained form"}.get(result.config.get("condensed"), "")
-    print(f"{result.input}: {result.arch}{form}, {result.seconds:.1f} s")
+    forms: dict[object, str] = {True: ", condensed form", False: ", trained form"}
+    form = forms.get(result.config.get("condensed"), "")
+    print(printable(f"{result.input}: {result.arch}{form}, {result.seconds:.1f} s"))
     print(
         f"  logits    {forward.max_abs_diff:.1e} apart, {forward.max_rel_diff:.1e} of their scale, "
         f"top-1 equal on {forward.top1_agreement:.0%} of {forward.inputs} inputs"
@@ -156,4 +158,4 @@ def _apart(difference: Difference) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,17 +187,20 @@ def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str
 
 def described(path: Path, options: conversion.Options, tensors: Mapping[str, np.ndarray]) -> Architecture | None:
     """The network that the sidecar of Paddle weights tells of, unless the user says what it is."""
+    from paddle_dense.layers.room import Room
     from paddle_dense.models.recognise import Architecture
+    from paddle_dense.models.registry import network_class
 
     told = None if options.arch else read_sidecar(path, tensors)
     if told is None:
         return None
     arch, config = told
     try:
-        network = type(Architecture(arch, object, config).outline())
+        found = Architecture(arch, network_class(arch), config, room=Room.of(tensors))
+        found.outline()
     except ValueError as error:
         raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from error
-    return Architecture(arch, network, {**config, **options.config})
+    return replace(found, config={**config, **options.config})
 
 
 def _pair(
@@ -205,15 +208,17 @@ def _pair(
 ) -> tuple[torch.nn.Module, nn.Layer, list[str]]:
     """The PyTorch network and the Paddle network with the file's weights, in the file's form; and what was replaced."""
     from paddle_dense.checkpoints import check_state, set_state
+    from paddle_dense.models.recognise import give_memory
 
-    state = check_state(source, conversion.outline_of(found, options), allow_nonfinite=options.allow_nonfinite)
+    outline = conversion.outline_of(found, options)
+    state = check_state(source, outline, allow_nonfinite=options.allow_nonfinite)
     replaced: list[str] = []
     if options.allow_nonfinite:
         original, replaced = conversion.comparable(original)
         state, _ = conversion.comparable(state)
     reference = conversion.build_reference(found, options.reference)
     load_torch_state(reference, conversion.with_binary_masks(original))
-    model = found.build()
+    model = give_memory(outline)
     set_state(model, state)
     return reference, model, replaced
 
@@ -234,5 +239,6 @@ def _check_condensed(
         state, architecture = conversion.condensed_form(source, found)
     except WeightsError as error:
         return [f"the condensed form was not compared: {error}"]
-    _, warnings = conversion.check(original, state, found, architecture, options)
+    outline = conversion.outline_of(architecture, options)
+    _, warnings = conversion.check(original, state, found, outline, options)
     return warnings

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from paddle_dense.errors import WeightsError
 if TYPE_CHECKING:
     import torch
     from paddle import Tensor, nn
+
+    from paddle_dense.data import Preprocessing
 
 SEEDS = (0, 1)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -45,7 +48,7 @@ def random_batches(channels: int, size: int, seeds: Sequence[int] = SEEDS) -> li
     return [np.random.default_rng(seed).standard_normal((2, channels, size, size), np.float32) for seed in seeds]
 
 
-def image_batches(folder: Path, preprocessing, channels: int) -> Iterator[np.ndarray]:
+def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> Iterator[np.ndarray]:
     """The pictures of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
 
     Raises:
@@ -106,7 +109,7 @@ def _slope(slope: float) -> float:
     """The slope of a leaky ReLU as this version of Paddle has it: 2.6 in float32, 3.3 in float64."""
     import paddle
 
-    return -paddle.nn.functional.leaky_relu(paddle.to_tensor([-1.0], dtype="float64"), slope).item()
+    return -float(paddle.nn.functional.leaky_relu(paddle.to_tensor(-1.0, dtype="float64"), slope))
 
 
 def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
@@ -125,7 +128,8 @@ def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
         layer.register_buffer(name, buffer)
     for layer in model.sublayers():
         if isinstance(layer, paddle.nn.AdaptiveAvgPool2D):
-            layer.register_forward_post_hook(_average_exactly)
+            # Paddle's annotations want a result of hooks, and one input.
+            layer.register_forward_post_hook(_average_exactly)  # type: ignore[arg-type]
     return model
 
 
@@ -264,7 +268,7 @@ def output_differences(
     theirs: dict[str, np.ndarray] = {}
     ours: dict[str, np.ndarray] = {}
 
-    def record(outputs: dict[str, np.ndarray], name: str):
+    def record(outputs: dict[str, np.ndarray], name: str) -> Callable[..., Any]:
         def hook(layer: object, inputs: object, output: object) -> None:
             if hasattr(output, "detach"):
                 outputs[name] = output.detach().cpu().numpy().copy()
@@ -318,5 +322,9 @@ def load_torch_state(model: torch.nn.Module, state: Mapping[str, np.ndarray]) ->
                 f"the PyTorch network {type(model).__name__} does not fit the file: {name} is {list(value.shape)} "
                 f"there and {list(expected[name].shape)} in the network"
             )
-    # Copies: arrays from a file are read-only.
-    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, strict=False)
+    with warnings.catch_warnings():
+        # Arrays from a file are read-only, and they are only read here.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        model.load_state_dict(
+            {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()}, strict=False
+        )

@@ -219,7 +219,11 @@ def _follow_pytorch_variance(model: nn.Layer) -> list[Any]:
         handle
         for layer in model.sublayers(include_self=True)
         if isinstance(layer, (BatchNorm1D, BatchNorm2D, BatchNorm3D))
-        for handle in (layer.register_forward_pre_hook(remember), layer.register_forward_post_hook(correct))
+        for handle in (
+            # Paddle's annotations want a result of hooks, and one input.
+            layer.register_forward_pre_hook(remember),  # type: ignore[arg-type]
+            layer.register_forward_post_hook(correct),  # type: ignore[arg-type]
+        )
     ]
 
 
@@ -323,8 +327,8 @@ class _PaddleSide:
             for name, value in self.model.named_parameters()
             if not value.stop_gradient
         }
-        values = {name: value.item() for name, value in lassos.items()}
-        return _Pass(logits.numpy(), loss.item(), values, gradients)
+        values = {name: float(value) for name, value in lassos.items()}
+        return _Pass(logits.numpy(), float(loss), values, gradients)
 
 
 def _without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:

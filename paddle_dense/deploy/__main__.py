@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, keep_signals, stoppable
-from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment
-from paddle_dense.errors import WeightsError
+from paddle_dense.command import (
+    FAILED,
+    OK,
+    USAGE,
+    Parser,
+    UsageError,
+    as_process,
+    complain,
+    load_paddle,
+    program,
+    stoppable,
+    warn,
+)
+from paddle_dense.deploy.environment import cpu_environment
+from paddle_dense.errors import WeightsError, printable
 from paddle_dense.writing import temporary_folder
 
 if TYPE_CHECKING:
@@ -36,7 +45,7 @@ _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
 def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m paddle_dense.deploy",
+        prog=program("deploy", "paddle_dense.deploy"),
         description="Make a network fast and write it for Paddle Inference or as ONNX; every file is run and compared "
         "with the network before it appears.",
         epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
@@ -65,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for option in ("size", "batch"):
             if getattr(args, option) is not None and getattr(args, option) < 1:
                 raise UsageError(f"--{option} {getattr(args, option)} must be 1 or more")
-        _load_paddle()
+        load_paddle()
         _run(args)
         return OK
     except UsageError as error:
@@ -77,15 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         complain(error)
         return USAGE
-
-
-def _load_paddle() -> None:
-    """Import Paddle in the environment that suits the processor, without its remark that there are several threads."""
-    if "paddle" not in sys.modules:
-        set_cpu_environment()
-        with redirect_stderr(io.StringIO()):
-            import paddle  # noqa: F401
-        keep_signals()
 
 
 def _run(args: Any) -> None:
@@ -104,7 +104,7 @@ def _run(args: Any) -> None:
         model = _network(args.checkpoint)
     notes = [str(warning.message) for warning in said]
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        warn(note)
     exports = {format: _export(model, target, format, labels, args) for format in formats}
     result = {
         "input": str(args.checkpoint),
@@ -120,7 +120,7 @@ def _run(args: Any) -> None:
     }
     if args.benchmark:
         result["benchmark"] = _benchmark(model, exports, args)
-    print(json.dumps(result, ensure_ascii=False) if args.json else _report(result))
+    print(json.dumps(result) if args.json else _report(result))
 
 
 def _target(args: Any) -> Path:
@@ -251,8 +251,8 @@ def _report(result: Mapping[str, Any]) -> str:
         first = next(iter(told["milliseconds"].values()))
         for name, milliseconds in told["milliseconds"].items():
             lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -33,8 +33,9 @@ def cpu_environment() -> dict[str, str]:
     """What is right for this machine's processor, as environment variables; nothing is changed.
 
     Returns:
-        ``OMP_NUM_THREADS``, the number of cores that this process may use, ``FLAGS_eager_delete_tensor_gb``, how much
-        memory Paddle Inference frees at a time, and on AMD's processors with AVX2 ``MKL_DEBUG_CPU_TYPE=5``.
+        ``OMP_NUM_THREADS``, the number of cores that this process may use (its share, among the processes of
+        ``paddle.distributed.launch``), ``FLAGS_eager_delete_tensor_gb``, how much memory Paddle Inference frees at a
+        time, and on AMD's processors with AVX2 ``MKL_DEBUG_CPU_TYPE=5``.
     """
     variables = {"OMP_NUM_THREADS": str(_usable_cores()), "FLAGS_eager_delete_tensor_gb": _FREED_AT_ONCE}
     vendor, features = _processor()
@@ -71,15 +72,18 @@ def _usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
+        cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):  # no such limit
-        return cores
+        pass
+    # paddle.distributed.launch says how many such processes it starts on this machine.
+    return max(1, cores // int(os.environ.get("PADDLE_LOCAL_SIZE") or 1))
 
 
 def _processor() -> tuple[str, str]:
     """Vendor and features; outside Linux the features are not known, and AMD has had AVX2 since 2015."""
     if not _CPUINFO.exists():
         return platform.processor(), "avx2"
-    lines = _CPUINFO.read_text().splitlines()
-    told = dict(reversed([tuple(map(str.strip, line.partition(":")[::2])) for line in lines]))
+    # In reverse, so that the first processor has the last word.
+    lines = (line.partition(":") for line in reversed(_CPUINFO.read_text().splitlines()))
+    told = {name.strip(): value.strip() for name, _, value in lines}
     return told.get("vendor_id", ""), told.get("flags", "")

@@ -15,12 +15,14 @@ from paddle_dense.command import (
     USAGE,
     Parser,
     UsageError,
+    as_process,
     complain,
-    keep_signals,
     key_values,
+    load_paddle,
+    program,
     stoppable,
 )
-from paddle_dense.errors import WeightsError
+from paddle_dense.errors import WeightsError, printable
 
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
@@ -45,7 +47,7 @@ _SETTINGS = (
 def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
-        prog="python -m paddle_dense.training",
+        prog=program("train", "paddle_dense.training"),
         description="Train a network; CondenseNets lose connections while they learn. "
         "`python -m paddle_dense.training plot CKPT -o FILE.png` draws which layers read which.",
         epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 or 143 stopped by a signal.",
@@ -87,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")
     if arguments[:1] == ["plot"]:
+        load_paddle()
         from paddle_dense.training import plot
 
-        keep_signals()
         return plot.main(arguments[1:])
     try:
         args = parser().parse_args(arguments)
@@ -112,9 +114,9 @@ def _run(args: Any) -> int:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
     if args.learning_rate is not None and not args.learning_rate > 0:
         raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
+    load_paddle()
     from paddle_dense.training.run import Run
 
-    keep_signals()
     saved = _saved(args)
     settings = _continued(args, saved) if saved else _settings(args)
     folder = saved.path.parent if saved else _folder(args, settings)
@@ -146,10 +148,14 @@ def _saved(args: Any) -> Saved | None:
 
 def _continued(args: Any, saved: Saved) -> Settings:
     """The settings that the run began with; an option that contradicts them is an error."""
+    from paddle_dense.training.recipes import recipe
     from paddle_dense.training.run import Settings
 
     try:
         settings = Settings(**saved.settings)
+        recipe(settings.recipe)
+    except ValueError as error:
+        raise WeightsError(f"{saved.path} has settings of no run ({error}): take an older checkpoint") from None
     except TypeError:
         raise WeightsError(
             f"{saved.path} has settings that this version does not know: continue with its own"
@@ -228,8 +234,8 @@ def _say(text: str) -> None:
     from paddle import distributed
 
     if distributed.get_rank() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)
