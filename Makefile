@@ -27,7 +27,6 @@ bench: .venv/runtimes
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.growth
-	$(BIN)/python -m benchmarks.digits
 
 # The site, in build/site: its tables and figures anew, then the pages. It works offline.
 docs: .venv/docs
@@ -38,6 +37,7 @@ docs: .venv/docs
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

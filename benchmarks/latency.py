@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 PEER_NAMES = [runner.__name__ for runner in PEERS]
 _REFERENCE = "torch_eager"
 _RUNS = 5
+_PATIENCE = (
+    180  # seconds that a runner may prepare: compiling cdnv2_c with torch.compile takes longer than all the rest
+)
 
 
 class Worker:
@@ -48,8 +52,18 @@ class Worker:
         )
 
     def answer(self) -> str | None:
-        """The next line; None if the runner has ended, because its library is not installed for example."""
-        return self.process.stdout.readline().strip() or None
+        """The next line; None if the runner has ended, because its library is not installed or it took too long."""
+        impatience = threading.Timer(_PATIENCE, self._give_up)
+        impatience.start()
+        try:
+            return self.process.stdout.readline().strip() or None
+        finally:
+            impatience.cancel()
+
+    def _give_up(self) -> None:
+        self.process.kill()
+        with self.log.open("a") as log:
+            log.write(f"\nnot ready after {_PATIENCE} s")
 
     def ask(self, text: str) -> str | None:
         """Say something and wait for the answer."""
@@ -243,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the latency of networks in every runtime.")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="presets, separated by commas, or all")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rounds", type=int, default=9, help="turns that each runner takes")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each runner takes")
     parser.add_argument("--runners", default=",".join(RUNNERS), help="which of them")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")

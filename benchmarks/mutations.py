@@ -4,9 +4,10 @@ python -m benchmarks.mutations --count 2000 --seed 0
 
 Every mutation is converted in processes of its own, forked from one that has imported the frameworks and computed
 nothing: first unchecked, where time and memory are those of reading, then, if that went well, as users do. It ends
-badly with anything but status 0 or 1, with more or less than one line on stderr, with a file left behind, after 10 s of
-the processor's time (or 600 s of waiting), with more memory than converting the sound file takes and three times the
-file on top, or with an output that is not correct. Whatever ends badly is saved and named, and the status is 1.
+badly with anything but status 0 or 1, with more or less than one line on stderr, with a file left behind, after 10 s
+of the processor's time or 10 s in which it waits for nothing that comes, with more memory than converting the sound
+file takes and three times the file on top, or with an output that is not correct. Whatever ends badly is saved and
+named, and the status is 1.
 
 What is correct depends on what the file can show:
 
@@ -28,6 +29,7 @@ import io
 import os
 import pickle
 import resource
+import select
 import signal
 import sys
 import tempfile
@@ -61,7 +63,7 @@ Arrays = dict[str, np.ndarray]
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFENDERS = Path("build", "mutations")
-CPU_SECONDS, WAITING_SECONDS = 10, 600
+SECONDS = 10  # of the processor's time, or of waiting
 FILES = 3  # how many times its own size a file may take above what the sound file takes
 _PICKLED = {"_reconstruct", "ndarray", "dtype", "encode", "scalar"}
 
@@ -412,6 +414,7 @@ def in_process(work: Callable[[], int], folder: Path) -> Run:
     child = os.fork()
     if child == 0:
         _run_and_exit(work, folder)
+    _end_a_hang(child)
     _, status, usage = os.wait4(child, 0)
     out, err, start = ((folder / name).read_text(errors="replace") for name in ("out", "err", "start"))
     return Run(
@@ -423,6 +426,28 @@ def in_process(work: Callable[[], int], folder: Path) -> Run:
     )
 
 
+def _end_a_hang(child: int) -> None:
+    """Wait for a process, and kill it once all of its threads have slept for `SECONDS` on end.
+
+    A process that somebody has stopped, or that others keep from the processor, is not asleep; and while this one is
+    stopped, it does not count.
+    """
+    handle, asleep, before = os.pidfd_open(child), 0, -1
+    ends = select.poll()
+    ends.register(handle, select.POLLIN)
+    while not ends.poll(1000):
+        with suppress(OSError):  # a thread that has just ended
+            threads = [(task / "stat").read_text() for task in Path(f"/proc/{child}/task").iterdir()]
+            fields = [thread.rpartition(")")[2].split() for thread in threads]
+            ticks = sum(int(number) for thread in fields for number in thread[11:13])
+            sleeps = ticks == before and all(thread[0] == "S" for thread in fields)
+            asleep, before = asleep + 1 if sleeps else 0, ticks
+        if asleep >= SECONDS:
+            os.kill(child, signal.SIGKILL)
+            break
+    os.close(handle)
+
+
 def _run_and_exit(work: Callable[[], int], folder: Path) -> None:
     status = 70
     try:
@@ -430,9 +455,8 @@ def _run_and_exit(work: Callable[[], int], folder: Path) -> None:
         (folder / "start").write_text(str(resident))
         for name, descriptor in (("out", 1), ("err", 2)):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(WAITING_SECONDS)
         status = work()
     except BaseException:
         traceback.print_exc()
