@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import IO, Any, Callable, cast
 
 import numpy as np
 
@@ -177,12 +177,20 @@ class _Tensor(Lazy):
 
 def _rebuild_v2(*args: Any) -> _Tensor:
     """Arguments: storage, offset, size, stride, requires_grad, hooks and, since PyTorch 2, flags."""
-    return _Tensor(*args[:4], flags=args[6] if len(args) > 6 else None)
+    _check_use(args[4], args[5])
+    return _Tensor(args[0], args[1], args[2], args[3], flags=args[6] if len(args) > 6 else None)
 
 
 def _rebuild_v3(*args: Any) -> _Tensor:
     """As v2, with the dtype before the flags: for dtypes without a storage class of their own."""
-    return _Tensor(*args[:4], dtype=args[6], flags=args[7] if len(args) > 7 else None)
+    _check_use(args[4], args[5])
+    return _Tensor(args[0], args[1], args[2], args[3], args[6], args[7] if len(args) > 7 else None)
+
+
+def _check_use(requires_grad: object, hooks: object) -> None:
+    """Neither says anything of the numbers, but what PyTorch would not read is damaged."""
+    if not isinstance(requires_grad, bool) or not isinstance(hooks, (dict, type(None))):
+        raise TypeError("a tensor that PyTorch did not write")
 
 
 _REBUILD: dict[str, Callable[..., _Tensor]] = {
@@ -273,7 +281,8 @@ def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
     if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment behind it
         raise WeightsError(f"is a zip archive that is cut short or goes on after its end: {AGAIN}")
     try:
-        with zipfile.ZipFile(data.obj) as archive:  # the memory that `data` views can be read like a file
+        memory = cast("IO[bytes]", data.obj)  # what `data` views can be read like a file
+        with zipfile.ZipFile(memory) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             directory = archive.start_dir
     except (
@@ -387,8 +396,8 @@ def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
         if _has_tensors(saved.get(key)):
             return _entries(saved[key]), key
     # One object under several names is one object.
-    nested = {id(value): (key, value) for key, value in saved.items() if isinstance(key, str)}.values()
-    nested = [(key, value) for key, value in nested if _has_tensors(value)]
+    named = {id(value): (key, value) for key, value in saved.items() if isinstance(key, str)}.values()
+    nested = [(key, value) for key, value in named if _has_tensors(value)]
     own = _count(saved)
     # A tensor or two beside the weights are a random state or the like.
     if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):

@@ -6,17 +6,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+from convert import conversion
 from convert.conversion import Conversion, default_target
-from convert.report import SUFFIXES, Section, check_report, printable, write_report
-from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values
-from paddle_dense.errors import WeightsError
+from convert.report import SUFFIXES, Section, check_report, write_report
+from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values, warn
+from paddle_dense.errors import WeightsError, printable
 from paddle_dense.sidecar import sidecar_path
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=conversion.Options)
 
 
 def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
@@ -88,7 +89,7 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
             preset(args.arch)
         except ValueError as error:
             raise UsageError(f"--arch: {error}") from None
-    names = kind.__dataclass_fields__
+    names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in vars(args).items() if name in names and value is not None})
 
 
@@ -174,7 +175,7 @@ def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, 
     section.error = str(error)
     if failure is not None:
         print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
-    complain(printable(error if str(path) in str(error) else f"{path}: {error}"))
+    complain(error if str(path) in str(error) else f"{path}: {error}")
 
 
 def tell_conversion(result: Conversion, as_json: bool) -> None:
@@ -195,6 +196,6 @@ def tell_conversion(result: Conversion, as_json: bool) -> None:
 
 
 def tell_warnings(path: str, warnings: Sequence[str]) -> None:
-    """Print what the user should know of a file on stderr, a line each; what the file says cannot move the cursor."""
+    """Print what the user should know of a file on stderr, a line each."""
     for warning in warnings:
-        print(printable(f"warning: {path}: {warning}"), file=sys.stderr)
+        warn(f"{path}: {warning}")

@@ -34,3 +34,11 @@ def shown(name: object, limit: int = 80) -> str:
     if isinstance(name, (str, bytes, int, float, type(None))):
         return repr(name)
     return f"a {type(name).__name__}"  # its repr could be without end
+
+
+def printable(text: object) -> str:
+    """The text on one line, with whatever does not print as an escape: control characters, direction marks and so on.
+
+    No terminal takes anything in it for a command, and no reader sees something else than what is there.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from paddle_dense.errors import WeightsError
@@ -29,9 +30,8 @@ def manifest() -> list[dict[str, Any]]:
 
 def cache_folder() -> Path:
     """Where downloads are kept: ``$PADDLE_DENSE_HOME``, or the user's cache folder."""
-    import pooch
-
-    return Path(os.environ.get("PADDLE_DENSE_HOME") or pooch.os_cache("paddle_dense"))
+    home = os.environ.get("PADDLE_DENSE_HOME")
+    return Path(home or _pooch().os_cache("paddle_dense"))
 
 
 def download(name: str) -> Path:
@@ -56,16 +56,20 @@ def download(name: str) -> Path:
 
 
 def fetch(entry: dict[str, Any]) -> Path:
-    """Download one entry of the manifest into the cache, or find it there."""
-    import pooch
+    """Download one entry of the manifest into the cache, or find it there.
+
+    Raises:
+        WeightsError: as `download`.
+        ImportError: what downloads is not installed.
+    """
+    pooch = _pooch()
     import requests
-    from pooch.hashes import hash_matches
 
     hashes = [f"{kind}:{entry[kind]}" for kind in ("sha256", "md5") if entry.get(kind)]
     known_hash = hashes[0] if hashes else None
     target = cache_folder() / entry["file"]
     with suppress(OSError):
-        if target.is_file() and hash_matches(str(target), known_hash):
+        if target.is_file() and pooch.hashes.hash_matches(str(target), known_hash):
             return target
     with temporary_folder(target) as folder:
         try:
@@ -79,3 +83,15 @@ def fetch(entry: dict[str, Any]) -> Path:
             ) from error
         move_together([folder / target.name], target.parent)
     return target
+
+
+def _pooch() -> ModuleType:
+    try:
+        import pooch
+        import requests  # noqa: F401  which pooch imports when it downloads
+    except ImportError as error:
+        raise ImportError(
+            f"downloads are made with pooch and requests ({error}): pip install pooch requests, or give the path of a "
+            f"file that you have"
+        ) from None
+    return pooch

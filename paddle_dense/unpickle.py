@@ -17,7 +17,7 @@ import re
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
 import numpy as np
 
@@ -54,7 +54,8 @@ _HOSTILE_NAMES = {
     "torch.jit.unsupported_tensor_ops", "torch.utils.bottleneck", "torch.utils.collect_env",
     "torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.utils._config_module", "torch._inductor.codecache",
     "torch._dynamo.guards", "torch.fx.experimental.symbolic_shapes.ShapeEnv", "paddle.load", "paddle.hub",
-    "paddle.jit.load", "paddle.utils.cpp_extension", "paddle.utils.download", "numpy.load", "numpy.fromfile",
+    "paddle.framework.load", "paddle.framework.io.load", "paddle.jit.load",
+    "paddle.utils.cpp_extension", "paddle.utils.download", "numpy.load", "numpy.fromfile",
     "numpy.memmap", "numpy.f2py", "numpy.testing", "numpy.ctypeslib", "numpy.lib.npyio", "numpy.lib._npyio_impl",
     "numpy.lib.format", "pandas.read_pickle", "pandas.io.pickle", "joblib.load", "dill.load", "dill.loads",
     "cloudpickle.load", "cloudpickle.loads",
@@ -93,7 +94,8 @@ class Inert:
     __slots__ = ("args", "name", "state")
 
     def __init__(self, name: str, args: tuple) -> None:
-        self.name, self.args, self.state = name, args, None
+        self.name, self.args = name, args
+        self.state: object = None
 
     def build(self, state: object) -> None:
         self.state = state
@@ -115,10 +117,13 @@ class DType:
 
     def __init__(self, code: object, *_: object) -> None:
         text = code if isinstance(code, str) else shown(code)
-        self.code, self.order = text.lstrip("<>=|"), ">" if text.startswith(">") else "<"
+        self.code, self.order = text[text[:1] in ("<", ">", "=", "|") :], ">" if text.startswith(">") else "<"
 
     def build(self, state: tuple) -> None:
-        self.order = ">" if state[1] == ">" else "<"
+        version, order = state[:2]
+        if version not in range(5) or order not in ("<", ">", "=", "|"):  # as numpy has it
+            raise ValueError("a dtype of a version to come")
+        self.order = ">" if order == ">" else "<"
 
 
 class Array(Lazy):
@@ -127,15 +132,17 @@ class Array(Lazy):
     __slots__ = ("state",)
 
     def __init__(self, state: tuple | None = None) -> None:
-        self.state = state
+        self.state: object = state
 
-    def build(self, state: tuple) -> None:
+    def build(self, state: object) -> None:
         self.state = state
 
     def numpy(self) -> np.ndarray:
-        if not isinstance(self.state, tuple) or len(self.state) < 4:
+        if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
             raise WeightsError(f"has no content, {DAMAGED}")
-        shape, dtype, fortran, data = self.state[-4:]
+        *version, shape, dtype, fortran, data = self.state
+        if version not in ([], [0], [1]) or not isinstance(fortran, int):  # as numpy has it
+            raise WeightsError(f"is of a version that numpy never wrote, {DAMAGED}")
         if not isinstance(dtype, DType) or dtype.code not in _NUMERIC:
             kind = shown(dtype.code) if isinstance(dtype, DType) else describe(dtype)
             raise WeightsError(f"holds {kind} values instead of numbers: save it as float32")
@@ -143,7 +150,7 @@ class Array(Lazy):
             data = data.encode("latin1")
         if not isinstance(data, (bytes, memoryview)):
             raise WeightsError(f"holds {describe(data)} where its numbers should be, {DAMAGED}")
-        return decode(data, dtype.order + dtype.code, shape, "F" if fortran is True else "C")
+        return decode(data, dtype.order + dtype.code, shape, "F" if fortran else "C")
 
 
 def describe(value: object) -> str:
@@ -160,15 +167,16 @@ def describe(value: object) -> str:
 
 def element_count(shape: object) -> int:
     """How many elements an array of a shape from a file has; a WeightsError goes on from the tensor's name."""
-    plain = isinstance(shape, (tuple, list)) and len(shape) <= _MAX_DIMS
-    if not plain or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(shape, (tuple, list)) or len(shape) > _MAX_DIMS:
+        raise WeightsError(f"has no valid shape, {DAMAGED}")
+    if not all(type(n) is int and n >= 0 for n in shape):
         raise WeightsError(f"has no valid shape, {DAMAGED}")
     if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
         raise WeightsError(f"claims an impossible shape, {DAMAGED}")
     return math.prod(shape)
 
 
-def decode(data: bytes | memoryview, code: str, shape: object, order: str = "C") -> np.ndarray:
+def decode(data: bytes | memoryview, code: str, shape: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     """The numbers in `data` as an array of `shape`: a view of `data` where `interpret` allows it.
 
     Raises:
@@ -210,10 +218,12 @@ def _plain_key(key: object) -> object:
         return key
     if isinstance(key, (int, float)) and -(2**63) <= key < 2**63:
         return key
+    if isinstance(key, Array):  # which Python cannot hash
+        raise TypeError("an array as a key")
     return Key(key)
 
 
-def _make_dict(items: object = (), *_: object) -> dict:
+def _make_dict(items: Any = (), *_: object) -> dict:
     pairs = items.items() if isinstance(items, dict) else items
     return {_plain_key(key): value for key, value in pairs}
 
@@ -234,6 +244,19 @@ def _scalar(dtype: object, data: object = b"") -> object:
         return Inert("numpy.core.multiarray.scalar", (dtype, data))
 
 
+def _reconstruct(kind: object, shape: object, dtype: object) -> Array:
+    """An array without content, which BUILD gives it; numpy looks at the arguments, so they say of damage."""
+    if not isinstance(kind, Name) or shape != (0,) or dtype not in ("b", b"b"):
+        raise TypeError("an array that numpy did not write")
+    return Array()
+
+
+def _from_buffer(data: object, dtype: object, shape: object, order: object) -> Array:
+    if order not in ("C", "F"):
+        raise ValueError("an order that numpy does not write")
+    return Array((1, shape, dtype, order == "F", data))
+
+
 _KNOWN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _make_dict,
     "collections.Counter": _make_dict,
@@ -247,9 +270,9 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": _encode,
     "_codecs.encode": _encode,
     "numpy.dtype": DType,
-    "numpy.core.multiarray._reconstruct": lambda *_: Array(),
+    "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy.core.multiarray.scalar": _scalar,
-    "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: Array((1, shape, dtype, order == "F", data)),
+    "numpy.core.numeric._frombuffer": _from_buffer,
 }
 
 
@@ -311,6 +334,7 @@ class _Machine:
         self.stack: list = []
         self.below: list[list] = []
         self.memo: dict[int, Any] = {}
+        self.framed = start  # where the last frame ends
         # An honest file is read once, and every instruction of it has a byte or more.
         self.budget = min(_MAX_STEPS, 2 * len(data) + 1000) + len(data) // 16
 
@@ -397,6 +421,8 @@ class _Machine:
         return items
 
     def remember(self, index: int) -> None:
+        if index > len(self.data):  # every number before it has taken a byte
+            raise ValueError("a number that the memo cannot have come to")
         self.memo[index] = self.stack[-1]
 
     def extend(self, items: list) -> None:
@@ -420,8 +446,11 @@ class _Machine:
             raise ValueError("a protocol that does not exist")
 
     def frame(self) -> None:
-        size = self.number(8)
+        begins, size = self.position - 1, self.number(8)
+        if begins < self.framed:
+            raise ValueError("a frame in a frame")
         self.take(size)
+        self.framed = self.position
         self.position -= size
 
     def digits(self) -> None:
@@ -466,7 +495,9 @@ class _Machine:
     def call(self, callee: object, args: object, keywords: object = None) -> None:
         if not isinstance(args, tuple):
             raise TypeError("arguments that are no tuple")
-        name = callee.text if isinstance(callee, Name) else getattr(callee, "name", "?")
+        if not isinstance(callee, (Name, Inert)):
+            raise TypeError("a call of what is nothing to call")
+        name = callee.text if isinstance(callee, Name) else callee.name
         if not isinstance(callee, Name) or name not in self.known or keywords:
             self.push(Inert(name, args))
             return

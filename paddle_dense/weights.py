@@ -9,7 +9,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def read_file(path: str | os.PathLike) -> memoryview:
     return memoryview(content)
 
 
-def open_file(path: str | os.PathLike) -> BinaryIO:
+def open_file(path: str | os.PathLike) -> BufferedReader:
     """A file open for reading; a folder, pipe or device, which might never end, is none.
 
     Raises:
@@ -288,7 +289,7 @@ def _is_named(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Lazy)
 
 
-def _join_big(arrays: dict[str, np.ndarray], big: object) -> None:
+def _join_big(arrays: dict[str, np.ndarray], big: Any) -> None:
     """Puts together the parameters above 1 GB, which protocols 2 and 3 store in slices."""
     try:
         for name, parts in big.items():
@@ -419,7 +420,7 @@ def _parse_header(text: memoryview) -> dict[str, Any]:
 
 
 def _offsets(name: str, entry: dict[str, Any]) -> tuple[int, int]:
-    offsets = entry.get("data_offsets")
+    offsets: Any = entry.get("data_offsets")
     whole = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
     if whole and 0 <= offsets[0] <= offsets[1]:
         return offsets[0], offsets[1]

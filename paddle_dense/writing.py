@@ -17,23 +17,24 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO, Callable, Union
 
 from paddle_dense.errors import WeightsError
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
-PathLike = Union[str, os.PathLike]
+PathLike = Union[str, os.PathLike[str]]
 
 _TEMPORARY = re.compile(r"\.paddle_dense-[0-9a-f]{16}\.tmp")
 _PATIENCE = 10.0  # seconds that one waits for others, who need milliseconds
-_MENDS = {
+_MENDS: dict[int | None, str] = {
     errno.ENOENT: "create the folder first",
     errno.ENOTDIR: "give a path whose folders are folders",
     errno.EISDIR: "give the name of a file",
+    errno.EEXIST: "give another name, since a file has this one",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
@@ -46,6 +47,18 @@ def unwritable(path: PathLike, error: OSError) -> WeightsError:
     """The one sentence that says why a file cannot be written, and what to do."""
     mend = _MENDS.get(error.errno, "choose another place")
     return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}")
+
+
+def make_folder(path: PathLike) -> None:
+    """Make a folder, and those that it is in, unless they are there.
+
+    Raises:
+        WeightsError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 # One file
@@ -113,23 +126,21 @@ def new_file(path: PathLike) -> Iterator[NewFile]:
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     temporary = _temporary_name(folder)
-    try:
-        if os.path.isdir(target):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with turn(folder) as alone:
-            if alone:
-                _sweep(folder)
-            file = open(temporary, "xb")  # noqa: SIM115  closed below, and still open when it gets its name
-            _claim(file.fileno(), alone)
-        with file:
-            yield NewFile(file, temporary, target)
-    except OSError as error:
-        if error.filename not in (None, temporary):
-            raise  # some other file, which the block used
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    with _removed_afterwards(lambda: os.unlink(temporary)):
+        try:
+            if os.path.isdir(target):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with turn(folder) as alone:
+                if alone:
+                    _sweep(folder)
+                file = open(temporary, "xb")  # noqa: SIM115  closed below, and still open when it gets its name
+                _claim(file.fileno(), alone)
+            with file:
+                yield NewFile(file, temporary, target)
+        except OSError as error:
+            if error.filename not in (None, temporary):
+                raise  # some other file, which the block used
+            raise unwritable(path, error) from error
 
 
 def sync_folder(folder: PathLike) -> None:
@@ -159,26 +170,29 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
     inside = Path(beside).absolute().parent
     missing = [folder for folder in (inside, *inside.parents) if not folder.exists()]
     path, handle = _temporary_name(inside), None
-    try:
-        try:
-            inside.mkdir(parents=True, exist_ok=True)
-            with turn(inside) as alone:
-                if alone:
-                    _sweep(inside)
-                os.mkdir(path, 0o700)
-                if alone:
-                    handle = os.open(path, os.O_RDONLY)
-                    _claim(handle, alone)
-        except OSError as error:
-            raise unwritable(beside, error) from error
-        yield Path(path)
-    finally:
+
+    def remove() -> None:
         shutil.rmtree(path, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
         for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
+            folder.rmdir()
+
+    with _removed_afterwards(remove):
+        try:
+            try:
+                inside.mkdir(parents=True, exist_ok=True)
+                with turn(inside) as alone:
+                    if alone:
+                        _sweep(inside)
+                    os.mkdir(path, 0o700)
+                    if alone:
+                        handle = os.open(path, os.O_RDONLY)
+                        _claim(handle, alone)
+            except OSError as error:
+                raise unwritable(beside, error) from error
+            yield Path(path)
+        finally:
+            if handle is not None:
+                os.close(handle)
 
 
 def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
@@ -240,18 +254,51 @@ def _same(file: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
+# What a process leaves that ends amid its work
+
+_removals: list[Callable[[], None]] = []  # of what is not finished, the newest last
+
+
+def remove_unfinished() -> None:
+    """Remove what this process has begun to write: for one that ends at once, without leaving its blocks."""
+    while _removals:
+        with suppress(OSError):
+            _removals.pop()()
+
+
+@contextmanager
+def _removed_afterwards(remove: Callable[[], None]) -> Iterator[None]:
+    _removals.append(remove)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            remove()
+        _removals.remove(remove)
+
+
 # Locks, and what dead runs left
+
+_turns = 0  # that this process has
+
+
+def exchanging() -> bool:
+    """Whether this process is amid changing names of files, which it has to end or to take back."""
+    return _turns > 0
 
 
 @contextmanager
 def turn(folder: PathLike) -> Iterator[bool]:
     """Wait until no other process makes, sweeps or exchanges files in a folder; False if that cannot be had."""
+    global _turns
     handle = None
+    _turns += 1
     try:
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
         yield handle is not None and _lock(handle, _PATIENCE)
     finally:
+        _turns -= 1
         if handle is not None:
             os.close(handle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -184,6 +185,24 @@ def test_a_cache_that_cannot_be_made_is_refused(server, release, tmp_path, monke
     monkeypatch.setenv("PADDLE_DENSE_HOME", str(tmp_path / "file" / "cache"))
     release(entry(f"{server.url}/net.pdparams"))
     assert "net.pdparams" in refused()
+
+
+@pytest.mark.parametrize("missing", ["pooch", "requests"])
+def test_without_what_downloads_one_sentence_says_what_to_install(missing, release, monkeypatch):
+    release(entry("https://example.org/net.pdparams"))
+    monkeypatch.delenv("PADDLE_DENSE_HOME", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    for ask in (pretrained.cache_folder, lambda: pretrained.download("net")):
+        with pytest.raises(
+            ImportError, match=r"made with pooch and requests \(.*\): pip install pooch requests, or"
+        ) as error:
+            ask()
+        assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_is_named_needs_nothing(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert pretrained.cache_folder() == cache
 
 
 def test_weights_released_for_pytorch_only_are_sent_to_the_converter(server, cache, release):

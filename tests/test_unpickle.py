@@ -28,6 +28,9 @@ def read(program: bytes) -> object:
     return value
 
 
+MADE = b"cnumpy\nndarray\nK\x00\x85U\x01b\x87"  # the arguments of numpy's _reconstruct
+
+
 def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
@@ -318,14 +321,65 @@ def test_arrays_that_are_no_numbers_are_refused_when_asked_for():
 )
 def test_arrays_whose_shape_does_not_fit(shape, data, message):
     state = b"(K\x01" + shape + b"cnumpy\ndtype\n" + text("f4") + b"\x85R\x89C" + bytes([len(data)]) + data + b"t"
-    lazy = read(b"cnumpy._core.multiarray\n_reconstruct\n)R" + state + b"b.")
+    lazy = read(b"cnumpy._core.multiarray\n_reconstruct\n" + MADE + b"R" + state + b"b.")
     with pytest.raises(WeightsError, match=message):
         lazy.numpy()
 
 
+def pickled_array(version=b"K\x01", fortran=b"\x89", order=b"(K\x03U\x01<", made=MADE) -> bytes:
+    """A pickled array [2, 2] of the bytes 1, 2, 3, 4."""
+    dtype = order + b"NNNK\x00K\x00K\x00t"
+    state = b"(" + version + b"K\x02K\x02\x86cnumpy\ndtype\n" + text("u1") + b"\x89\x88\x87R" + dtype + b"b" + fortran
+    return b"cnumpy.core.multiarray\n_reconstruct\n" + made + b"R" + state + b"U\x04\1\2\3\4tb."
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"version": b"K\x21"},
+        {"order": b"(K\x23U\x01<"},
+        {"order": b"(K\x03U\x02<<"},
+        {"made": b"cnumpy\nndarray\nK\x00\x85(K\x01K\x02K\x03K\x04K\x05t\x87"},
+        {"made": b"cnumpy\nndarray\nK\x00\x85U\x04nameq\x07\x87"},
+        {"made": b"K\x07K\x00\x85U\x01b\x87"},
+        {"made": b"cnumpy\nndarray\nK\x00\x85U\x01b\x87", "version": b"]K\x01\x85R"},
+    ],
+    ids=["version", "version of the dtype", "byte order", "what is made", "a name", "of what kind", "a call of a list"],
+)
+def test_arrays_that_numpy_would_not_read(other):
+    """A flipped bit that numpy trips over had been passed over, and with it that of a number beside it."""
+    with pytest.raises((ValueError, TypeError)):
+        pickle.loads(pickled_array(**other))
+    with pytest.raises(WeightsError):
+        read(pickled_array(**other)).numpy()
+
+
+@pytest.mark.parametrize("program", [b"}" + pickled_array()[:-1] + b"Ns.", b"Nr\xff\xff\xff\x7f."])
+def test_keys_and_numbers_of_the_memo_that_pickle_trips_over(program):
+    """It cannot hash the first, and for the second it wants 32 GB."""
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(program)
+
+
+def test_a_frame_in_a_frame():
+    """A flipped bit of a frame's length had been passed over."""
+    program = pickle.dumps([str(number) * 1000 for number in range(100)], 4)
+    damaged = bytearray(program)
+    damaged[3] += 1  # the length of the first frame
+    assert program.count(b"\x95") > 1 and read(program) == pickle.loads(program)
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(bytes(damaged))
+
+
+@pytest.mark.parametrize("fortran", [b"K\x00", b"K\x01", b"K\x05", b"\x88", b"\x89"])
+def test_the_order_of_an_array_is_numpys(fortran):
+    expected = pickle.loads(b"\x80\x02" + pickled_array(fortran=fortran)).tolist()
+    assert read(pickled_array(fortran=fortran)).numpy().tolist() == expected
+
+
 def test_an_array_without_content():
     with pytest.raises(WeightsError, match="has no content"):
-        read(b"cnumpy.core.multiarray\n_reconstruct\n)R.").numpy()
+        read(b"cnumpy.core.multiarray\n_reconstruct\n" + MADE + b"R.").numpy()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

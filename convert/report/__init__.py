@@ -2,7 +2,6 @@
 
 from convert.report.page import SUFFIXES, check_report, write_report
 from convert.report.section import Histogram, Section, TensorSummary, Weights, summarise
-from convert.report.text import printable
 
 __all__ = [
     "SUFFIXES",
@@ -11,7 +10,6 @@ __all__ = [
     "TensorSummary",
     "Weights",
     "check_report",
-    "printable",
     "summarise",
     "write_report",
 ]

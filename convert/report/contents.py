@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Union
 from convert.report.plots import Bars, Dots, bars, dots
 
 if TYPE_CHECKING:
-    from convert.parity import LayerPrecision, TrainingParity
+    from convert.parity import LayerPrecision, Parity, TrainingParity
     from convert.report.section import Section, Weights
 
 LARGEST = 8  # layers that are named without unfolding the list
@@ -83,7 +83,7 @@ def entry(section: Section, number: int) -> Entry:
     verdict = "bad" if section.error else "good" if section.verified else "unchecked"
     parts = [_facts(section)]
     if section.parity:
-        parts.append(_parity(section))
+        parts.append(_parity(section.parity, section.atol))
     if section.layers:
         parts.append(_layers(section.layers, section.atol))
     if section.training:
@@ -103,9 +103,10 @@ def entry(section: Section, number: int) -> Entry:
 
 def summary(entries: Sequence[Entry], sections: Sequence[Section]) -> Table:
     """One line for each file."""
+    differences = (section.parity.max_rel_diff if section.parity else None for section in sections)
     rows = [
-        (entry.name, entry.said, section.arch or "", scientific(section.parity and section.parity.max_rel_diff))
-        for entry, section in zip(entries, sections)
+        (entry.name, entry.said, section.arch or "", scientific(difference))
+        for entry, section, difference in zip(entries, sections, differences)
     ]
     columns = (Label("文件", "file"), Label("结果", "result"), Label("网络", "network"), Label("相对差", "difference"))
     return Table(Label("概要", "Summary"), tuple(rows), columns)
@@ -141,12 +142,11 @@ def _value(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _parity(section: Section) -> Part:
-    figures = section.parity
+def _parity(figures: Parity, atol: float | None) -> Part:
     rows = (
         (Label("最大绝对差", "largest difference of a logit"), scientific(figures.max_abs_diff)),
         (Label("最大相对差", "relative to the logits' scale"), scientific(figures.max_rel_diff)),
-        (Label("允许的相对差", "allowed"), scientific(section.atol)),
+        (Label("允许的相对差", "allowed"), scientific(atol)),
         (Label("首选类别相同", "same first choice"), f"{figures.top1_agreement:.2%}"),
         (Label("比较的图片数", "pictures compared"), str(figures.inputs)),
     )

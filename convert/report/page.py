@@ -20,10 +20,9 @@ from convert.report.contents import Label, entry, summary
 from convert.report.markdown import markdown
 from convert.report.plots import SIZE
 from convert.report.section import Section
-from convert.report.text import printable
 from convert.versions import versions
-from paddle_dense.errors import WeightsError
-from paddle_dense.writing import atomic_write, unwritable
+from paddle_dense.errors import WeightsError, printable
+from paddle_dense.writing import atomic_write, make_folder
 
 SUFFIXES = (".html", ".md", ".json")
 TITLE = Label("权重报告", "Report on weights")
@@ -44,10 +43,7 @@ def check_report(path: Path | None, force: bool) -> None:
         raise WeightsError(f"{path} exists already: give another name with --report, or --force to overwrite it")
     if path.suffix.lower() == ".html" and util.find_spec("jinja2") is None:
         raise ImportError('an HTML report needs Jinja: pip install "paddle_dense[report]", or ask for .md or .json')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    make_folder(path.parent)
 
 
 def write_report(path: Path | None, sections: Sequence[Section]) -> None:

@@ -159,5 +159,5 @@ def _moments(values: np.ndarray) -> tuple[float, float, float, float]:
 
 def _summary(name: str, value: np.ndarray) -> TensorSummary:
     finite = value[np.isfinite(value)]
-    moments = _moments(finite) if finite.size else (None,) * 4
-    return TensorSummary(name, value.shape, str(value.dtype), *moments, nonfinite=value.size - finite.size)
+    low, high, mean, std = _moments(finite) if finite.size else (None, None, None, None)
+    return TensorSummary(name, value.shape, str(value.dtype), low, high, mean, std, value.size - finite.size)

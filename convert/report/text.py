@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import re
 
+from paddle_dense.errors import printable
+
 # Whatever Markdown, or GitHub's extension of it, could take for more than itself: anywhere, and where a line begins.
 _SPECIAL = re.compile(r"([\\`*_\[\]!|~^$@#])")
 _AT_THE_START = re.compile(r"^(\d*)([-+.)=:])")
 _PLAIN = re.compile(r"[\w .,:;/=+%()-]+")
-
-
-def printable(text: object) -> str:
-    """The text on one line, with whatever does not print as an escape: control characters, direction marks and so on.
-
-    No terminal takes anything in it for a command, and no reader sees something else than what is there.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def markdown_text(text: object) -> str:

@@ -22,12 +22,16 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler
 
 from paddle_dense.checkpoints import check_state, load_model, set_state
-from paddle_dense.errors import WeightsError, naming
-from paddle_dense.models.registry import build_network
+from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.layers.room import Room
+from paddle_dense.models.recognise import Architecture
+from paddle_dense.sidecar import network_in
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.weights import read_metadata, read_weights, write_weights
+from paddle_dense.writing import make_folder
 
 _KEEP = 2
+_DIGITS = 18  # of a number of steps
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 
 
@@ -58,12 +62,18 @@ class Saved:
         Raises:
             WeightsError: the checkpoint names no network of this package, or its tensors do not fit it.
         """
+        state, told = self._part("network"), network_in(self.network)
         with naming(self.path):
+            if told is None:
+                raise WeightsError("does not say which network it holds: take another checkpoint")
+            architecture = Architecture(told[0], nn.Layer, told[1], room=Room.of(state))
             try:
-                network = build_network(str(self.network["arch"]), dict(self.network["config"]))
-            except (KeyError, TypeError, ValueError) as error:
+                outline = architecture.outline()
+            except ValueError as error:
                 raise WeightsError(f"holds no network of this package ({error}): take another checkpoint") from None
-            set_state(network, check_state(self._part("network"), network))
+            state = check_state(state, outline)
+        network = architecture.build()
+        set_state(network, state)
         return network
 
     def restore(self, model: paddle.Model, average: ModelEMA | None = None) -> None:
@@ -72,17 +82,19 @@ class Saved:
         Raises:
             WeightsError: the checkpoint is of another network, or was made without an average or by another optimizer.
         """
+        optimizer: Any = model._optimizer
+        rate = optimizer._learning_rate
         with naming(self.path):
             state = check_state(self._part("network"), model.network)
-            _set_optimizer(model._optimizer, model.network, self._part("optimizer"))
+            if isinstance(rate, LRScheduler):
+                schedule: Any = _numbers_like(rate.state_dict(), self.schedule)
+                rate.set_state_dict(schedule)
+            _set_optimizer(optimizer, model.network, self._part("optimizer"))
             set_state(model.network, state)
             if average is not None:
                 set_state(average.network, check_state(self._part("average"), average.network))
-        if isinstance(model._optimizer._learning_rate, LRScheduler):
-            model._optimizer._learning_rate.set_state_dict(dict(self.schedule))
-        if self.scaler:
-            model._scaler = paddle.amp.GradScaler(**model._adapter._amp_configs)
-            model._scaler.load_state_dict({**self.scaler, "scale": np.asarray(self.scaler["scale"], "float32")})
+            if self.scaler:
+                _set_scaler(model, self.scaler)
 
     def _part(self, name: str) -> dict[str, np.ndarray]:
         prefix = f"{name}."
@@ -120,8 +132,13 @@ def read_checkpoint(path: Path) -> Saved:
     """
     tensors, texts = read_weights(path), read_metadata(path)
     try:
-        told = [dict(json.loads(texts[key])) for key in ("settings", "network", "schedule", "scaler")]
-        return Saved(Path(path), int(texts["step"]), *told, tensors)
+        settings, network, schedule, scaler = (
+            dict(json.loads(texts[key])) for key in ("settings", "network", "schedule", "scaler")
+        )
+        step = int(texts["step"][:_DIGITS])
+        if step < 0:
+            raise ValueError("a negative step")
+        return Saved(Path(path), step, settings, network, schedule, scaler, tensors)
     except (KeyError, ValueError, TypeError, RecursionError):
         raise WeightsError(
             f"{path} is no checkpoint of a training run: give one that python -m paddle_dense.training wrote"
@@ -156,6 +173,8 @@ class Checkpoints(paddle.callbacks.Callback):
         stopped: training ended because it was asked to.
     """
 
+    model: paddle.Model
+
     def __init__(
         self,
         folder: Path,
@@ -181,13 +200,13 @@ class Checkpoints(paddle.callbacks.Callback):
         """End training after the current batch."""
         self._stop_requested = True
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if distributed.get_rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         # At the start as well: a run that is killed in its first minutes can be continued like any other.
         self.save()
 
-    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
         due = self.every_steps is not None and self.step % self.every_steps == 0
         if due or time.monotonic() - self._saved_at > self.every_seconds:
@@ -197,7 +216,7 @@ class Checkpoints(paddle.callbacks.Callback):
             # Paddle ends `fit` when this count runs out, after the callbacks of the batch and before the next one.
             self.model.num_iters = 1
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.save()
 
     def save(self) -> None:
@@ -222,7 +241,8 @@ class Checkpoints(paddle.callbacks.Callback):
         return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
     def _texts(self) -> dict[str, str]:
-        rate = self.model._optimizer._learning_rate
+        optimizer: Any = self.model._optimizer
+        rate = optimizer._learning_rate
         scaler = getattr(self.model, "_scaler", None)
         return {
             "step": str(self.step),
@@ -256,7 +276,7 @@ class StepSeeds(paddle.callbacks.Callback):
         self.seed = seed
         self.step = start_step
 
-    def on_train_batch_begin(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_begin(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         words = np.random.SeedSequence([self.seed, distributed.get_rank(), self.step]).generate_state(1)
         paddle.seed(int(words[0]))
         self.step += 1
@@ -267,7 +287,7 @@ def _described(network: nn.Layer) -> dict[str, Any]:
 
 
 def _step(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(path.stem.rpartition("-")[2])
 
 
 def _arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
@@ -279,9 +299,10 @@ def _optimizer_arrays(model: paddle.Model) -> dict[str, np.ndarray]:
 
     Paddle's own names hold counters of the process, so that a second network in a notebook could not be continued.
     """
+    optimizer: Any = model._optimizer
     return {
         f"{name}.{kind}": tensors[parameter.name].numpy()
-        for kind, tensors in model._optimizer._accumulators.items()
+        for kind, tensors in optimizer._accumulators.items()
         for name, parameter in model.network.named_parameters()
         if parameter.name in tensors
     }
@@ -298,10 +319,37 @@ def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str,
     optimizer.clear_grad()
     for key, array in arrays.items():
         name, _, kind = key.rpartition(".")
+        if not np.isfinite(array).all():
+            raise WeightsError(f"holds NaN or infinity in {shown(kind)} of {shown(name)}: take an older checkpoint")
         try:
             tensor = optimizer._accumulators[kind][parameters[name].name]
             tensor.set_value(paddle.to_tensor(array, dtype=tensor.dtype))
         except (KeyError, ValueError) as error:
             raise WeightsError(
-                f"holds {kind} of {name} for another optimizer: continue with the settings that the run began with"
+                f"holds {shown(kind)} of {shown(name)} for another optimizer: continue with the settings that the run "
+                f"began with"
             ) from error
+
+
+def _set_scaler(model: paddle.Model, state: Mapping[str, Any]) -> None:
+    """Put the loss scaling of a run with --amp back to where it was."""
+    configs = getattr(model._adapter, "_amp_configs", None)
+    if not configs:
+        raise WeightsError("holds a loss scaling, for a run with --amp on a GPU: continue it there")
+    scaler = paddle.amp.GradScaler(**configs)
+    scale = state.get("scale")
+    plain = {**state, "scale": scale[0] if isinstance(scale, list) and scale else scale}
+    saved: Any = _numbers_like({**scaler.state_dict(), "scale": 1.0}, plain)
+    saved["scale"] = np.asarray([saved["scale"]], "float32")
+    scaler.load_state_dict(saved)
+    model._scaler = scaler  # type: ignore[attr-defined]  # made in `fit` otherwise
+
+
+def _numbers_like(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of a schedule or a scaling, if it has the same entries and all of them are numbers."""
+    plain = all(isinstance(value, (int, float)) and abs(value) < float("inf") for value in saved.values())
+    if saved.keys() != own.keys() or not plain:
+        raise WeightsError(
+            f"holds {shown(', '.join(saved))} where the numbers {', '.join(own)} should be: take an older checkpoint"
+        )
+    return dict(saved)

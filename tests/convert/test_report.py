@@ -16,7 +16,7 @@ import pytest
 
 from convert import paddle2torch, torch2paddle
 from convert.conversion import Options, convert_checkpoint
-from convert.report import Section, printable, summarise, write_report
+from convert.report import Section, summarise, write_report
 from convert.report.page import html
 from convert.report.plots import dots
 from convert.report.text import markdown_code, markdown_text
@@ -186,11 +186,6 @@ def test_prose_in_markdown_begins_no_list_and_no_link():
     assert [markdown_text(text) for text in ("- a", "1. b", "# c", "> d", "see http://e", "*f*")] == [
         "\\- a", "1\\. b", "\\# c", "&gt; d", "see http:\\//e", "\\*f\\*",
     ]  # fmt: skip
-
-
-def test_printable_keeps_every_letter_and_no_command():
-    assert printable("权重 é.pth") == "权重 é.pth"
-    assert printable("a\x1b]0;x\x07\r\n\x9b\u200b\u2028\udcff") == "a\\x1b]0;x\\x07\\r\\n\\x9b\\u200b\\u2028\\udcff"
 
 
 def test_markdown_and_json_say_the_same(section, tmp_path):

@@ -34,13 +34,19 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
-def value(plain: object) -> bytes:
+def value(plain: object, protocol: int = 3) -> bytes:
     """None, a number, text, bytes, an array, or a tuple, list or dict of these."""
-    return pickle.dumps(plain, 3)[2:-1]  # without PROTO and STOP
+    return pickle.dumps(plain, protocol)[2:-1]  # without PROTO and STOP
 
 
 def call(callee: bytes, *arguments: bytes) -> bytes:
     return callee + b"(" + b"".join(arguments) + b"tR"
+
+
+def call_with(callee: bytes, arguments: tuple, keywords: dict) -> bytes:
+    """As `call`, with keywords: a functools.partial is given them by BUILD."""
+    state = b"(" + callee + value(arguments) + value(keywords) + b"Nt"
+    return call(call(name("functools", "partial"), name("builtins", "print")) + state + b"b")
 
 
 def attribute(owner: bytes, key: str) -> bytes:
@@ -258,14 +264,32 @@ def attacks(canary: Path) -> dict[str, Attack]:
     }
 
 
+def paddle_attacks(canary: Path) -> dict[str, Attack]:
+    """What Paddle has to offer."""
+    nested = program(call(SYSTEM, text(f"touch '{canary}'")))
+    there = text(f"{canary}.saved")
+    return {
+        "paddle.load": Attack(call(name("paddle", "load"), there), setup=_save(canary, nested)),
+        "paddle.framework": Attack(call(name("paddle.framework.io", "load"), there), setup=_save(canary, nested)),
+        "paddle.hub": Attack(
+            call(name("paddle.hub", "load"), text(f"{canary}.hub"), text("net"), text("local")),
+            setup=_save_hub(canary),
+        ),
+    }
+
+
 def torch_attacks(canary: Path) -> dict[str, Attack]:
-    """As `attacks`, for machines where PyTorch is installed: what it has to offer."""
+    """What PyTorch has to offer."""
     shell, python = f"touch '{canary}'", text(f"open({str(canary)!r}, 'w')")
     nested = program(call(SYSTEM, text(shell)))
     old = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {})) + nested
+    unsafe = {"weights_only": False}
     return {
-        "torch.load": Attack(call(name("torch", "load"), text("x")), real=False),
-        "torch.hub": Attack(call(name("torch.hub", "load"), text("a/b"), text("c")), real=False),
+        "torch.load": Attack(call_with(name("torch", "load"), (f"{canary}.saved",), unsafe), setup=_save(canary, old)),
+        "torch.hub": Attack(
+            call_with(name("torch.hub", "load"), (f"{canary}.hub", "net"), {"source": "local"}),
+            setup=_save_hub(canary),
+        ),
         "torch.storage": Attack(call(name("torch.storage", "_load_from_bytes"), value(old)), named=False),
         "torch.utils.collect_env": Attack(call(name("torch.utils.collect_env", "run"), text(shell))),
         "torch.utils.bottleneck": Attack(
@@ -275,7 +299,9 @@ def torch_attacks(canary: Path) -> dict[str, Attack]:
             call(name("torch.utils._config_module", "ConfigModule.load_config"), b"N", value(nested)), real=False
         ),
         "torch.jit": Attack(call(name("torch.jit.unsupported_tensor_ops", "execWrapper"), python, b"}", b"}")),
-        "torch.serialization": Attack(call(name("torch.serialization", "load"), text("x")), real=False),
+        "torch.serialization": Attack(
+            call_with(name("torch.serialization", "load"), (f"{canary}.saved",), unsafe), setup=_save(canary, old)
+        ),
     }
 
 
@@ -301,18 +327,60 @@ numpy.save({f"{canary}.npy"!r}, numpy.array([Npy()], object), allow_pickle=True)
 """
 
 
+def _save(canary: Path, content: bytes) -> str:
+    return f"open({f'{canary}.saved'!r}, 'wb').write({content!r})"
+
+
+def _save_hub(canary: Path) -> str:
+    """A folder as torch.hub and paddle.hub take it."""
+    source = f"dependencies = []\ndef net(): open({str(canary)!r}, 'w')\n"
+    return f"import os; os.mkdir({f'{canary}.hub'!r}); open({f'{canary}.hub/hubconf.py'!r}, 'w').write({source!r})"
+
+
 # Files that carry them. Each function gives the bytes of a file whose pickle leaves `body` somewhere.
 
 WEIGHTS = {"w": np.ones(3, "f4"), "b": np.zeros(2, "f4")}
 
 
-def among_weights(body: bytes) -> bytes:
+def among_weights(body: bytes, key: str = "x") -> bytes:
     """Instructions for a state_dict of arrays, with `body` under another name."""
-    return value(WEIGHTS) + text("x") + body + b"s"
+    return value(WEIGHTS) + text(key) + body + b"s"
 
 
 def pdparams(attack: Attack) -> bytes:
-    return program(among_weights(attack.body), 4)
+    return program(among_weights(attack.body), attack.protocol)
+
+
+def of_protocol(protocol: int) -> Callable[[Attack], bytes]:
+    """As paddle.save(..., protocol=...) writes it."""
+    return lambda attack: program(value(WEIGHTS, min(protocol, 3)) + text("x") + attack.body + b"s", protocol)
+
+
+def under(key: str) -> Callable[[Attack], bytes]:
+    """Where Paddle keeps the parameters' own names, or the slices of large tensors."""
+    return lambda attack: program(among_weights(attack.body, key), attack.protocol)
+
+
+def in_tuple(attack: Attack) -> bytes:
+    """A tensor as Paddle 2.1 and later write it outside of a plain state_dict, (its name, array), with a third part."""
+    return program(
+        among_weights(b"(" + text("linear_0.w_0") + value(WEIGHTS["w"]) + attack.body + b"t"), attack.protocol
+    )
+
+
+def in_module(attack: Attack) -> bytes:
+    """A whole module: an attribute of it that is no tensor."""
+    state = {"_parameters": WEIGHTS, "_buffers": {}, "_modules": {}}
+    state = value(state) + text("hook") + attack.body + b"s"
+    module = program(name("types", "SimpleNamespace") + b")\x81" + state + b"b", attack.protocol)
+    return archive({"net/data.pkl": module, "net/version": b"3\n"})
+
+
+def in_saved_id(attack: Attack) -> bytes:
+    """In place of the key of a tensor's storage."""
+    saved_id = b"(" + text("storage") + name("torch", "FloatStorage") + attack.body + text("cpu") + value(3) + b"tQ"
+    pickled = program(b"}" + text("w") + saved_id + b"s", attack.protocol)
+    return archive({"net/data.pkl": pickled, "net/data/0": bytes(12), "net/version": b"3\n"})
 
 
 def bare(attack: Attack) -> bytes:
@@ -334,7 +402,7 @@ def zipped(attack: Attack) -> bytes:
 def zipped_beside(attack: Attack) -> bytes:
     """Weights under "state_dict", and the attack where a training script leaves other things."""
     body = b"}" + text("state_dict") + value(WEIGHTS) + b"s" + text("x") + attack.body + b"s"
-    return archive({"net/data.pkl": program(body, 4), "net/version": b"3\n"})
+    return archive({"net/data.pkl": program(body, attack.protocol), "net/version": b"3\n"})
 
 
 def torchscript(record: str) -> Callable[[Attack], bytes]:
@@ -395,12 +463,16 @@ def both(attack: Attack) -> bytes:
     return struct.pack("<Q", length) + header + attack.body + b"."
 
 
-def npz(attack: Attack) -> bytes:
-    """numpy's archive with an array of objects, which is a pickle."""
+def npy(attack: Attack) -> bytes:
+    """numpy's file of an array of objects, which is a pickle."""
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + attack.program
-    return archive({"w.npy": npy})
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + attack.program
+
+
+def npz(attack: Attack) -> bytes:
+    """numpy's archive with such an array."""
+    return archive({"w.npy": npy(attack)})
 
 
 def behind(attack: Attack) -> bytes:
@@ -420,14 +492,20 @@ def in_comment(attack: Attack) -> bytes:
     return good[:-2] + struct.pack("<H", len(comment)) + comment
 
 
-def cifar(member: str) -> Callable[[Attack], bytes]:
+CIFAR_10, CIFAR_100 = ("data_batch_1", "test_batch", "batches.meta"), ("train", "test", "meta")
+
+
+def cifar(member: str, mode: str = "w") -> Callable[[Attack], bytes]:
+    """An archive of CIFAR-10 or CIFAR-100 whose one member is hostile."""
+    members, labels = (CIFAR_10, b"labels") if member in CIFAR_10 else (CIFAR_100, b"fine_labels")
+
     def build(attack: Attack) -> bytes:
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for key in ("data_batch_1", "test_batch", "batches.meta"):
-                content = {b"data": np.zeros((2, 3072), "u1"), b"labels": [1, 2]} if "batch_" in key else {b"x": 1}
-                content = pickle.dumps(content, 2) if key != member else program(among_weights(attack.body), 4)
-                info = tarfile.TarInfo(f"cifar-10-batches-py/{key}")
+        with tarfile.open(fileobj=file, mode=mode) as tar:
+            for key in members:
+                content = {b"data": np.zeros((2, 3072), "u1"), labels: [1, 2]}
+                content = pickle.dumps(content, 2) if key != member else pdparams(attack)
+                info = tarfile.TarInfo(f"cifar/{key}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         return file.getvalue()
@@ -439,11 +517,21 @@ def cifar(member: str) -> Callable[[Attack], bytes]:
 WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
     "bare.pdparams": bare,
     "state.pdparams": pdparams,
+    "protocol2.pdparams": of_protocol(2),
+    "protocol3.pdparams": of_protocol(3),
+    "protocol5.pdparams": of_protocol(5),
+    "names.pdparams": under("StructuredToParameterName@@"),
+    "slices.pdparams": under("UnpackBigParamInfor@@"),
+    "tuple.pdparams": in_tuple,
     "behind.pdparams": behind,
+    "npy.pdparams": npy,
+    "npz.pdparams": npz,
     "bare.pth": bare,
     "zip.pth": zipped,
     "beside.pth.tar": zipped_beside,
     "storage.pth": storage,
+    "module.pth": in_module,
+    "saved_id.pth": in_saved_id,
     "constants.pt": torchscript("constants.pkl"),
     "code.pt": torchscript("code/__torch__.py"),
     **{f"old{at}.pth": old(at) for at in range(6)},
@@ -452,5 +540,11 @@ WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
     "metadata.safetensors": in_metadata,
     "tensor.safetensors": in_safetensors,
     "npz.pth": npz,
+    "npy.pth": npy,
 }
-ARCHIVES = {f"{member}.tar": cifar(member) for member in ("data_batch_1", "test_batch", "batches.meta")}
+ARCHIVES = {f"{member}.tar": cifar(member) for member in (*CIFAR_10, *CIFAR_100)}
+ARCHIVES["train.tar.gz"] = cifar("train", "w:gz")
+# Attacks with names that plain pickle understands in one protocol only: dotted ones since 4, those of Python 2 until 2.
+OF_ONE_PROTOCOL = {
+    "dotted name", "dotted name with an underscore", "pathlib", "Python 2's __builtin__", "Python 2's commands",
+}  # fmt: skip

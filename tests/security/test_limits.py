@@ -495,6 +495,62 @@ def test_a_config_of_a_giant_network_is_refused_before_it_is_built(saved, arch, 
     assert "sidecar .json describes no network" in said or "tensor '" in said
 
 
+ABSURD = [
+    ("CondenseNetV2", {"init_stride": True}, "init_stride=True must be a whole number"),
+    ("CondenseNetV2", {"init_stride": 2**40}, "would leave nothing of a picture of 224 pixels"),
+    ("CondenseNetV2", {"init_stride": 1.5}, "init_stride=1.5 must be a whole number"),
+    ("CondenseNetV2", {"init_stride": -1}, "init_stride=-1 must be 1 or more"),
+    ("CondenseNetV2", {"init_stride": 0}, "init_stride=0 must be 1 or more"),
+    ("CondenseNetV2", {"stages": [1] * 9, "growth": [8] * 9}, "would leave nothing of a picture of 224 pixels"),
+    ("CondenseNetV2", {"HS_start_block": "2"}, "HS_start_block=2 must be a whole number"),
+    ("CondenseNetV2", {"HS_start_block": float("nan")}, "HS_start_block=nan must be a whole number"),
+    ("CondenseNetV2", {"HS_start_block": 2**63}, "must be below 2\\*\\*63"),
+    ("CondenseNetV2", {"condensed": "false"}, "condensed=false must be true or false"),
+    ("CondenseNetV2", {"features_only": 1}, "features_only=1 must be true or false"),
+    ("CondenseNetV2", {"growth": [8.0, 8]}, "growth=\\[8.0, 8\\] must be a whole number"),
+    ("CondenseNetV2", {"stages": []}, "must be a list of one number or more"),
+    ("CondenseNetV2", {"fc_channel": 0}, "fc_channel=0 must be 1 or more"),
+    ("CondenseNetV2", {"num_classes": -1}, "num_classes=-1 must be 0 or more"),
+    ("CondenseNet", {"dropout_rate": -0.5}, "dropout_rate=-0.5 must be from 0 to 1"),
+    ("CondenseNet", {"dropout_rate": float("nan")}, "dropout_rate=nan must be from 0 to 1"),
+    ("CondenseNet", {"condense_classifier": "no"}, "condense_classifier=no must be true or false"),
+    ("DenseNet", {"drop_rate": 2}, "drop_rate=2 must be from 0 to 1"),
+    ("DenseNet", {"drop_rate": True}, "drop_rate=True must be a number"),
+    ("DenseNet", {"memory_efficient": "x"}, "memory_efficient=x must be true or false"),
+    ("DenseNet", {"block_config": [1] * 7}, "would leave nothing of a picture of 224 pixels"),
+    ("CSPDenseNet", {"mode": 3}, "mode=3 must be a text"),
+    ("CSPNet", {"groups": 0}, "groups=0 must be 1 or more"),
+    ("CSPNet", {"expand_ratio": [float("inf")]}, "must be above 0 and finite"),
+    ("EfficientNetCondConv", {"bn_eps": 1e30}, "must be above 0 and at most 0.1"),
+    ("EfficientNetCondConv", {"bn_eps": -1e-5}, "must be above 0 and at most 0.1"),
+    ("EfficientNetCondConv", {"bn_eps": float("nan")}, "must be above 0 and at most 0.1"),
+    ("EfficientNetCondConv", {"drop_path_rate": 1.5}, "drop_path_rate=1.5 must be from 0 to 1"),
+    ("EfficientNetCondConv", {"depth_multiplier": 0}, "depth_multiplier=0 must be above 0 and finite"),
+    ("EfficientNetCondConv", {"same_padding": "SAME"}, "same_padding=SAME must be true or false"),
+]
+SMALL = {
+    "CondenseNetV2": {},
+    "CondenseNet": {"stages": [1], "growth": [8]},
+    "DenseNet": {},
+    "CSPDenseNet": {},
+    "CSPNet": {"backbone": "resnet", "depths": [1], "channels": [8], "expand_ratio": [2], "bottle_ratio": [1]},
+    "EfficientNetCondConv": {},
+}
+
+
+@pytest.mark.parametrize(("arch", "config", "message"), ABSURD, ids=lambda value: str(value)[:60])
+def test_numbers_with_which_a_network_could_not_run_are_refused_when_it_is_loaded(saved, arch, config, message):
+    """The tensors' shapes do not show them: such a network had been built and failed, or answered NaN, when it ran."""
+    beside = saved.with_suffix(".json")
+    told = json.loads(beside.read_text())
+    base = told["config"] if arch == "CondenseNetV2" else SMALL[arch]
+    beside.write_text(json.dumps({**told, "arch": arch, "config": {**base, **config}}))
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_model(saved)
+    said = str(caught.value)
+    assert said.startswith(f"{saved}: the sidecar .json describes no network of this package: ") and "\n" not in said
+
+
 @pytest.mark.parametrize(
     "config", [{"pretrained": True}, {"pretrained": "/etc/passwd"}, {"return_transforms": True}], ids=str
 )

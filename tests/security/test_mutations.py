@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,22 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "benchmarks.mutations"]
 pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
 pytest.importorskip("safetensors", reason="an independent reader of its files: pip install safetensors")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs every mutation in a forked process")
+
+
+def test_a_hang_is_ended_and_a_pause_is_none(tmp_path, monkeypatch):
+    from benchmarks import mutations
+
+    def paused() -> int:
+        if not os.fork():
+            time.sleep(4)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return 0
+
+    monkeypatch.setattr(mutations, "SECONDS", 2)
+    assert mutations.in_process(paused, tmp_path).status == 0
+    assert mutations.in_process(lambda: time.sleep(600), tmp_path).status == -signal.SIGKILL
 
 
 def test_every_mutation_of_every_kind_ends_well(tmp_path):

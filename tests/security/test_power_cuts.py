@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from paddle_dense.writing import atomic_write, move_together, new_file, temporar
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
+SMALL = "stages=1-1,growth=4-4,group_1x1=1,group_3x3=1,condense_factor=1"
+TRAIN = ["--data", "digits", "--model", "CondenseNet", "--config", SMALL]
 LEFT = ".paddle_dense-0123456789abcdef.tmp"  # what a dead run's file is called
 
 
@@ -181,6 +184,29 @@ def test_two_writers_at_once_never_mix(tmp_path):
     assert names(tmp_path) == ["net.json", "net.pdparams"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["convert.torch2paddle", "paddle_dense.deploy"])
+def test_two_commands_at_once_into_one_target(tmp_path, module):
+    """Each in a process of its own, from the same moment on; whoever was last has all of the files."""
+    pytest.importorskip("torch", reason="the check compares with PyTorch")
+    converts = module == "convert.torch2paddle"
+    target = tmp_path / ("net.pdparams" if converts else "net")
+    command = [sys.executable, "-m", module, str(DIGITS if converts else DIGITS.with_suffix(".pdparams"))]
+    command += ["-o", str(target), "--force"]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    if converts:
+        assert pd_.load_model(target).config["num_classes"] == 10
+        assert names(tmp_path) == ["net.json", "net.pdparams"]
+    else:
+        from paddle_dense.deploy.export import PROGRAM_SUFFIX, load_paddle
+
+        files = [tmp_path / f"net{PROGRAM_SUFFIX}", tmp_path / "net.pdiparams"]
+        assert load_paddle(files, threads=1)(np.zeros((1, 1, 32, 32), "f4"))[0].shape == (1, 10)
+        assert len(names(tmp_path)) == 3
+
+
 # Exports of several files
 
 
@@ -225,18 +251,99 @@ def test_signals_end_a_conversion_in_one_line(tmp_path, monkeypatch, capfd, modu
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_sigterm_ends_an_export_although_paddle_wants_it(tmp_path):
-    """A process of its own, as Paddle takes the signal when it is imported; it waits for the labels."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_an_export_although_paddle_wants_one(tmp_path, number):
+    """A process of its own, as Paddle takes SIGTERM when it is imported; it waits for the labels."""
     os.mkfifo(tmp_path / "labels")
     command = [sys.executable, "-m", "paddle_dense.deploy", str(DIGITS.with_suffix(".pdparams"))]
     command += ["-o", str(tmp_path / "net"), "--labels", str(tmp_path / "labels")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with open(tmp_path / "labels", "w"):  # once it reads them
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate()
-    assert (process.returncode, out) == (143, "")
-    assert err.startswith("error: stopped by SIGTERM: ") and err.count("\n") == 1
+    assert (process.returncode, out) == (128 + number, "")
+    assert err.startswith(f"error: stopped by {number.name}: ") and err.count("\n") == 1
     assert names(tmp_path) == ["labels"]
+
+
+AMID_IMPORTS = """
+import os, sys
+
+def stop(event, arguments):
+    if event == "import" and arguments[0] == {module!r}:
+        os.kill(os.getpid(), {number})
+
+sys.addaudithook(stop)
+from convert.torch2paddle import main
+from paddle_dense.command import as_process
+as_process(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["paddle.base.libpaddle", "torch._C"])
+def test_signals_amid_the_imports_of_the_frameworks(tmp_path, module, number):
+    """Paddle's C++ had made an ImportError of the exception, or had ended without a word; PyTorch's had its own say."""
+    pytest.importorskip("torch", reason="the check compares with PyTorch")
+    program = AMID_IMPORTS.format(module=module, number=int(number))
+    command = [sys.executable, "-W", "ignore", "-c", program, str(DIGITS), "-o", str(tmp_path / "net.pdparams")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, names(tmp_path)) == (128 + number, "", [])
+    assert done.stderr.startswith(f"error: stopped by {number.name}: ") and done.stderr.count("\n") == 1
+
+
+def listens(process: subprocess.Popen) -> bool:
+    """Whether a process has a handler of its own for SIGTERM, once it has."""
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["convert", "deploy", "train"])
+def test_signals_at_any_moment_of_a_command(tmp_path, command, number):
+    """Tracing a network runs Python inside of C++, which made crashes and other errors of the exception."""
+    for needed in ("torch", "sklearn"):
+        pytest.importorskip(needed)
+    arguments = {
+        "convert": ["convert.torch2paddle", str(DIGITS), "-o", "net.pdparams"],
+        "deploy": ["paddle_dense.deploy", str(DIGITS.with_suffix(".pdparams")), "-o", "net", "--size", "32"],
+        "train": ["paddle_dense.training", *TRAIN, "--epochs", "2", "-o", "."],
+    }[command]
+    seconds, stopped = 0.0, 0
+    for part in (None, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        folder = tmp_path / f"{part}"
+        folder.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert listens(process)
+        start = time.monotonic()
+        if part is not None:
+            time.sleep(part * seconds)
+            process.send_signal(number)
+        _, err = process.communicate()
+        said = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        assert process.returncode in (0, 128 + number), err
+        if part is None:
+            assert process.returncode == 0, err
+            seconds = time.monotonic() - start
+        elif process.returncode:
+            stopped += 1
+            if command != "train" or said:
+                assert len(said) == 1 and said[0].startswith(f"error: stopped by {number.name}: "), err
+            assert all(name.startswith("checkpoint-") for name in names(folder))
+    assert stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -252,13 +359,10 @@ def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
         if not done.is_set():
             os.kill(os.getpid(), number)
 
-    small = "stages=1-1,growth=4-4,group_1x1=1,group_3x3=1,condense_factor=1"
     thread = threading.Thread(target=stop_it)
     thread.start()
     try:
-        status = main(
-            ["--data", "digits", "--model", "CondenseNet", "--config", small, "--epochs", "1000", "-o", str(tmp_path)]
-        )
+        status = main([*TRAIN, "--epochs", "1000", "-o", str(tmp_path)])
     finally:
         done.set()
         thread.join()
@@ -313,13 +417,51 @@ def test_a_full_disk_is_told_of_though_paddle_says_nothing(small_disk, format):
     assert names(small_disk) == []
 
 
-def test_a_disk_that_is_read_only(small_disk, capsys):
-    from convert.torch2paddle import main
+COMMANDS = {
+    "convert.torch2paddle": [str(DIGITS), "--no-verify", "-o", "{disk}/net.pdparams"],
+    "convert.torch2paddle into a new folder": [str(DIGITS), "--no-verify", "-o", "{disk}/new/net.pdparams"],
+    "convert.paddle2torch": [str(DIGITS.with_suffix(".pdparams")), "--no-verify", "-o", "{disk}/new/net.pth"],
+    "paddle_dense.deploy.__main__": [str(DIGITS.with_suffix(".pdparams")), "-o", "{disk}/net", "--size", "32"],
+    "paddle_dense.training.__main__": [*TRAIN, "--epochs", "1", "-o", "{disk}/run"],
+}
 
+
+def fails(command: str, disk: Path, capsys) -> str:
+    """The one line with which a command ends."""
+    module, arguments = command.partition(" ")[0], COMMANDS[command]
+    if "training" in module:
+        pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install paddle_dense[train]")
+    main = __import__(module, fromlist=["main"]).main
+    assert main([argument.format(disk=disk) for argument in arguments]) == FAILED
+    captured = capsys.readouterr()
+    [error] = [line for line in captured.err.splitlines() if not line.startswith("warning: ")]
+    assert error.startswith("error: ") and "Errno" not in error
+    return error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_on_a_disk_that_is_read_only(small_disk, capsys, command):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert main([str(DIGITS), "-o", str(small_disk / "net.pdparams"), "--no-verify"]) == FAILED
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("error: ") and err.endswith("(Read-only file system): choose a folder that you may write to")
+    error = fails(command, small_disk, capsys)
+    assert error.endswith("(Read-only file system): choose a folder that you may write to")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_on_a_disk_that_is_full(small_disk, capsys, command):
+    with pytest.raises(OSError), open(small_disk / "filler", "wb", buffering=0) as file:
+        while file.write(bytes(1000)):
+            pass
+    error = fails(command, small_disk, capsys)
+    assert error.endswith("(No space left on device): free some space or choose another disk")
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["filler"]
+
+
+def test_a_folder_in_the_way_of_a_trainings_weights(tmp_path, capsys):
+    (tmp_path / "run" / "model.pdparams").mkdir(parents=True)
+    error = fails("paddle_dense.training.__main__", tmp_path, capsys)
+    assert error.endswith("model.pdparams: cannot be written (Is a directory): give the name of a file")
+    checkpoints = [name for name in names(tmp_path / "run") if name != "model.pdparams"]
+    assert len(checkpoints) == 2 and all(name.startswith("checkpoint-") for name in checkpoints)  # nothing is lost
 
 
 @pytest.mark.parametrize("occupied", ["net.pdparams", "net.json"])

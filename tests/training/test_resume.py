@@ -1,6 +1,7 @@
 """A run that was cut off ends exactly where the uninterrupted one ends."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.training import Checkpoints, CondensationCallback, CondensationLoss, ModelEMA, WarmupCosine
 from paddle_dense.training.batches import TrainingBatches
 from paddle_dense.training.resume import StepSeeds, load_network, newest, read_checkpoint, saved_checkpoints
-from paddle_dense.weights import read_weights, write_weights
+from paddle_dense.weights import read_metadata, read_weights, write_weights
 
 EPOCHS, PICTURES, BATCH = 3, 14, 4  # three batches an epoch, two pictures left over
 
@@ -150,6 +151,86 @@ def test_another_file_is_no_checkpoint(tmp_path):
         read_checkpoint(path)
 
 
+def tampered(path, tensors=None, **texts):
+    """A checkpoint in which some texts, and some tensors, are others."""
+    told = {
+        **read_metadata(path),
+        **{key: text if isinstance(text, str) else json.dumps(text) for key, text in texts.items()},
+    }
+    write_weights({**read_weights(path), **(tensors or {})}, path, told)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ([], "does not say which network it holds"),
+        ({"arch": "CondenseNet", "config": {"stages": {"1": 1}}}, "does not say which network it holds"),
+        ({"arch": "CondenseNet", "config": {"stages": "x" * 10**6}}, "does not say which network it holds"),
+        ({"arch": "CondenseNet", "config": {"stages": [10**9], "growth": [8]}}, "far more layers than the file"),
+        ({"arch": "CondenseNet", "config": {"stages": [1], "growth": [10**7]}}, "far more|has no place|is missing"),
+        ({"arch": "CondenseNet", "config": {"stages": [1, 1], "growth": [8, 8], "in_channels": 10**9}}, "far more"),
+        ({"arch": "cdnv2_a", "config": {"pretrained": "/etc/passwd"}}, "takes no argument 'pretrained'"),
+        ({"arch": "os.system", "config": {}}, "unknown network 'os.system'"),
+    ],
+    ids=range(8),
+)
+def test_a_checkpoint_that_tells_of_another_network_makes_nothing_large(tmp_path, network, message):
+    """Its config had been built as it stood, before anything of it was compared with the file."""
+    fit(tmp_path, stop_after=1)
+    path = saved_checkpoints(tmp_path)[0]
+    tampered(path, network=network)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match=message) as caught:
+            load_network(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * path.stat().st_size + 30 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("step", ["-1", "x", "", "9" * 10**6])
+def test_a_checkpoint_of_no_step(tmp_path, step):
+    fit(tmp_path, stop_after=1)
+    path = saved_checkpoints(tmp_path)[0]
+    tampered(path, step=step)
+    if step.isdigit():
+        assert read_checkpoint(path).step < 10**18  # `Run` compares it with the length of the run
+        return
+    with pytest.raises(WeightsError, match="is no checkpoint of a training run"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"schedule": {}},
+        {"schedule": {"last_epoch": "1", "last_lr": 0.1}},
+        {"schedule": {"last_epoch": 1, "last_lr": float("nan")}},
+        {"schedule": {"last_epoch": 1, "last_lr": [0.1]}},
+        {"schedule": {"last_epoch": 1, "last_lr": 0.1, "get_lr": 1}},
+        {"scaler": {"scale": "x"}},
+        {"scaler": {"x": 1}},
+    ],
+    ids=str,
+)
+def test_a_schedule_or_scaling_that_is_none(tmp_path, texts):
+    fit(tmp_path, stop_after=1)
+    tampered(saved_checkpoints(tmp_path)[0], **texts)
+    with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds .*: (take|continue)"):
+        fit(tmp_path, newest(tmp_path))
+
+
+def test_momenta_that_are_no_numbers(tmp_path):
+    """They would have made every weight NaN in the next step."""
+    fit(tmp_path, stop_after=1)
+    path = saved_checkpoints(tmp_path)[0]
+    name, array = next((name, array) for name, array in read_weights(path).items() if name.startswith("optimizer."))
+    tampered(path, {name: np.full_like(array, np.nan)})
+    with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds NaN or infinity in 'velocity' of"):
+        fit(tmp_path, newest(tmp_path))
+
+
 def test_another_network_or_optimizer_is_refused(tmp_path):
     fit(tmp_path, stop_after=2)
     saved = newest(tmp_path)
@@ -159,7 +240,9 @@ def test_another_network_or_optimizer_is_refused(tmp_path):
         saved.restore(other)
     adam = paddle.Model(network())
     adam.prepare(paddle.optimizer.Adam(0.1, parameters=adam.parameters()), paddle.nn.CrossEntropyLoss())
-    with pytest.raises(WeightsError, match=r"checkpoint-00000002.safetensors: holds velocity of .* another optimizer"):
+    with pytest.raises(
+        WeightsError, match=r"checkpoint-00000002.safetensors: holds 'velocity' of .* another optimizer"
+    ):
         saved.restore(adam)
 
 
