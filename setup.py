@@ -20,6 +20,7 @@ extras = {
     "test": [
         "pytest>=7",
         "ruff",
+        "mypy",
         "jinja2>=3.0",
         "hypothesis",
         "safetensors>=0.4",
@@ -48,7 +49,7 @@ setup(
         "convert.report": ["*.j2", "*.css"],
         "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],
     },
-    install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "tqdm", "Pillow"],
+    install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "tqdm", "Pillow>=9.1"],
     extras_require=extras,
     entry_points={
         "console_scripts": [
@@ -58,7 +59,6 @@ setup(
         ]
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Natural Language :: Chinese (Simplified)",
         "Natural Language :: English",
         "Programming Language :: Python :: 3",

@@ -249,7 +249,7 @@ def _condensed_layer(layer: nn.Layer, name: str) -> nn.Layer:
     if isinstance(layer, LGC):
         arrays = condense_lgc(arrays, layer.groups, layer.condense_factor, name)
         inputs = arrays["index"].size
-        new = CondenseLGC(
+        new: nn.Layer = CondenseLGC(
             inputs,
             layer.out_channels,
             groups=layer.groups,
@@ -266,6 +266,6 @@ def _condensed_layer(layer: nn.Layer, name: str) -> nn.Layer:
             activation=layer.activation_name,
             rows=rows,
         )
-    new.set_state_dict(arrays)
+    new.set_state_dict(arrays)  # type: ignore[arg-type]  # it takes arrays as well
     new.train() if layer.training else new.eval()
     return new

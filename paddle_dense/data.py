@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Interpolation = Literal["bilinear", "bicubic"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,7 +30,7 @@ class Preprocessing:
 
     input_size: int = 224
     resize: int = 256
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
 
@@ -117,5 +118,5 @@ def digit_pictures(part: str) -> tuple[list[Image], np.ndarray]:
     chosen = train if part == "train" else test
     # Dividing by a power of two loses nothing.
     small = pixels[chosen].astype(np.float32).reshape(-1, 8, 8) / _DIGITS_WHITE
-    pictures = [Image.fromarray(picture).resize((32, 32), Image.BILINEAR) for picture in small]
+    pictures = [Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR) for picture in small]
     return pictures, labels[chosen].astype(np.int64)

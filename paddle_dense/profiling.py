@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Callable
+from typing import Any, Callable
 
 import paddle
 from paddle import Tensor, nn
@@ -99,7 +99,7 @@ def _window_area(layer: nn.Layer) -> int:
 
 
 # What the papers count, by kind of layer: (layer, input, output) -> multiply-accumulates.
-_COUNTED: tuple[tuple[type, Callable[[nn.Layer, Tensor, Tensor], int]], ...] = (
+_COUNTED: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor, Tensor], int]], ...] = (
     (
         (CondConv2D, RoutedCondConv2D),
         lambda layer, x, y: prod(layer.kernel_shape[1:]) * prod(y.shape[1:]) + layer.weight.size,
@@ -123,7 +123,8 @@ def _rule(layer: nn.Layer) -> Callable[[nn.Layer, Tensor, Tensor], int] | None:
 
 
 def _counted_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
-    return int(_rule(layer)(layer, x, output))
+    rule = _rule(layer)
+    return int(rule(layer, x, output)) if rule else 0
 
 
 def _executed_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:

@@ -6,6 +6,7 @@ Every sample is convolved alone with its own kernel, which is the definition: th
 from __future__ import annotations
 
 from math import ceil, prod, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class CondConv2D(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         num_experts: int = 3,
         dropout_rate: float = 0.2,
     ) -> None:
@@ -109,7 +110,7 @@ def conv(
     padding = kernel_size // 2 if padded else 0
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
     nn.init.normal_(layer.weight, 0, sqrt(2 * groups / (kernel_size**2 * out_channels)))
-    if bias:
+    if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return RoutedCondConv2D(layer, num_experts) if num_experts else layer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from convert.torch_models.condensenetv2 import LGC, CondenseLGC, Conv, dense_fea
 
 class CondenseLinear(nn.Module):
     """Reads the half of its inputs that `index` names."""
+
+    index: Tensor
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class DenseLayer(nn.Module):
     ) -> None:
         super().__init__()
         if condensed:
-            self.conv_1 = CondenseLGC(channels // factor * groups[0], bottleneck * k, groups[0], "ReLU")
+            self.conv_1: nn.Module = CondenseLGC(channels // factor * groups[0], bottleneck * k, groups[0], "ReLU")
         else:
             self.conv_1 = LGC(channels, bottleneck * k, groups[0], factor, "ReLU", dropout)
         self.conv_2 = Conv(bottleneck * k, k, groups[1], "ReLU")
@@ -69,12 +72,13 @@ class CondenseNet(nn.Module):
         )
         self.features.pool_last = nn.AdaptiveAvgPool2d(1)
         if not num_classes:
-            self.classifier = nn.Identity()
+            self.classifier: nn.Module = nn.Identity()
         elif condensed and condense_classifier:
             self.classifier = CondenseLinear(channels, num_classes)
         else:
-            self.classifier = nn.Linear(channels, num_classes)
-            nn.init.zeros_(self.classifier.bias)
+            whole = nn.Linear(channels, num_classes)
+            nn.init.zeros_(whole.bias)
+            self.classifier = whole
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
@@ -82,7 +86,7 @@ class CondenseNet(nn.Module):
     @torch.no_grad()
     def condense_classifier(self) -> None:
         """Keep the half of the classifier's inputs whose weights have the largest L1 norm, as the original does."""
-        full = self.classifier
+        full = cast("nn.Linear", self.classifier)
         halved = CondenseLinear(full.in_features, full.out_features)
         order = full.weight.abs().sum(0).sort(stable=True).indices
         halved.index.copy_(order[full.in_features - full.in_features // 2 :])

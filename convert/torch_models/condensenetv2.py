@@ -45,6 +45,10 @@ class Conv(nn.Sequential):
 class LearnedConnections(nn.Module):
     """What LGC and SFR share in training: BN, activation, masked dense 1x1 convolution."""
 
+    _count: Tensor
+    _stage: Tensor
+    _mask: Tensor
+
     def __init__(
         self, in_channels: int, out_channels: int, groups: int, factor: int, activation: str, dropout: float = 0.0
     ) -> None:
@@ -84,6 +88,14 @@ class LearnedConnections(nn.Module):
         squares = (self.conv.weight * self._mask).squeeze((2, 3)).square()
         return self.per_group(squares).clamp(min=1e-6).sqrt().sum()
 
+    def per_group(self, weight: Tensor) -> Tensor:
+        """Sum [out, in] over what a group shares: [G, candidates]."""
+        raise NotImplementedError
+
+    def spread(self, keep: Tensor) -> Tensor:
+        """Lay each group's choice [G, candidates] over all weights: [out, in]."""
+        raise NotImplementedError
+
 
 class LGC(LearnedConnections):
     """Learned group convolution: row r belongs to group r mod G, groups choose inputs."""
@@ -108,6 +120,8 @@ class SFR(LearnedConnections):
 class CondenseLGC(nn.Module):
     """Condensed LGC: gather, BN, activation, grouped 1x1 convolution, shuffle."""
 
+    index: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, groups: int, activation: str) -> None:
         super().__init__()
         self.register_buffer("index", torch.zeros(in_channels, dtype=torch.int64))
@@ -122,6 +136,8 @@ class CondenseLGC(nn.Module):
 
 class CondenseSFR(nn.Module):
     """Condensed SFR: BN, activation, shuffle, grouped 1x1 convolution, product with the 0/1 matrix `index`."""
+
+    index: Tensor
 
     def __init__(self, in_channels: int, rows: int, out_channels: int, groups: int, activation: str) -> None:
         super().__init__()
@@ -155,8 +171,8 @@ class DenseLayer(nn.Module):
         if condensed:
             gathered = channels // factors[0] * group_1x1
             rows = channels // factors[1] * group_trans
-            self.conv_1 = CondenseLGC(gathered, bottleneck * k, group_1x1, activation)
-            self.sfr = CondenseSFR(k, rows, channels, group_trans, activation)
+            self.conv_1: nn.Module = CondenseLGC(gathered, bottleneck * k, group_1x1, activation)
+            self.sfr: nn.Module = CondenseSFR(k, rows, channels, group_trans, activation)
         else:
             self.conv_1 = LGC(channels, bottleneck * k, group_1x1, factors[0], activation)
             self.sfr = SFR(k, channels, group_trans, factors[1], activation)

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import paddle
 from paddle import Tensor, nn
@@ -104,12 +105,13 @@ class PaddleDense(Pyramid):
         """Channels and stride of each level, for the neck."""
         return [ShapeSpec(channels=c, stride=stride) for c, stride in zip(self.feat_channels, self.feat_strides)]
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    # As PaddleDetection calls it.
+    def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:  # type: ignore[override]
         return super().forward(inputs["image"])
 
 
 def _prepare_norm(layer: nn.BatchNorm2D, frozen: bool, decay: float) -> None:
-    for parameter in (layer.weight, layer.bias):
+    for parameter in cast("tuple[Tensor, ...]", (layer.weight, layer.bias)):
         parameter.regularizer = L2Decay(decay)
         parameter.stop_gradient = frozen
     if frozen:

@@ -176,7 +176,7 @@ def _describe(
 def _random_batches(model: nn.Layer, input_size: int | None, batch: int | None) -> list[np.ndarray]:
     """Two batches that differ in whatever may differ."""
     channels = getattr(model, "config", {}).get("in_channels", 3)
-    size = input_size or getattr(model, "input_size", _DEFAULT_SIZE)
+    size = getattr(model, "input_size", _DEFAULT_SIZE) if input_size is None else input_size
     other = (size, size) if input_size else (size + 32, size + 64)
     random = np.random.default_rng(0)
     return [
@@ -268,7 +268,11 @@ def _substitute(network: nn.Layer, substitutes: Substitutes) -> None:
 
 
 def _write_paddle(
-    network: nn.Layer, stem: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
+    network: nn.Sequential,
+    stem: Path,
+    shape: list[int | None],
+    expected: list[list[np.ndarray]],
+    described: dict[str, Any],
 ) -> tuple[Path, ...]:
     files = _write_program(network, stem, shape, _FOR_PADDLE)
     beside = stem.with_name(f"{stem.name}.meta.json")
@@ -279,7 +283,7 @@ def _write_paddle(
 
 
 def _write_program(
-    network: nn.Layer, stem: Path, shape: list[int | None], substitutes: Substitutes
+    network: nn.Sequential, stem: Path, shape: list[int | None], substitutes: Substitutes
 ) -> tuple[Path, Path]:
     """Trace the network into ``STEM.json`` (or ``.pdmodel``) and ``STEM.pdiparams``."""
     with paddle.no_grad():
@@ -296,7 +300,7 @@ def _write_program(
             f"{type(network[0]).__name__} cannot be traced into a static program ({lines[-1]}): "
             f"use tensor operations alone in its forward, or give a static batch and input_size"
         ) from error
-    return tuple(stem.with_name(stem.name + suffix) for suffix in (PROGRAM_SUFFIX, ".pdiparams"))
+    return stem.with_name(stem.name + PROGRAM_SUFFIX), stem.with_name(f"{stem.name}.pdiparams")
 
 
 def _forget_aborted_traces() -> None:
@@ -362,7 +366,11 @@ open(target, "wb").write(content)
 
 
 def _write_onnx(
-    network: nn.Layer, stem: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
+    network: nn.Sequential,
+    stem: Path,
+    shape: list[int | None],
+    expected: list[list[np.ndarray]],
+    described: dict[str, Any],
 ) -> tuple[Path, ...]:
     for package in ("onnx", "onnxruntime", "paddle2onnx"):
         _need(package)

@@ -8,6 +8,7 @@ computed once, in float64, and stored in the precision of the old ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import paddle
@@ -19,7 +20,8 @@ from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D, Shuf
 
 def scale_and_shift(norm: nn.BatchNorm2D) -> tuple[np.ndarray, np.ndarray]:
     """s and t of a batch normalisation in evaluation mode, float64 [C] each."""
-    weight, bias, mean, variance = (to_array(x) for x in (norm.weight, norm.bias, norm._mean, norm._variance))
+    tensors = cast("tuple[Tensor, ...]", (norm.weight, norm.bias, norm._mean, norm._variance))
+    weight, bias, mean, variance = (to_array(x) for x in tensors)
     scale = weight / np.sqrt(variance + norm._epsilon)
     return scale, bias - scale * mean
 
@@ -33,7 +35,7 @@ def affine(scale: np.ndarray, shift: np.ndarray, like: Tensor) -> nn.BatchNorm2D
     return norm
 
 
-def convolution(weight: np.ndarray, like: Tensor, bias: np.ndarray | None = None, **geometry: object) -> nn.Conv2D:
+def convolution(weight: np.ndarray, like: Tensor, bias: np.ndarray | None = None, **geometry: Any) -> nn.Conv2D:
     """A convolution with these weights [out, in/groups, kh, kw]; `geometry` as `nn.Conv2D` takes it."""
     out_channels, per_group, *kernel_size = weight.shape
     in_channels = per_group * geometry.get("groups", 1)
@@ -168,13 +170,13 @@ class GatheredConvolution(nn.Layer):
         self.conv = convolution(
             rows.weight.reshape([rows.bias.size, -1, 1, 1]), like, rows.bias.reshape(-1), groups=rows.groups
         )
-        self.groups = rows.groups
+        self.groups, self.rows = rows.bias.shape
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = _sides(x)
         x = self.conv(self.activation(self.norm(paddle.gather(x, self.index, axis=1))))
-        # Not `channel_shuffle`, which cannot be exported to ONNX.
-        return x.reshape([0, self.groups, -1, height, width]).transpose([0, 2, 1, 3, 4]).flatten(1, 2)
+        # Not `channel_shuffle`, which cannot be exported to ONNX; and not -1, past which Paddle 2.6 knows no channels.
+        return x.reshape([0, self.groups, self.rows, height, width]).transpose([0, 2, 1, 3, 4]).flatten(1, 2)
 
 
 def dense_lgc(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Sequential | None:

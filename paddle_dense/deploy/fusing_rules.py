@@ -7,7 +7,7 @@ A function takes a layer, which it may take apart, and returns what stands in it
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable
+from typing import Any, Callable
 
 from paddle import nn
 
@@ -26,7 +26,7 @@ from paddle_dense.deploy.fused_layers import (
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.models import condconv, condensenet, condensenetv2, cspnet, densenet
 
-Rule = Callable[[nn.Layer], nn.Layer]
+Rule = Callable[[Any], nn.Layer]
 
 
 def condensed_for_paddle(layer: nn.Layer) -> nn.Layer:
@@ -93,7 +93,7 @@ def fold_norms(layer: nn.Layer, pairs: tuple[tuple[str, str], ...]) -> nn.Layer:
         layer: the layer that holds both.
         pairs: paths of (convolution, batch normalisation); a network without a head lacks those of the head.
     """
-    held = dict(layer.named_sublayers())
+    held: dict[str, Any] = dict(layer.named_sublayers())
     for conv_path, norm_path in pairs:
         if conv_path not in held:
             continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod, sqrt
-from typing import Union
+from typing import Literal, Union, get_args
 
 import paddle
 from paddle import ParamAttr, Tensor, nn
@@ -22,9 +22,11 @@ from paddle.nn.initializer import Constant, Initializer, Normal, Uniform
 
 from paddle_dense.layers.conv import linear
 
-Pair = Union[int, Sequence[int]]
+Pair = Union[int, tuple[int, int], list[int]]
+Geometry = tuple[Pair, Union[Pair, Literal["SAME"]], Pair]  # stride, padding, dilation
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
-_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_PADDING_MODES = get_args(PaddingMode)
 
 
 def mixed_conv2d(
@@ -33,7 +35,7 @@ def mixed_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair | str = 0,
+    padding: Pair | Literal["SAME"] = 0,
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
@@ -74,14 +76,14 @@ def _matrix_product(x: Tensor, routing: Tensor, weight: Tensor, groups: int) -> 
     return y.reshape([-1, out_channels, x.shape[2], x.shape[3]])
 
 
-def _grouped_convolution(x: Tensor, routing: Tensor, weight: Tensor, geometry: tuple, groups: int) -> Tensor:
+def _grouped_convolution(x: Tensor, routing: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
     batch, out_channels = x.shape[0], weight.shape[1]
     kernels = paddle.matmul(routing, weight.flatten(1)).reshape([batch * out_channels, *weight.shape[2:]])
     y = F.conv2d(x.flatten(0, 1).unsqueeze(0), kernels, None, *geometry, batch * groups)
     return y.reshape([batch, out_channels, 0, 0])  # 0: as it was
 
 
-def _mixture_of_outputs(x: Tensor, routing: Tensor, weight: Tensor, geometry: tuple, groups: int) -> Tensor:
+def _mixture_of_outputs(x: Tensor, routing: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
     experts, out_channels = weight.shape[:2]
     # A group's outputs must lie together, so the experts come after the groups.
     kernels = weight.reshape([experts, groups, -1]).transpose([1, 0, 2])
@@ -140,7 +142,7 @@ class CondConv2D(nn.Layer):
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         num_experts: int = 3,
         dropout_rate: float = 0.2,
     ) -> None:
@@ -192,7 +194,7 @@ class RoutedCondConv2D(nn.Layer):
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair | str = 0,
+        padding: Pair | Literal["SAME"] = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = False,
@@ -246,7 +248,7 @@ class CondConvLinear(nn.Layer):
         return y if self.bias is None else y + self.bias
 
 
-def _is_pointwise(kernel_size: Sequence[int], stride: Pair, padding: Pair | str) -> bool:
+def _is_pointwise(kernel_size: Sequence[int], stride: Pair, padding: Pair | Literal["SAME"]) -> bool:
     unpadded = padding == "SAME" or sum(_pair(padding)) == 0
     return prod(kernel_size) == 1 and prod(_pair(stride)) == 1 and unpadded
 

@@ -15,7 +15,7 @@ from paddle.io import Dataset
 from paddle.vision import transforms as T
 from PIL import Image, ImageEnhance, ImageOps
 
-from paddle_dense.data import Preprocessing
+from paddle_dense.data import Interpolation, Preprocessing
 
 # The digits' augmentation: degrees, share of the size, shear in degrees (0.1 radian), share of the side.
 _MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR, _MAX_SHIFT = 12, 0.1, 5.7, 2 / 32
@@ -58,7 +58,7 @@ def train_transforms(augmentation: Augmentation, preprocessing: Preprocessing) -
         augmentation: what to do.
         preprocessing: how the pictures are prepared that the network is tested on: size, interpolation, mean and std.
     """
-    steps: list[Callable] = _crop(augmentation, preprocessing)
+    steps = _crop(augmentation, preprocessing)
     if augmentation.flip:
         steps.append(T.RandomHorizontalFlip())
     if augmentation.rand_augment or augmentation.color_jitter:
@@ -67,21 +67,28 @@ def train_transforms(augmentation: Augmentation, preprocessing: Preprocessing) -
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         steps.append(RandAugment(*augmentation.rand_augment, fill=fill, interpolation=preprocessing.interpolation))
     if augmentation.color_jitter:
-        steps.append(T.ColorJitter(*[augmentation.color_jitter] * 3))
+        share = augmentation.color_jitter
+        steps.append(T.ColorJitter(brightness=share, contrast=share, saturation=share))
     steps += _standardised(preprocessing)
     if augmentation.random_erasing:
         steps.append(_Erasing(augmentation.random_erasing))
-    return T.Compose([*steps, _channels_first])
+    return _composed(steps)
 
 
 def eval_transforms(preprocessing: Preprocessing) -> Callable[[Image.Image], np.ndarray]:
     """What `preprocessing.transforms()` does, as a float32 array that no device has to make a tensor of meanwhile."""
     resize = T.Resize(preprocessing.resize, preprocessing.interpolation)
     crop = T.CenterCrop(preprocessing.input_size)
-    return T.Compose([resize, crop, *_standardised(preprocessing), _channels_first])
+    return _composed([resize, crop, *_standardised(preprocessing)])
 
 
-def _crop(augmentation: Augmentation, preprocessing: Preprocessing) -> list[Callable]:
+def _composed(steps: list[Any]) -> Callable[[Image.Image], np.ndarray]:
+    every: list[Any] = [*steps, _channels_first]
+    composed: T.Compose[Image.Image, np.ndarray] = T.Compose(every)
+    return composed
+
+
+def _crop(augmentation: Augmentation, preprocessing: Preprocessing) -> list[Any]:
     size, interpolation = preprocessing.input_size, preprocessing.interpolation
     if augmentation.crop == "resized":
         return [T.RandomResizedCrop(size, augmentation.scale, interpolation=interpolation)]
@@ -95,12 +102,12 @@ def _crop(augmentation: Augmentation, preprocessing: Preprocessing) -> list[Call
         scale=(1 - _MAX_SCALE, 1 + _MAX_SCALE),
         shear=(-_MAX_SHEAR, _MAX_SHEAR),
         interpolation="bilinear",
-        fill=(0,) * len(preprocessing.mean),
+        fill=(0,) * len(preprocessing.mean),  # type: ignore[arg-type]  # for any number of channels
     )
     return [*whole, affine]
 
 
-def _standardised(preprocessing: Preprocessing) -> list[Callable]:
+def _standardised(preprocessing: Preprocessing) -> list[Any]:
     return [_to_array, T.Normalize(list(preprocessing.mean), list(preprocessing.std), data_format="HWC")]
 
 
@@ -125,7 +132,7 @@ class _Erasing:
     """Paddle's RandomErasing with noise of N(0, 1) on standardised pictures; it makes noise for values up to 255."""
 
     def __init__(self, probability: float) -> None:
-        self.erase = T.RandomErasing(probability, value="random")
+        self.erase: Any = T.RandomErasing(probability, value="random")
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         return self.erase(array * 255) / 255
@@ -151,11 +158,11 @@ class RandAugment:
         magnitude: float = 9,
         magnitude_std: float = 0.5,
         fill: Sequence[int] = (124, 116, 104),
-        interpolation: str = "bilinear",
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         self.num_layers, self.magnitude, self.magnitude_std = num_layers, magnitude, magnitude_std
         self.fill = tuple(fill)
-        self.resample = Image.BICUBIC if interpolation == "bicubic" else Image.BILINEAR
+        self.resample = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
 
     def __call__(self, image: Image.Image) -> Image.Image:
         for operation in random.choices(OPERATIONS, k=self.num_layers):
@@ -179,7 +186,7 @@ def _brightened(image: Image.Image, amount: int) -> Image.Image:
 
 
 def _moved(image: Image.Image, matrix: Sequence[float], **how: Any) -> Image.Image:
-    return image.transform(image.size, Image.AFFINE, matrix, **how)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, **how)
 
 
 # PIL's own functions: Paddle lacks most of these, and its `rotate` cannot fill what moves into a grey picture.

@@ -45,7 +45,8 @@ class TrainingBatches(BatchSampler):
         self.steps_per_epoch = pictures // batch_size
         self.total_steps = self.steps_per_epoch * epochs
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    # Paddle's has plain numbers; a loader hands on to the dataset whatever stands in the lists.
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
         for step in range(self.start_step, self.total_steps):
             epoch, number = divmod(step, self.steps_per_epoch)
             if number == 0 or step == self.start_step:

@@ -6,6 +6,9 @@ Everything belongs to one network: two models in one process do not disturb each
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import paddle
 from paddle import Tensor, distributed, nn
 
@@ -72,6 +75,8 @@ class CondensationCallback(paddle.callbacks.Callback):
         ValueError: the network has no learned layer, or the number of steps is unknown or does not make sense.
     """
 
+    model: paddle.Model
+
     def __init__(self, total_steps: int | None = None, start_step: int = 0, verbose: bool = True) -> None:
         super().__init__()
         if start_step < 0 or (total_steps is not None and total_steps <= start_step):
@@ -84,9 +89,9 @@ class CondensationCallback(paddle.callbacks.Callback):
         self.verbose = verbose
         self.history: list[tuple[int, dict[str, float]]] = []
         self._step = start_step
-        self._total = total_steps
+        self._total = total_steps or 0
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         layers = learned_connections(self.model.network)
         if not layers:
             raise ValueError(
@@ -100,15 +105,15 @@ class CondensationCallback(paddle.callbacks.Callback):
         self._total = self.total_steps or self.start_step + self._steps_of_this_fit()
         self._record()
 
-    def on_train_batch_begin(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_begin(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         # Paddle adds up gradients from the first batch of an epoch on.
         if step % getattr(self.model, "_accumulate", 1) == 0:
             self._advance(self._step / self._total)
 
-    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self._step += 1
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         # So few steps that none fell into the second half, or an update that spans the end: what is due goes now.
         self._advance(self._step / self._total)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, Literal, NoReturn, cast
 
 import numpy as np
 import paddle
 from paddle.dataset import common
-from paddle.io import DataLoader, Dataset
+from paddle.io import BatchSampler, DataLoader, Dataset
 from paddle.vision.datasets import Cifar10, cifar
 from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
@@ -90,7 +91,7 @@ class PictureLoader:
         workers: processes that prepare pictures.
     """
 
-    def __init__(self, dataset: Dataset, batches: Iterable[list], workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset, batches: Sequence[list[Any]] | BatchSampler, workers: int = 0) -> None:
         self.dataset, self.batches, self.workers = dataset, batches, workers
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
@@ -99,7 +100,10 @@ class PictureLoader:
                 yield [paddle.to_tensor(field) for field in _stack([self.dataset[index] for index in batch])]
             return
         loader = DataLoader(
-            _Reporting(self.dataset), batch_sampler=self.batches, num_workers=self.workers, collate_fn=_collate
+            _Reporting(self.dataset),
+            batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of indices will do
+            num_workers=self.workers,
+            collate_fn=_collate,  # type: ignore[arg-type]  # many arrays from a sample that is a tuple
         )
         for fields in loader:
             if len(fields) == 1:
@@ -282,9 +286,10 @@ class CifarPictures(PictureData, Cifar10):
     """
 
     input_size = 32
+    data_file: str
 
     def __init__(self, path: str | os.PathLike, part: str) -> None:
-        super().__init__(os.fspath(path), mode=part, backend="pil")
+        super().__init__(os.fspath(path), mode=cast("Literal['train', 'test']", part), backend="pil")
 
     def _load_data(self) -> None:
         """Where Paddle's class would call pickle.load."""
@@ -305,9 +310,9 @@ class CifarPictures(PictureData, Cifar10):
         self.classes = _class_names(meta, count)
         self.mean, self.std = _CIFAR_STATISTICS[count]
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:  # type: ignore[override]  # Paddle's label is an array
         image, label = super().__getitem__(index)
-        return image, int(label)
+        return cast("Image.Image", image), int(label)
 
 
 def _downloaded(name: str) -> str:
@@ -322,7 +327,7 @@ def _downloaded(name: str) -> str:
 class _Bounded:
     """A file for tarfile to read from that ends the reading of what unpacks to more than any CIFAR."""
 
-    def __init__(self, file: BinaryIO, packed: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, packed: int) -> None:
         self.file, self.limit = file, min(_UNPACKED_LIMIT, _UNPACKED_RATIO * packed + _UNPACKED_SPARE)
         self.left = self.limit
 
@@ -340,7 +345,8 @@ def _read_members(path: str, batch_files: tuple[str, str]) -> dict[str, bytes]:
         try:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
             unzipped = _Bounded(gzip.GzipFile(fileobj=file) if zipped else file, os.fstat(file.fileno()).st_size)
-            with tarfile.open(fileobj=unzipped, mode="r|") as archive:
+            # A stream needs to be read from, nothing else.
+            with tarfile.open(fileobj=unzipped, mode="r|") as archive:  # type: ignore[call-overload]
                 members = dict(_members(archive, batch_files))
             while unzipped.read(1 << 16):  # only at its end does gzip compare the checksum
                 pass
@@ -362,7 +368,7 @@ def _members(archive: tarfile.TarFile, batch_files: tuple[str, str]) -> Iterator
         # A sparse file can be larger than all that was read.
         if member.issparse() or member.size > _UNPACKED_LIMIT:
             raise DataError(f"claims {member.size} bytes for {shown(member.name)}, so it is no CIFAR archive")
-        yield member.name, archive.extractfile(member).read()
+        yield member.name, cast("IO[bytes]", archive.extractfile(member)).read()
 
 
 def _read_dict(content: bytes) -> dict[Any, Any]:

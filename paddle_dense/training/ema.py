@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import paddle
 from paddle import Tensor, nn
@@ -28,6 +30,8 @@ class ModelEMA(paddle.callbacks.Callback):
         ValueError: the decay is not in [0, 1).
     """
 
+    model: paddle.Model
+
     def __init__(self, network: nn.Layer, decay: float = 0.9998) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -38,12 +42,12 @@ class ModelEMA(paddle.callbacks.Callback):
         for parameter in self.network.parameters():
             parameter.stop_gradient = True
 
-    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         accumulate = getattr(self.model, "_accumulate", 1)
         if (step + 1) % accumulate == 0 or step + 1 == self.params.get("steps"):
             self.update(self.model.network)
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         # Connections may have gone after the last update.
         self.copy_choices(self.model.network)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 import numpy as np
 from paddle import Tensor, nn
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
-from paddle_dense.errors import WeightsError
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
+from paddle_dense.errors import WeightsError, printable
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned_group import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
@@ -80,7 +80,9 @@ def connectivity(model: nn.Layer) -> Connectivity:
     sources = [source for start, part in parts for source in (start, *(layer[:2] for layer in part[:-1]))]
     reactivates = None
     if all(layer.sfr is not None for layer in layers):
-        reactivates = _by_source([[_updated(layer.sfr) for layer in part] for _, part in parts])
+        reactivates = _by_source(
+            [[_updated(layer.sfr) for layer in part if layer.sfr is not None] for _, part in parts]
+        )
     convs = [conv for layer in layers for conv in (layer.conv, layer.sfr) if conv is not None]
     left, possible = np.sum([_connections(conv) for conv in convs], axis=0)
     return Connectivity(
@@ -141,8 +143,7 @@ def _children(layer: nn.Layer | None, prefix: str) -> list[nn.Layer]:
 def _dense_layer(block: int, number: int, layer: nn.Layer) -> _DenseLayer:
     conv = getattr(layer, "conv_1", getattr(layer, "conv1", None))
     sfr = getattr(layer, "sfr", None)
-    known = isinstance(conv, (LGC, CondenseLGC, nn.Conv2D)) and isinstance(sfr, (SFR, CondenseSFR, type(None)))
-    if not known:
+    if not isinstance(conv, (LGC, CondenseLGC, nn.Conv2D)) or not isinstance(sfr, (SFR, CondenseSFR, type(None))):
         raise ValueError("the dense layers have been rewritten: plot the network as it was before")
     return _DenseLayer(f"{block}-{number}", block, conv, sfr)
 
@@ -261,7 +262,7 @@ def _draw_map(axes: Axes, title: str, values: np.ndarray, found: Connectivity) -
 def parser() -> Parser:
     """The command line of ``plot``."""
     command = Parser(
-        prog="python -m paddle_dense.training plot",
+        prog=program("train plot", "paddle_dense.training plot"),
         description="Draw which features each layer of a densely connected network reads and, in a CondenseNet V2, "
         "reactivates. The trained and the condensed form give the same picture.",
         epilog="Exit status: 0 the picture was written, 1 the checkpoint is bad or has no dense layers, 2 wrong usage.",
@@ -298,5 +299,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         complain(f"{args.checkpoint}: {error}")
         return FAILED
-    print(f"{args.checkpoint} -> {target}: {_name(model)}")
+    print(printable(f"{args.checkpoint} -> {target}: {_name(model)}"))
     return OK

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable
+from collections.abc import Mapping
+from typing import Any, Callable
 
 import paddle
 from paddle import distributed
@@ -22,6 +23,8 @@ class Progress(paddle.callbacks.Callback):
         evaluate: measures the accuracy; called on all ranks.
     """
 
+    model: paddle.Model
+
     def __init__(
         self, steps_per_epoch: int, total_steps: int, start_step: int, evaluate: Callable[[], Accuracy]
     ) -> None:
@@ -32,7 +35,7 @@ class Progress(paddle.callbacks.Callback):
         self.evaluate = evaluate
         self.accuracy: Accuracy | None = None
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         from tqdm import tqdm
 
         # disable=None: a bar for a terminal, nothing for a file or a pipe.
@@ -40,7 +43,7 @@ class Progress(paddle.callbacks.Callback):
         self._bar = tqdm(total=self.total_steps, initial=self.step, unit="step", file=sys.stderr, disable=quiet)
         self._learns = bool(learned_connections(self.model.network))
 
-    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
         self._bar.update()
         if not self._bar.disable:
@@ -49,14 +52,14 @@ class Progress(paddle.callbacks.Callback):
         if self.step % self.steps_per_epoch == 0:
             self._end_epoch(logs or {})
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._bar.close()
 
-    def _figures(self, logs: dict) -> dict[str, str]:
+    def _figures(self, logs: Mapping[str, Any]) -> dict[str, str]:
         figures = {"loss": f"{logs['loss'][0]:.3f}", "accuracy": f"{logs['acc']:.2%}"}
         return {**figures, "density": f"{density(self.model.network):.1%}"} if self._learns else figures
 
-    def _end_epoch(self, logs: dict) -> None:
+    def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         figures = self._figures(logs)
         self.accuracy = self.evaluate()
         for metric in self.model._metrics:
@@ -76,21 +79,25 @@ class Curves(paddle.callbacks.VisualDL):
         progress: where the accuracy comes from.
     """
 
+    model: paddle.Model
+    train_step: int
+
     def __init__(self, log_dir: str, start_step: int, progress: Progress) -> None:
         super().__init__(log_dir)
         self.start_step = start_step
         self.progress = progress
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
         self.train_step = self.start_step
 
-    def on_train_batch_end(self, step: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, step: int, logs: Any = None) -> None:
         super().on_train_batch_end(step, logs)
-        if not self._is_write() or self.progress.step % self.progress.steps_per_epoch:
+        accuracy = self.progress.accuracy
+        if accuracy is None or not self._is_write() or self.progress.step % self.progress.steps_per_epoch:
             return
         add = self.writer.add_scalar
-        add(tag="test/accuracy", step=self.train_step, value=self.progress.accuracy.top1)
-        add(tag="test/loss", step=self.train_step, value=self.progress.accuracy.loss)
+        add(tag="test/accuracy", step=self.train_step, value=accuracy.top1)
+        add(tag="test/loss", step=self.train_step, value=accuracy.loss)
         for name, layer in learned_connections(self.model.network).items():
             add(tag=f"density/{name}", step=self.train_step, value=layer.density)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 
+from paddle_dense.errors import shown
 from paddle_dense.training.augment import Augmentation
 from paddle_dense.training.schedule import WarmupCosine
 
@@ -140,5 +141,5 @@ def recipe(name: str) -> Recipe:
         ValueError: there is none; the message lists what there is.
     """
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {shown(name)}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]

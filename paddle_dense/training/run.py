@@ -5,18 +5,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import paddle
 from paddle import distributed, nn
 
-from paddle_dense.checkpoints import load_model, save_weights
+from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
 from paddle_dense.command import SIGNALS
 from paddle_dense.condense import condense
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.models.arguments import check_arguments
 from paddle_dense.models.registry import build_network, config_keys, network_class
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
@@ -49,6 +50,9 @@ class Settings:
         seed: of weights, data order, augmentation and dropout.
         amp: half precision where the device has it.
         ema: keep averaged weights, and take them at the end.
+
+    Raises:
+        ValueError: a setting is no such thing.
     """
 
     data: str
@@ -62,6 +66,9 @@ class Settings:
     seed: int = 0
     amp: bool = False
     ema: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments({entry.name: str(entry.type) for entry in fields(self)}, vars(self))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,10 @@ class Run:
         batches = TrainingBatches(
             len(self.train_data), self._batch_size(), settings.epochs or self.recipe.epochs, settings.seed, start
         )
+        if self.saved and start > batches.total_steps:
+            raise WeightsError(
+                f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: take an older checkpoint"
+            )
         model, average = self._prepared(batches)
         if self.saved:
             self.saved.restore(model, average)
@@ -139,7 +150,9 @@ class Run:
             pictures = Augmented(self.train_data, transforms, settings.seed)
             loader = PictureLoader(pictures, batches, self.workers)
             with _stop_on_signals(checkpoints) as received:
-                model.fit(loader, epochs=1, verbose=0, callbacks=self._callbacks(batches, start, average, checkpoints))
+                callbacks = self._callbacks(batches, start, average, checkpoints)
+                # Any iterable of batches will do.
+                model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
         if checkpoints.stopped:
             return Result(checkpoints.step, True, {}, [], *received[:1])
         return self._finished(batches.total_steps, average, condense_at_end)
@@ -209,12 +222,13 @@ def _network(settings: Settings, data: PictureData) -> nn.Layer:
     if settings.pretrained and not settings.model:
         network = load_model(settings.pretrained, **given)
     else:
+        name = cast("str", settings.model)  # there is one or the other
         given = {"in_channels": data.in_channels, **given}
-        if settings.pretrained:
-            given = {"pretrained": settings.pretrained, **given}
-        elif "condensed" in config_keys(network_class(settings.model)):
+        if not settings.pretrained and "condensed" in config_keys(network_class(name)):
             given = {"condensed": False, **given}
-        network = build_network(settings.model, given)
+        network = build_network(name, given)
+        if settings.pretrained:
+            load_pretrained(network, settings.pretrained)
     if network.config["in_channels"] != data.in_channels:
         raise WeightsError(
             f"{settings.pretrained or network.arch} takes pictures of {network.config['in_channels']} channels and "
@@ -225,7 +239,7 @@ def _network(settings: Settings, data: PictureData) -> nn.Layer:
 
 def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
     """The data's own numbers where it has some, or else those of the network's paper."""
-    if data.mean is None:
+    if data.mean is None or data.std is None or data.input_size is None:
         return network.preprocessing
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
 
