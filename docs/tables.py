@@ -53,7 +53,9 @@ def _call(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{value or action.dest}`" + (" ..." if action.nargs == "+" else "")
     takes = "" if action.nargs == 0 else f" {value or action.dest.upper()}"
-    return f"`{', '.join(action.option_strings)}{takes}`".replace("|", "\\|")
+    call = f"`{', '.join(action.option_strings)}{takes}`"
+    # A bar would end the cell on GitHub, and its escape would show in the site.
+    return f"<code>{call[1:-1].replace('|', '&#124;')}</code>" if "|" in call else call
 
 
 def _help(action: argparse.Action) -> str:

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import util
@@ -54,19 +55,26 @@ def python(document: Path) -> list[str]:
 
 
 def commands(document: Path) -> list[str]:
-    """The commands of a document's blocks, without comments; of a transcript, the lines after ``$``."""
-    found = []
-    for block in blocks(document):
-        if block.language in SHELL:
-            lines = block.text.replace("\\\n", " ").splitlines()
-            typed = [line[2:] for line in lines if line.startswith("$ ")] or lines
-            found += [shlex.join(words) for words in (shlex.split(line, comments=True) for line in typed) if words]
-    return found
+    """The commands of a document's blocks."""
+    return [command for block in blocks(document) if block.language in SHELL for command in typed(block)]
+
+
+def typed(block: Block) -> list[str]:
+    """The commands of a block, without comments; of a transcript, the lines after ``$``."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    lines = [line[2:] for line in lines if line.startswith("$ ")] or lines
+    return [shlex.join(words) for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def transcripts(document: Path) -> list[str]:
+    return [block.text for block in blocks(document) if block.language in SHELL and block.text.startswith("$ ")]
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
     for document in [*ORIGINALS, *TRANSLATIONS]:
-        assert {block.language for block in blocks(document)} <= set(LANGUAGES), document
+        found = blocks(document)
+        assert {block.language for block in found} <= set(LANGUAGES), document
+        assert len(re.findall("```|~~~", document.read_text(encoding="utf-8"))) == 2 * len(found), document
 
 
 @pytest.mark.parametrize("translation", TRANSLATIONS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -76,6 +84,7 @@ def test_translations_show_the_same(translation):
     assert [ast.dump(ast.parse(code)) for code in python(translation)] == [
         ast.dump(ast.parse(code)) for code in python(original)
     ]
+    assert transcripts(translation) == transcripts(original)
     headings = [re.findall(r"^(#+) ", strip_blocks(path), re.MULTILINE) for path in (translation, original)]
     assert headings[0] == headings[1]
 
@@ -83,6 +92,13 @@ def test_translations_show_the_same(translation):
 def strip_blocks(document: Path) -> str:
     """The document without its fenced blocks, whose comments look like headings."""
     return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_cn.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name):
+    """Those of the site are checked when it is built."""
+    for link in re.findall(r"\]\(([^)#\s]+)", strip_blocks(ROOT / name)):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
 # The files that the documents take for granted. The digits' small network stands in for the user's.
@@ -134,14 +150,16 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "my_code:build": _my_code,
     "photos/": _pictures,
     "cdnv2_a.pdparams": _digits_in_paddle,
+    "my_digits.pdparams": _digits_in_paddle,
     "runs/cdnv2_a/model.pdparams": _digits_in_paddle,
 }
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, as if it were a checkout: with the weights that ship."""
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    """A folder to work in, as if it were a checkout: with what ships beside the packages."""
+    for name in ("weights", "hubconf.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -180,6 +198,7 @@ def _readme(shown: dict[str, Any]) -> None:
     assert shown["condensed"].config["condensed"]
     assert _five_digits(shown, shown["model"].network) >= 0.99
     assert {path.suffix for path in Path().glob("digits.*")} >= {".pdiparams"}
+    assert (shown["network"].arch, shown["network"].num_classes) == ("cdnv2_a", 10)
 
 
 def _tutorial(shown: dict[str, Any]) -> None:
@@ -297,7 +316,7 @@ NEEDED = {
     r"training plot": "matplotlib",
 }
 # Seconds; everything else of the kind has a quick test where it is made.
-SLOW = r"--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow"
+SLOW = r"^python3 -m venv|--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow"
 
 
 def _every_command() -> Iterator[Any]:
@@ -316,6 +335,8 @@ COMMANDS = list(_every_command())
 
 def _module(words: list[str]) -> tuple[str, list[str]]:
     """The module that a command line runs, and its arguments."""
+    if words[0] == "eval":  # of what the command in "$(...)" prints
+        words = shlex.split(words[1][2:-1])
     if words[:3] == ["python", "-m", "paddle.distributed.launch"]:
         words = words[words.index("python", 1) :]
     if words[0] in SCRIPTS:
@@ -360,7 +381,10 @@ def _parse(command: str) -> None:
 
 
 def _run(command: str) -> int:
-    name, arguments = _module(shlex.split(command))
+    words = shlex.split(command)
+    if "&&" in words:
+        return subprocess.run(["bash", "-c", " ".join(words)], check=False).returncode
+    name, arguments = _module(words)
     try:
         return importlib.import_module(name).main(arguments)
     except SystemExit as end:  # argparse, after --help
@@ -385,6 +409,18 @@ def test_commands(command, workplace, capsys):
         assert list(workplace.glob(f"{target.rstrip('/')}*")), f"{target} is not there"
 
 
+@pytest.mark.parametrize("document", [ROOT / "README.md", DOCS / "index.md"], ids=lambda path: path.name)
+def test_the_first_block_needs_nothing_but_the_checkout(document, workplace, capsys):
+    """What a newcomer pastes first, one command after the other and without any file of the user's."""
+    for package in ("torch", "jinja2", "matplotlib"):
+        pytest.importorskip(package)
+    first = [command for command in typed(blocks(document)[0]) if not re.search("^pip|^python3 -m venv", command)]
+    for command in first:
+        assert _run(command) == 0, capsys.readouterr().err
+    assert len(first) == 2
+    assert "verified: True" in capsys.readouterr().out
+
+
 def test_the_list_of_what_is_only_parsed_is_of_use():
     every = [case.values[0] for case in COMMANDS] + [command for _, command in INLINE]
     for pattern in PARSED:
@@ -395,7 +431,9 @@ INLINE = sorted(
     {
         (_name(document), found)
         for document in [*ORIGINALS, *TRANSLATIONS]
-        for found in re.findall(r"`((?:python -m|make) [^`]+)`", strip_blocks(document))
+        for found in re.findall(
+            r"`((?:python -m|make|paddle-dense|torch2paddle|paddle2torch) [^`]+)`", strip_blocks(document)
+        )
     }
 )
 
