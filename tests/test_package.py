@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
@@ -147,3 +150,112 @@ def test_condense_stays_the_function(statements):
 def test_the_version_is_that_of_the_package():
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert f'version="{paddle_dense.__version__}"' in setup
+
+
+# Wheel and sdist
+
+
+class Built(NamedTuple):
+    """What was built of a copy of the checkout."""
+
+    files: set[str]
+    sdist: Path
+    wheel: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Built:
+    """As ``python -m build`` does it, without a network: the sdist from the checkout, the wheel from the sdist."""
+    pytest.importorskip("setuptools", minversion="70.1", reason="builds the package: pip install 'setuptools>=70.1'")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("git says which files belong to the project: run in a clone, with git installed")
+    files = {name for name in known if (ROOT / name).is_file()}
+    folder = tmp_path_factory.mktemp("built")
+    for name in files:
+        (folder / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "checkout" / name)
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+
+    def make(what: str, source: Path) -> None:
+        command = [sys.executable, "-W", "ignore", "-c", build, what, str(folder)]
+        done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    make("build_sdist", folder / "checkout")
+    [packed] = folder.glob("*.tar.gz")
+    shutil.unpack_archive(packed, folder)
+    sdist = folder / packed.name[: -len(".tar.gz")]
+    make("build_wheel", sdist)
+    [wheel] = folder.glob("*.whl")
+    return Built(files, sdist, wheel)
+
+
+def test_the_sdist_has_every_file(built):
+    """All that the tests, the documents and the notebooks need."""
+    packed = {path.relative_to(built.sdist).as_posix() for path in built.sdist.rglob("*") if path.is_file()}
+    assert built.files - packed == {".gitignore"}
+
+
+def test_the_wheel_has_both_packages_whole_and_nothing_else(built):
+    ours = {name for name in built.files if name.startswith(("paddle_dense/", "convert/"))}
+    weights = {name for name in built.files if name.startswith("weights/") and not name.endswith(".md")}
+    with zipfile.ZipFile(built.wheel) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert {"paddle_dense/py.typed", "convert/py.typed", "convert/report/page.html.j2"} <= packed
+    assert packed == ours | {f"paddle_dense/shipped/{Path(name).name}" for name in weights}
+
+
+def test_every_requirement_is_pinned(built):
+    """Whatever an extra names: what is tested with is the same tomorrow."""
+    with zipfile.ZipFile(built.wheel) as wheel:
+        [metadata] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")]
+    required = set(re.findall(r"^Requires-Dist: ([\w.-]+)", metadata, re.MULTILINE))
+    pinned = set(re.findall(r"^([\w.-]+)==", (built.sdist / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    assert required
+    assert {name.lower() for name in required} <= {name.lower() for name in pinned}
+
+
+@pytest.fixture
+def installed(built, tmp_path) -> Callable[..., str]:
+    """``installed("-m", "convert.demo")``: what Python says in an empty folder, the wheel unpacked beside it."""
+    shutil.unpack_archive(built.wheel, tmp_path / "site", "zip")
+    (tmp_path / "empty").mkdir()
+
+    def python(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-W", "ignore", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return python
+
+
+def test_the_wheel_works_outside_the_checkout(installed):
+    """Whatever reads a file of its own, and the console scripts' functions."""
+    assert "cdnv2_a" in installed("-m", "paddle_dense", "list")
+    said = installed(
+        "-c",
+        "from importlib.metadata import distribution\n"
+        "import paddle_dense\n"
+        "from paddle_dense.pretrained import manifest, shipped_folder\n"
+        "print(paddle_dense.__file__)\n"
+        "print(len(manifest()), paddle_dense.load_model(shipped_folder() / 'cdnv2_digits.pdparams').num_classes)\n"
+        "print(sorted(script.name for script in distribution('paddle_dense').entry_points if script.load()))\n",
+    )
+    place, numbers, scripts = said.splitlines()
+    assert Path(place).parts[-3:] == ("site", "paddle_dense", "__init__.py")
+    assert re.fullmatch(r"[1-9]\d* 10", numbers)
+    assert scripts == "['paddle-dense', 'paddle2torch', 'torch2paddle']"
+
+
+@pytest.mark.slow
+def test_the_demo_runs_outside_the_checkout(installed):
+    pytest.importorskip("torch", reason="the demo compares with PyTorch: pip install torch")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    assert "same answer on 100.0%" in installed("-m", "convert.demo")
