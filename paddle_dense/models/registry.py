@@ -46,6 +46,10 @@ class Preset:
     def __call__(
         self, pretrained: bool | PathLike = False, *, return_transforms: Literal[True], **config: Any
     ) -> tuple[nn.Layer, Callable]: ...
+    @overload
+    def __call__(
+        self, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
+    ) -> nn.Layer | tuple[nn.Layer, Callable]: ...
     def __call__(
         self, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
     ) -> nn.Layer | tuple[nn.Layer, Callable]:
@@ -200,6 +204,10 @@ def create_model(
 def create_model(
     name: str, pretrained: bool | PathLike = False, *, return_transforms: Literal[True], **config: Any
 ) -> tuple[nn.Layer, Callable]: ...
+@overload
+def create_model(
+    name: str, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
+) -> nn.Layer | tuple[nn.Layer, Callable]: ...
 def create_model(
     name: str, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any
 ) -> nn.Layer | tuple[nn.Layer, Callable]:

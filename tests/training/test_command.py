@@ -134,6 +134,9 @@ def test_evaluate_a_run(command):
     _, by_run, _ = command("--resume", "run", "--eval-only", data=False)
     _, by_file, _ = command("--pretrained", "run/model.pdparams", "--eval-only")
     assert by_run == by_file and by_run.startswith("accuracy ")
+    trained = ["--pretrained", "run/model.pdparams", "--config", "stages=1-1,growth=8-8,init_stride=2,condensed=False"]
+    _, named, err = command("--model", "CondenseNet", *trained, "--eval-only")
+    assert (named, err) == (by_run, "")
 
 
 @pytest.mark.slow
