@@ -28,6 +28,7 @@ _MAX_NAME = 500
 _MAX_LONG = 1024  # bytes of an integer
 _MAX_DIGITS = 2500
 _MAX_INDEX = 10  # digits; whoever could choose long ones could choose many with the same hash
+_MANY_NUMBERS = 1 << 16  # of the memo, which a file may give without having that many objects
 _MAX_DIMS = 32
 _MAX_ELEMENTS = 2**48
 _NUMERIC = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
@@ -421,7 +422,7 @@ class _Machine:
         return items
 
     def remember(self, index: int) -> None:
-        if index > len(self.data):  # every number before it has taken a byte
+        if index > max(len(self.data), _MANY_NUMBERS):  # every number before it has taken a byte
             raise ValueError("a number that the memo cannot have come to")
         self.memo[index] = self.stack[-1]
 
