@@ -38,6 +38,7 @@ _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
 _MAX_NAMES = 4_000_000  # characters of all names in a module
 _MAX_PREFIX = 1000
 _MAX_GAP = 24  # bytes between the entries of a zip archive
+_FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
 _SAVE = "save it again with torch.save(model.state_dict(), path)"
 _FORMAT_VERSION = 1001  # of files before PyTorch 1.6
 # The rest of the sentence begins with a file or a tensor.
@@ -306,6 +307,8 @@ def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
             raise WeightsError(f"holds an entry {shown(name)} that is unsafe or there twice: do not use this file")
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise WeightsError(f"holds {shown(name)} compressed or encrypted, as PyTorch never writes it: {_SAVE}")
+        if entry.external_attr & _FOLDER:
+            raise WeightsError(f"marks {shown(name)} as a folder, for which PyTorch reads arbitrary numbers, {DAMAGED}")
         begin = _content_offset(data, entry)
         if entry.header_offset < reached or begin + entry.file_size > directory:
             raise WeightsError(f"holds {shown(name)} overlapping with something else, {DAMAGED}")

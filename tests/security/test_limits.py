@@ -297,6 +297,7 @@ ZIPS = {
     "compressed in the local header": (edited(LOCAL, 8, b"\x08"), "both that it is compressed and that it is not"),
     "another name in the local header": (edited(LOCAL, 30, b"x"), "two names"),
     "an entry elsewhere": (edited(CENTRAL, 42, struct.pack("<I", 2**32 - 2)), "no entry where|cut short"),
+    "a folder of numbers": (edited(CENTRAL, 38, b"\x10"), "as a folder, for which"),
     "two entries in one place": (edited(CENTRAL, 42, bytes(4)), "overlapping|two names"),
     "a size": (edited(CENTRAL, 20, struct.pack("<II", 10**9, 10**9)), "overlapping"),
     "a size that reaches into the directory": (edited(CENTRAL, 20, struct.pack("<II", 40, 40)), "overlapping"),
