@@ -16,6 +16,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D, ShuffleLayer
+from paddle_dense.layers.conv import tap_products
 
 
 def scale_and_shift(norm: nn.BatchNorm2D) -> tuple[np.ndarray, np.ndarray]:
@@ -202,22 +203,13 @@ def dense_lgc(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Sequen
 class SpreadConvolution(nn.Layer):
     """A grouped 3x3 convolution of stride 1, the product before the spreading: [N, in, H, W] -> [N, out, H, W].
 
-    For Paddle's own kernels, which copy every input to nine places and multiply group after group. With tap d of the
-    kernel at offset d from the centre,
-
-        y[p] = sum_d W_d x[p + d] = sum_d m_d[p + d],    m_d = W_d x
-
-    so all products can be one batched product, which makes nine maps of every *output* where the copies were nine of
-    every input, four times as many. `F.fold` adds the maps up, map d moved by -d: it spreads where a convolution
-    collects, hence the kernel's taps are stored in reverse.
+    For Paddle's own kernels, in static graphs too; the algebra is that of `paddle_dense.layers.conv.SpreadConv2D`.
     """
 
     def __init__(self, conv: nn.Conv2D) -> None:
         super().__init__()
         self.groups = conv._groups
-        outputs, per_group = conv.weight.shape[:2]
-        weight = to_array(conv.weight).reshape([self.groups, outputs // self.groups, per_group, 9])[..., ::-1]
-        weight = weight.swapaxes(2, 3).reshape([1, self.groups, -1, per_group])
+        weight = to_array(tap_products(conv.weight, conv._groups))
         self.weight = _parameter(self, weight, conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:

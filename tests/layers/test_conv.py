@@ -8,6 +8,7 @@ import pytest
 from paddle.nn import functional as F
 
 from paddle_dense.layers import Conv, conv2d, linear
+from paddle_dense.layers.conv import SpreadConv2D
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,40 @@ def test_convolutions_start_by_the_fan_out_of_the_dense_kernel(inputs, outputs, 
     assert weight.std() == pytest.approx(expected, rel=5 / np.sqrt(weight.size))
     assert abs(weight.mean()) < 5 * expected / np.sqrt(weight.size)
     assert np.abs(weight).max() > 3 * expected, "a normal distribution, neither uniform nor truncated"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "shape"),
+    [
+        (24, 12, 1, (2, 5, 7)),
+        (24, 12, 4, (3, 6, 4)),
+        (8, 4, 4, (1, 2, 2)),
+        (12, 6, 2, (2, 1, 5)),
+        (12, 6, 2, (2, 5, 1)),
+    ],
+)
+def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, shape):
+    layer = conv2d(inputs, outputs, 3, padding=1, groups=groups)
+    layer.to(device="cpu")
+    x = paddle.randn([shape[0], inputs, *shape[1:]]).cpu()
+    x.stop_gradient = False
+    cotangent = paddle.randn([shape[0], outputs, *shape[1:]]).cpu()
+    answers = {}
+    for mode in ("train", "eval"):
+        getattr(layer, mode)()
+        y = layer(x)
+        y.backward(cotangent)
+        answers[mode] = [y.numpy(), x.grad.numpy(), layer.weight.grad.numpy()]
+        x.clear_grad(), layer.weight.clear_grad()
+    for found, expected in zip(answers["train"], answers["eval"]):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_only_convolutions_that_spread_less_than_they_collect_are_spread():
+    assert type(conv2d(24, 12, 3, padding=1)) is SpreadConv2D
+    for outputs, kernel_size, stride in ((24, 3, 1), (12, 1, 1), (12, 3, 2)):
+        assert type(conv2d(24, outputs, kernel_size, stride)) is paddle.nn.Conv2D
 
 
 def test_convolutions_have_no_bias():
