@@ -235,6 +235,33 @@ def table(results: list[dict[str, Any]], speed: float) -> str:
     return "\n".join(lines)
 
 
+def overview(results: list[dict[str, Any]]) -> str:
+    """All milliseconds in one table in Markdown, and below them how the best compare."""
+    columns = {
+        f"`{result['network']}` x{batch}": {name: row["ms"] for name, row in rows.items()}
+        for result in results
+        for batch, rows in result["batches"].items()
+    }
+    ours = [name for name in RUNNERS if name not in PEER_NAMES]
+    ported = [name for name in PEER_NAMES if name.startswith(("pp", "paddle"))]
+    lines = [["milliseconds", *columns], ["---", *["---:"] * len(columns)]]
+    for name in sorted({name for column in columns.values() for name in column}, key=list(RUNNERS).index):
+        label = name if name in PEER_NAMES else f"**{name}**"
+        lines.append([label, *(f"{column[name]:.1f}" if name in column else "" for column in columns.values())])
+    for label, slower, faster in (
+        ("the best against the best peer", PEER_NAMES, ours),
+        ("the best in Paddle against ppim, `paddle.vision`", ported, [name for name in ours if "paddle" in name]),
+    ):
+        lines.append([label, *(_ratio(column, slower, faster) for column in columns.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio(column: dict[str, float], slower: list[str], faster: list[str]) -> str:
+    """How many times as fast the fastest of some runners is as the fastest of others; empty if there is none."""
+    before, after = ([column[name] for name in names if name in column] for names in (slower, faster))
+    return f"{min(before) / min(after):.2f}x" if before and after else ""
+
+
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """The same as bars."""
     from matplotlib.figure import Figure
@@ -274,6 +301,7 @@ def main() -> None:
         print(network, file=sys.stderr, flush=True)
         results.append(measure(network, batches, options.rounds, options.runners.split(",")))
         print(table(results[-1:], speed), flush=True)
+    print(f"\n**All of them**\n\n{overview(results)}")
     if options.json:
         told = {"machine": machine(), "speed": speed, "results": results}
         with atomic_write(options.json) as file:

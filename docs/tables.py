@@ -118,8 +118,16 @@ _CHINESE = {
     "largest difference of logits": "logits 最大差异",
     "minutes": "分钟",
     "milliseconds": "毫秒",
-    "best of ours against the best peer": "本项目最快者相对其他方案最快者",
-    "best in Paddle against ppim, `paddle.vision`": "Paddle 中最快者相对 ppim、`paddle.vision`",
+    "the best against the best peer": "本项目最快者相对其他方案最快者",
+    "the best in Paddle against ppim, `paddle.vision`": "Paddle 中最快者相对 ppim、`paddle.vision`",
+    "file": "文件",
+    "read": "读取",
+    "import paddle": "导入 Paddle",
+    "unchecked": "不检查",
+    "memory": "内存",
+    "of which Paddle": "其中 Paddle",
+    "checked": "检查",
+    "ratio": "比值",
     "published": "公布值",
     "MACs": "乘加次数",
 }
@@ -139,10 +147,11 @@ def _in_chinese(cell: str) -> str:
 
 README = DOCS.parent / "README.md"
 README_CN = DOCS.parent / "README_cn.md"
+MEASURED = ("latency", "conversion", "training", "digits", "sizes")
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "reference" / "commands.md": {"commands": commands},
     DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
-    README_CN: {section: partial(measured, section) for section in ("digits", "latency", "sizes")},
+    README_CN: {section: partial(measured, section) for section in MEASURED},
 }
 
 
