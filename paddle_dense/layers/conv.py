@@ -58,14 +58,17 @@ class SpreadConv2D(nn.Conv2D):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        learns = self.training and not self.weight.stop_gradient
         # The fold of Paddle 2.6 takes no single row or column.
-        if not (learns and paddle.in_dynamic_mode() and x.place.is_cpu_place()) or 1 in x.shape[2:]:
+        if not self._learns_on_a_cpu() or 1 in x.shape[2:]:
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 traces no super()
         products = tap_products(self.weight, self._groups).expand([x.shape[0], -1, -1, -1])
         _, groups, rows, per_group = products.shape
         maps = paddle.bmm(products.flatten(0, 1), x.reshape([-1, per_group, x.shape[2] * x.shape[3]]))
         return F.fold(maps.reshape([-1, groups * rows, maps.shape[-1]]), x.shape[2:], 3, paddings=1)
+
+    def _learns_on_a_cpu(self) -> bool:
+        learns = self.training and not self.weight.stop_gradient
+        return learns and paddle.in_dynamic_mode() and paddle.get_device() == "cpu"
 
 
 def tap_products(weight: Tensor, groups: int) -> Tensor:

@@ -36,10 +36,9 @@ def test_convolutions_start_by_the_fan_out_of_the_dense_kernel(inputs, outputs, 
 )
 def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, shape):
     layer = conv2d(inputs, outputs, 3, padding=1, groups=groups)
-    layer.to(device="cpu")
-    x = paddle.randn([shape[0], inputs, *shape[1:]]).cpu()
+    x = paddle.randn([shape[0], inputs, *shape[1:]])
     x.stop_gradient = False
-    cotangent = paddle.randn([shape[0], outputs, *shape[1:]]).cpu()
+    cotangent = paddle.randn([shape[0], outputs, *shape[1:]])
     answers = {}
     for mode in ("train", "eval"):
         getattr(layer, mode)()
@@ -50,6 +49,17 @@ def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, sha
     for found, expected in zip(answers["train"], answers["eval"]):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("full_graph", [True, False])
+def test_training_in_a_static_graph(full_graph):
+    layer = conv2d(24, 12, 3, padding=1, groups=4)
+    x = paddle.randn([2, 24, 6, 5])
+    layer(x).square().sum().backward()
+    expected = layer.weight.grad.numpy()
+    layer.weight.clear_grad()
+    paddle.jit.to_static(layer, full_graph=full_graph)(x).square().sum().backward()
+    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_only_convolutions_that_spread_less_than_they_collect_are_spread():
