@@ -13,7 +13,7 @@ from typing import Any, Callable, TypeVar
 from convert import conversion
 from convert.conversion import Conversion, default_target
 from convert.report import SUFFIXES, Section, check_report, write_report
-from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values, warn
+from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values, signals_waiting, warn
 from paddle_dense.errors import WeightsError, printable
 from paddle_dense.sidecar import sidecar_path
 
@@ -154,7 +154,9 @@ def for_each(
         return FAILED
     # disable=None: a bar for a terminal, nothing for a file or a pipe.
     quiet = None if len(paths) > 1 else True
-    for number, path in enumerate(tqdm(paths, unit="file", file=sys.stderr, disable=quiet)):
+    with signals_waiting():  # for the bar starts a thread
+        bar = tqdm(paths, unit="file", file=sys.stderr, disable=quiet)
+    for number, path in enumerate(bar):
         try:
             status = max(status, work(number, sections[number]))
         except (WeightsError, OSError) as error:

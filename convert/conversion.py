@@ -21,7 +21,7 @@ from convert.mapping import to_paddle
 from convert.original import remembered
 from convert.report.section import Section, summarise
 from convert.versions import versions
-from paddle_dense.command import importing, keep_signals
+from paddle_dense.command import importing, keep_signals, signals_waiting
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
@@ -414,7 +414,8 @@ def _count_parameters(state: Mapping[str, np.ndarray]) -> int:
 def hashing(path: Path) -> Future[str]:
     """The sha256 of a file, computed beside: it needs no turn of the interpreter, so it is free while Paddle loads."""
     beside = ThreadPoolExecutor(1)
-    sha256 = beside.submit(_sha256, path)
+    with signals_waiting():
+        sha256 = beside.submit(_sha256, path)
     beside.shutdown(wait=False)
     return sha256
 

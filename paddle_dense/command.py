@@ -124,19 +124,31 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 def importing() -> Iterator[None]:
     """Import Paddle and PyTorch inside: faster, as nobody looks for garbage among a million objects that stay.
 
-    Signals wait meanwhile: neither framework survives an exception there, and Paddle takes SIGTERM for itself.
+    Signals wait meanwhile: neither framework survives an exception there, and Paddle takes SIGTERM for itself. So
+    whatever started a thread before must have done so in :func:`signals_waiting`: they would reach Paddle through it.
     """
-    enabled, has_masks = gc.isenabled(), hasattr(signal, "pthread_sigmask")
+    enabled = gc.isenabled()
     gc.disable()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if has_masks else ()
+    with signals_waiting():
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+            keep_signals()
+
+
+@contextmanager
+def signals_waiting() -> Iterator[None]:
+    """Signals wait until the end of the block; those threads that start inside never take one."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
-        keep_signals()
-        if has_masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def load_paddle() -> None:
@@ -156,13 +168,13 @@ def as_process(main: Callable[[], int]) -> NoReturn:
     """
     global _end
     _end = _ending()
+    for number in SIGNALS:  # for after it: ending takes a while, in which nothing is left to be stopped
+        signal.signal(number, signal.SIG_IGN)
     try:
         status = stoppable(main)()
     finally:
         _end = None
     sys.stdout.flush()
-    for number in SIGNALS:  # ending takes a while, in which nothing is left to be stopped
-        signal.signal(number, lambda *_: os._exit(status))
     gc.freeze()  # nobody looks through all that ends with the process
     sys.exit(status)
 
@@ -176,6 +188,8 @@ def _ending() -> Callable[[int], NoReturn]:
         stderr = -1  # it is closed
 
     def end(number: int) -> NoReturn:
+        for other in SIGNALS:  # whoever presses Ctrl-C twice is told once
+            signal.signal(other, signal.SIG_IGN)
         if os.getpid() == process:
             remove_unfinished()
             with suppress(Exception):  # it may be amid printing, or nobody reads any more

@@ -58,3 +58,10 @@ def test_headers_that_the_safetensors_library_refuses(header):
     library = pytest.importorskip("safetensors", reason="shows that it does refuse them")
     with pytest.raises(library.SafetensorError):
         library.deserialize(content)
+
+
+@pytest.mark.parametrize("text", [rb"\400", b"\\\x00", rb"\8", rb"\x0", b"\\"])
+def test_strings_with_escapes_that_nobody_writes(text, recwarn):
+    """Python only warned of some, on the user's terminal."""
+    content = b"}S'" + text + b"'\nNs."
+    assert check("pdparams", content) is None and not recwarn
