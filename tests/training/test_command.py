@@ -210,16 +210,21 @@ def test_a_run_is_not_overwritten_or_changed_by_mistake(command):
 
 
 def start(pictures, *arguments):
-    # As in this process, which loaded Paddle without the command: another path through MKL rounds in other places.
-    same = {"MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", "")}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **same}
+    """A run as a process of its own, all of them with the same threads and path through MKL, for equal roundings."""
     return subprocess.Popen(
         [sys.executable, "-m", "paddle_dense.training", "--data", str(pictures), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
     )
+
+
+def finish(process):
+    """What it printed, once it has ended well."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
 
 
 def wait_for_step(process, folder, step):
@@ -232,8 +237,8 @@ def wait_for_step(process, folder, step):
 LONG = [*SMALL, "--recipe", "finetune", "--batch-size", "4", "--epochs", "12", "--ema", "--condense-at-end"]
 
 
-def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, tmp_path, command):
-    command(*LONG, "-o", "whole")
+def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, tmp_path):
+    finish(start(pictures, *LONG, "-o", str(tmp_path / "whole")))
     run = tmp_path / "run"
     killed = start(pictures, *LONG, "-o", str(run))
     wait_for_step(killed, run, 3)
@@ -248,16 +253,15 @@ def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, 
     assert "stopped and saved at step" in out and "Traceback" not in err
     assert not (run / "model.pdparams").exists()
 
-    status, out, _ = command("--resume", run, "--condense-at-end")
-    assert status == 0 and "continued from step" in out
+    assert "continued from step" in finish(start(pictures, "--resume", str(run), "--condense-at-end"))
     for name in ("model", "model_ema", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
 
 
 @pytest.mark.slow
-def test_killed_at_many_random_moments(pictures, tmp_path, command):
-    command(*LONG, "-o", "whole")
+def test_killed_at_many_random_moments(pictures, tmp_path):
+    finish(start(pictures, *LONG, "-o", str(tmp_path / "whole")))
     run = tmp_path / "run"
     random = np.random.default_rng()
     for step in range(1, 31, 3):
@@ -266,7 +270,7 @@ def test_killed_at_many_random_moments(pictures, tmp_path, command):
         time.sleep(random.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    command("--resume", run, "--condense-at-end")
+    finish(start(pictures, "--resume", str(run), "--condense-at-end"))
     for name in ("model", "model_ema", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
 
