@@ -203,7 +203,7 @@ def dense_lgc(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Sequen
 class SpreadConvolution(nn.Layer):
     """A grouped 3x3 convolution of stride 1, the product before the spreading: [N, in, H, W] -> [N, out, H, W].
 
-    For Paddle's own kernels, in static graphs too; the algebra is that of `paddle_dense.layers.conv.SpreadConv2D`.
+    For Paddle's own kernels, in static graphs too; the algebra is that of `paddle_dense.layers.conv.convolve`.
     """
 
     def __init__(self, conv: nn.Conv2D) -> None:

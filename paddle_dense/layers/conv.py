@@ -23,7 +23,7 @@ def conv2d(
     for channels in (in_channels, out_channels):
         share(channels, groups, "groups of a convolution")
     std = sqrt(2.0 / (kernel_size * kernel_size * out_channels))
-    return convolution_class(in_channels, out_channels, kernel_size, stride)(
+    return nn.Conv2D(
         in_channels,
         out_channels,
         kernel_size,
@@ -35,40 +35,38 @@ def conv2d(
     )
 
 
-def convolution_class(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> type[nn.Conv2D]:
-    """`SpreadConv2D` where spreading is less work than collecting, otherwise `nn.Conv2D`."""
-    return SpreadConv2D if kernel_size == 3 and stride == 1 and out_channels < in_channels else nn.Conv2D
+def convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
+    """What the layer answers, sooner for a narrow 3x3 one that trains on a CPU: [N, in, H, W] -> [N, out, H, W].
 
-
-class SpreadConv2D(nn.Conv2D):
-    """A 3x3 convolution of stride 1 that trains faster on CPUs: [N, in, H, W] -> [N, out, H, W].
-
-    It is `nn.Conv2D` on every other device, in evaluation and in static graphs. Paddle's kernel for CPUs copies every
-    input to nine places and multiplies picture after picture and group after group. With tap d of the kernel at offset
-    d from the centre,
+    Paddle's kernel for CPUs copies every input to nine places and multiplies picture after picture and group after
+    group. With tap d of the kernel at offset d from the centre,
 
         y[p] = sum_d W_d x[p + d] = sum_d m_d[p + d],    m_d = W_d x
 
     so all products can be one batched product, which makes nine maps of every *output* where the copies were nine of
     every input, four times as many in dense networks. `F.fold` adds the maps up, map d moved by -d: it spreads where a
     convolution collects, hence `tap_products` has the taps in reverse.
-
-    Tools that go by a layer's exact type, such as quantisation-aware training, must be told of it:
-    ``config.add_qat_layer_mapping(SpreadConv2D, QuantedConv2D)``.
     """
+    # The fold of Paddle 2.6 takes no single row or column.
+    if not _learns_on_a_cpu(conv) or not _spreads_less(conv) or 1 in x.shape[2:]:
+        return conv(x)
+    products = tap_products(conv.weight, conv._groups).expand([x.shape[0], -1, -1, -1])
+    _, groups, rows, per_group = products.shape
+    maps = paddle.bmm(products.flatten(0, 1), x.reshape([-1, per_group, x.shape[2] * x.shape[3]]))
+    return F.fold(maps.reshape([-1, groups * rows, maps.shape[-1]]), x.shape[2:], 3, paddings=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # The fold of Paddle 2.6 takes no single row or column.
-        if not self._learns_on_a_cpu() or 1 in x.shape[2:]:
-            return nn.Conv2D.forward(self, x)  # Paddle 2.6 traces no super()
-        products = tap_products(self.weight, self._groups).expand([x.shape[0], -1, -1, -1])
-        _, groups, rows, per_group = products.shape
-        maps = paddle.bmm(products.flatten(0, 1), x.reshape([-1, per_group, x.shape[2] * x.shape[3]]))
-        return F.fold(maps.reshape([-1, groups * rows, maps.shape[-1]]), x.shape[2:], 3, paddings=1)
 
-    def _learns_on_a_cpu(self) -> bool:
-        learns = self.training and not self.weight.stop_gradient
-        return learns and paddle.in_dynamic_mode() and paddle.get_device() == "cpu"
+def _learns_on_a_cpu(conv: nn.Conv2D) -> bool:
+    learns = conv.training and not conv.weight.stop_gradient
+    return learns and paddle.in_dynamic_mode() and paddle.get_device() == "cpu"
+
+
+def _spreads_less(conv: nn.Conv2D) -> bool:
+    """Whether it is a plain 3x3 convolution with fewer outputs than inputs, which nobody has replaced or listens to."""
+    if type(conv) is not nn.Conv2D or conv.bias is not None or conv._forward_pre_hooks or conv._forward_post_hooks:
+        return False
+    geometry = (conv._kernel_size, conv._stride, conv._updated_padding, conv._dilation, conv._padding_mode)
+    return geometry == ([3, 3], [1, 1], [1, 1], [1, 1], "zeros") and conv._out_channels < conv._in_channels
 
 
 def tap_products(weight: Tensor, groups: int) -> Tensor:
@@ -133,3 +131,6 @@ class Conv(nn.Sequential):
             ("activation", make_activation(activation)),
             ("conv", conv2d(in_channels, out_channels, kernel_size, stride, padding, groups)),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(self.conv, self.activation(self.norm(x)))

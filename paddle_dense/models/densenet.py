@@ -26,14 +26,14 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import KaimingNormal, Uniform
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers.conv import convolution_class
+from paddle_dense.layers.conv import convolve
 from paddle_dense.models.recognise import Recognised, count_classes, count_layers
 from paddle_dense.models.registry import register_model, register_network
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
     """A convolution without bias that keeps the sides at stride 1, drawn from N(0, sqrt(2 / fan_in))."""
-    return convolution_class(in_channels, out_channels, kernel_size, stride)(
+    return nn.Conv2D(
         in_channels,
         out_channels,
         kernel_size,
@@ -76,7 +76,7 @@ class DenseLayer(nn.Layer):
             y = self._recomputed_bottleneck(features)
         else:
             y = self._bottleneck(*features)
-        y = self.conv2(self.relu2(self.norm2(y)))
+        y = convolve(self.conv2, self.relu2(self.norm2(y)))
         return y if self.dropout is None else self.dropout(y)
 
     def _bottleneck(self, *features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from paddle.nn import functional as F
 
 from paddle_dense.layers import Conv, conv2d, linear
-from paddle_dense.layers.conv import SpreadConv2D
+from paddle_dense.layers.conv import convolve
 
 
 @pytest.mark.parametrize(
@@ -39,33 +39,63 @@ def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, sha
     x = paddle.randn([shape[0], inputs, *shape[1:]])
     x.stop_gradient = False
     cotangent = paddle.randn([shape[0], outputs, *shape[1:]])
-    answers = {}
-    for mode in ("train", "eval"):
-        getattr(layer, mode)()
-        y = layer(x)
+    answers = []
+    for y in (convolve(layer, x), layer(x)):
         y.backward(cotangent)
-        answers[mode] = [y.numpy(), x.grad.numpy(), layer.weight.grad.numpy()]
+        answers.append([y.numpy(), x.grad.numpy(), layer.weight.grad.numpy()])
         x.clear_grad(), layer.weight.clear_grad()
-    for found, expected in zip(answers["train"], answers["eval"]):
+    for found, expected in zip(*answers):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("full_graph", [True, False])
 def test_training_in_a_static_graph(full_graph):
-    layer = conv2d(24, 12, 3, padding=1, groups=4)
-    x = paddle.randn([2, 24, 6, 5])
+    layer = Conv(24, 12, 3, padding=1, groups=4)
+    weight, x = layer.conv.weight, paddle.randn([2, 24, 6, 5])
     layer(x).square().sum().backward()
-    expected = layer.weight.grad.numpy()
-    layer.weight.clear_grad()
+    expected = weight.grad.numpy()
+    weight.clear_grad()
     paddle.jit.to_static(layer, full_graph=full_graph)(x).square().sum().backward()
-    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(weight.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-def test_only_convolutions_that_spread_less_than_they_collect_are_spread():
-    assert type(conv2d(24, 12, 3, padding=1)) is SpreadConv2D
-    for outputs, kernel_size, stride in ((24, 3, 1), (12, 1, 1), (12, 3, 2)):
-        assert type(conv2d(24, outputs, kernel_size, stride)) is paddle.nn.Conv2D
+def is_called(conv, monkeypatch):
+    """Whether `convolve` leaves the work to the layer."""
+    calls = []
+    forward = type(conv).forward
+    monkeypatch.setattr(type(conv), "forward", lambda conv, x: calls.append(conv) or forward(conv, x))
+    convolve(conv, paddle.randn([2, conv._in_channels, 6, 6]))
+    monkeypatch.undo()
+    return bool(calls)
+
+
+@pytest.mark.skipif(paddle.get_device() != "cpu", reason="other devices convolve fast")
+def test_only_what_trains_and_spreads_less_than_it_collects_is_spread(monkeypatch):
+    narrow = conv2d(24, 12, 3, padding=1)
+    assert not is_called(narrow, monkeypatch)
+    for outputs, kernel_size, stride, padding in ((24, 3, 1, 1), (12, 1, 1, 0), (12, 3, 2, 1), (12, 3, 1, 0)):
+        assert is_called(conv2d(24, outputs, kernel_size, stride, padding), monkeypatch)
+    narrow.eval()
+    assert is_called(narrow, monkeypatch)
+    narrow.train()
+    narrow.weight.stop_gradient = True
+    assert is_called(narrow, monkeypatch)
+
+
+def test_what_was_put_in_the_place_of_a_convolution_is_called(monkeypatch):
+    """Tools for pruning and quantisation do so, others set hooks or the dilation; `Conv` has plain ones for them."""
+
+    class Quantised(paddle.nn.Conv2D):
+        pass
+
+    assert type(Conv(24, 12, 3, padding=1).conv) is paddle.nn.Conv2D
+    assert is_called(Quantised(24, 12, 3, padding=1, bias_attr=False), monkeypatch)
+    assert is_called(paddle.nn.Conv2D(24, 12, 3, padding=1), monkeypatch)
+    dilated, hooked = conv2d(24, 12, 3, padding=1), conv2d(24, 12, 3, padding=1)
+    dilated._dilation = [2, 2]
+    hooked.register_forward_post_hook(lambda layer, inputs, output: None)
+    assert is_called(dilated, monkeypatch) and is_called(hooked, monkeypatch)
 
 
 def test_convolutions_have_no_bias():
