@@ -317,7 +317,7 @@ def completed(tmp_path_factory):
     def complete(line: str) -> list[str]:
         words = line.split(" ")
         commands = f"""
-            source {words[0]}
+            source ./{words[0]}  # not the command of that name that may be on the PATH
             COMP_WORDS=({" ".join(words)} {"''" if not words[-1] else ""}); COMP_CWORD={len(words) - 1}
             $(complete -p {words[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')
             printf '%s\\n' "${{COMPREPLY[@]}}"
