@@ -341,22 +341,24 @@ class _Machine:
         self.budget = min(_MAX_STEPS, 2 * len(data) + 1000) + len(data) // 16
 
     def run(self) -> Any:
+        data, size = self.data, len(self.data)
         at = self.position
         try:
             while True:
                 at = self.position
-                if at >= len(self.data):
+                if at >= size:
                     raise WeightsError(f"is cut short in the middle of its pickle: {AGAIN}")
-                code = self.data[at]
+                code = data[at]
                 self.position = at + 1
                 if code == _STOP:
                     return self.stack.pop()
-                if code not in _INSTRUCTIONS:
+                instruction = _INSTRUCTIONS.get(code)
+                if instruction is None:
                     raise WeightsError(f"holds pickle instruction {code:#04x}, which no weight file uses, {DAMAGED}")
                 self.budget -= 1
                 if self.budget < 0:
                     self.spend(0)
-                _INSTRUCTIONS[code](self)
+                instruction(self)
         except WeightsError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
