@@ -35,6 +35,7 @@ from paddle_dense.deploy.fused_layers import (
     SpreadConvolution,
     convolution,
     dense_lgc,
+    depthwise_sums,
     fold_norm,
     merged_groups,
     to_array,
@@ -61,7 +62,11 @@ def lgc_forms(layer: nn.Layer) -> Forms:
 def convolution_forms(layer: nn.Layer) -> Forms:
     """The equals of a grouped 3x3 convolution."""
     conv = layer.conv_2.conv
-    forms: Forms = {"as it is": conv, "product, then spread": SpreadConvolution(conv)}
+    forms: Forms = {
+        "as it is": conv,
+        "product, then spread": SpreadConvolution(conv),
+        "depthwise, then sums": depthwise_sums(conv),
+    }
     for merge in range(2, conv._groups + 1):
         if conv._groups % merge == 0:
             weight = merged_groups(to_array(conv.weight), conv._groups, merge)

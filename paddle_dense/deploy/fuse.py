@@ -27,6 +27,7 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     BN behind an LGC                       folded, without a bias        folded
     any other BN behind a convolution      stays: cheaper than a bias    folded
     grouped 3x3 convolution                product, then spreading       fewer groups that fill the lanes
+    grouped 3x3, one output a group        stays                         depthwise, then sums
     1x1 convolution, then average pooling  pooling first                 pooling first
     average pooling of 2x2                 one matrix product            stays
     dropout                                left out                      left out

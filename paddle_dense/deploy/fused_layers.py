@@ -82,6 +82,21 @@ def merged_groups(weight: np.ndarray, groups: int, merge: int) -> np.ndarray:
     return merged.reshape([outputs, merge * per_group, *kernel])
 
 
+def depthwise_sums(conv: nn.Conv2D) -> nn.Sequential:
+    """A grouped convolution as a convolution of every channel by itself, and a 1x1 convolution that adds up each group.
+
+    ``y_o = sum_c W_oc * x_c``: the maps ``W_oc * x_c`` first, one for each output of the group that channel c is in.
+    Many more numbers in memory, but no lane is idle where a group has a single output.
+    """
+    weight, groups = to_array(conv.weight), conv._groups
+    outputs, per_group, *kernel = weight.shape
+    maps = weight.reshape([groups, outputs // groups, per_group, *kernel]).swapaxes(1, 2).reshape([-1, 1, *kernel])
+    output = np.arange(outputs).reshape([groups, 1, -1]).repeat(per_group, axis=1).reshape(-1)
+    sums = (np.arange(outputs)[:, None] == output)[:, :, None, None].astype(weight.dtype)
+    geometry = {"stride": conv._stride, "padding": conv._padding, "groups": groups * per_group}
+    return nn.Sequential(convolution(maps, conv.weight, **geometry), convolution(sums, conv.weight))
+
+
 def fused_sfr(sfr: CondenseSFR) -> nn.Sequential:
     """A condensed SFR whose one dense weight, shuffle, groups and scatter included, is computed here once and for all.
 

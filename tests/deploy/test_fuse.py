@@ -17,6 +17,7 @@ from paddle_dense.deploy.fused_layers import (
     SpreadConvolution,
     affine,
     dense_lgc,
+    depthwise_sums,
     fold_norm,
     fused_sfr,
     merged_groups,
@@ -391,6 +392,14 @@ def test_the_product_before_the_spreading(randomise, difference, inputs, outputs
     assert difference(answer(SpreadConvolution(conv), x), answer(conv, x)) < 1e-6
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_channel_by_itself_before_the_sums(randomise, difference, inputs, outputs, groups, stride):
+    conv = randomise(nn.Conv2D(inputs, outputs, 3, stride, padding=1, groups=groups, bias_attr=False))
+    x = pictures(2, inputs, 7, 5)
+    assert difference(answer(depthwise_sums(conv), x), answer(conv, x)) < 1e-6
+
+
 @pytest.mark.parametrize("merge", [1, 2, 3, 6])
 def test_groups_made_one(randomise, difference, merge):
     weight = np.random.default_rng(0).standard_normal([12, 3, 3, 3]).astype("f4")
@@ -404,7 +413,7 @@ def test_groups_made_one(randomise, difference, merge):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups", "left"),
     [
-        (32, 8, 8, 1),  # eight outputs fill the lanes once, in one group
+        (32, 8, 4, 1),  # eight outputs fill the lanes once, in one group
         (64, 16, 8, 2),  # one group would multiply 64 x 16, of which half are zeros more than in two
         (48, 12, 6, 2),  # 12 outputs take 16 lanes, twice 6 take 16 as well, at half the inputs
         (128, 64, 8, 8),  # every group fills its lanes
@@ -413,7 +422,12 @@ def test_groups_made_one(randomise, difference, merge):
 )
 def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left):
     conv = nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False)
-    assert groups // fusing_rules._merged(conv) == left
+    assert fusing_rules.grouped_for_engines(conv)._groups == left
+
+
+def test_groups_of_one_output_are_sums_of_channels():
+    fused = fusing_rules.grouped_for_engines(nn.Conv2D(32, 8, 3, padding=1, groups=8, bias_attr=False))
+    assert [(conv._groups, conv._out_channels) for conv in fused] == [(32, 32), (1, 8)]
 
 
 @pytest.mark.parametrize("size", [(8, 6), (2, 2), (7, 6), (6, 5)])
