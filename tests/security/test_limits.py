@@ -165,6 +165,17 @@ def test_repetition_takes_memory_in_proportion_to_the_file(content):
     assert peak < 150 * len(content) + MEGABYTE
 
 
+@pytest.mark.parametrize("part", [b"a", b"\\n"])
+def test_long_strings_take_little_more_memory_than_themselves(part):
+    """Looking through one for bad escapes with a single pattern took a hundred times its size."""
+    content = b"S'" + part * (MEGABYTE // len(part)) + b"'\n."
+    tracemalloc.start()
+    unpickle(memoryview(content))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * len(content)
+
+
 def test_numbers_of_the_memo_cannot_be_chosen_to_collide():
     """Integers have the same hash modulo 2**61 - 1, and a dict with n of those takes n * n steps."""
     content = b"\x80\x02N" + b"".join(b"p%d\n" % (number * (2**61 - 1)) for number in range(1, 30_000)) + b"."
