@@ -413,7 +413,7 @@ def test_groups_made_one(randomise, difference, merge):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups", "left"),
     [
-        (32, 8, 4, 1),  # eight outputs fill the lanes once, in one group
+        (32, 8, 8, 1),  # eight outputs fill the lanes once, in one group
         (64, 16, 8, 2),  # one group would multiply 64 x 16, of which half are zeros more than in two
         (48, 12, 6, 2),  # 12 outputs take 16 lanes, twice 6 take 16 as well, at half the inputs
         (128, 64, 8, 8),  # every group fills its lanes
@@ -422,7 +422,12 @@ def test_groups_made_one(randomise, difference, merge):
 )
 def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left):
     conv = nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False)
-    assert fusing_rules.grouped_for_engines(conv)._groups == left
+    assert groups // fusing_rules._merged(conv) == left
+
+
+def test_merged_groups_are_one_convolution():
+    conv = fusing_rules.grouped_for_engines(nn.Conv2D(64, 16, 3, padding=1, groups=8, bias_attr=False))
+    assert (conv._groups, conv._in_channels, conv._out_channels) == (2, 64, 16)
 
 
 def test_groups_of_one_output_are_sums_of_channels():

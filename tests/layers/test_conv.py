@@ -70,7 +70,6 @@ def is_called(conv, monkeypatch):
     return bool(calls)
 
 
-@pytest.mark.skipif(paddle.get_device() != "cpu", reason="other devices convolve fast")
 def test_only_what_trains_and_spreads_less_than_it_collects_is_spread(monkeypatch):
     narrow = conv2d(24, 12, 3, padding=1)
     assert not is_called(narrow, monkeypatch)
