@@ -21,7 +21,7 @@ from convert.mapping import to_paddle
 from convert.original import remembered
 from convert.report.section import Section, summarise
 from convert.versions import versions
-from paddle_dense.command import importing, keep_signals, signals_waiting
+from paddle_dense.command import importing, signals_waiting
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
@@ -367,7 +367,6 @@ def on_cpu() -> Iterator[None]:
     with importing():
         import paddle
 
-    keep_signals()
     device = paddle.get_device()
     paddle.set_device("cpu")
     try:
