@@ -13,7 +13,17 @@ from typing import Any, Callable, TypeVar
 from convert import conversion
 from convert.conversion import Conversion, default_target
 from convert.report import SUFFIXES, Section, check_report, write_report
-from paddle_dense.command import FAILED, OK, USAGE, UsageError, complain, key_values, signals_waiting, warn
+from paddle_dense.command import (
+    FAILED,
+    OK,
+    USAGE,
+    UsageError,
+    complain,
+    is_of_output,
+    key_values,
+    signals_waiting,
+    warn,
+)
 from paddle_dense.errors import WeightsError, printable
 from paddle_dense.sidecar import sidecar_path
 
@@ -160,6 +170,8 @@ def for_each(
         try:
             status = max(status, work(number, sections[number]))
         except (WeightsError, OSError) as error:
+            if is_of_output(error):
+                raise
             status = max(status, FAILED)
             _tell_failure(path, error, failure, sections[number])
         except ValueError as error:

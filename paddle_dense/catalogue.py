@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -131,7 +130,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{entry['input_size']:>8}  {frameworks or '-'}"
         )
     return OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import io
 import os
@@ -22,6 +23,7 @@ from paddle_dense.writing import exchanging, remove_unfinished
 
 OK, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM
+UNREAD = STOPPED + 13  # as if by SIGPIPE, which Python ignores
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _end: Callable[[int], NoReturn] | None = None  # how a signal ends a process that does nothing but a command
@@ -173,14 +175,31 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     try:
         status = stoppable(main)()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed from the start
+            stream.flush()
+    except OSError as error:
+        status = _unheard(error)
     finally:
         _end = None
     atexit._run_exitfuncs()
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed from the start
-        stream.flush()
     # Not `sys.exit`: taking the frameworks apart takes longer, and one of several processes that trained together
     # sometimes dies of SIGSEGV by it, when all is done.
     os._exit(status)
+
+
+def is_of_output(error: Exception) -> bool:
+    """Whether it is stdout that cannot be written, of which :func:`as_process` tells: whoever opens a file names it."""
+    return isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and not error.filename
+
+
+def _unheard(error: OSError) -> int:
+    """The exit status of a command whose words do not arrive; it ends silently if nobody reads, as behind ``head``."""
+    if isinstance(error, BrokenPipeError):
+        return UNREAD
+    what = f"standard output cannot be written ({error.strerror}): lead it elsewhere"
+    with suppress(OSError):  # stderr may lead to the same place
+        complain(what if is_of_output(error) else error)
+    return FAILED
 
 
 def _ending() -> Callable[[int], NoReturn]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -91,7 +90,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         complain(error)
         return FAILED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

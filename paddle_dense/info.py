@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program
+from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.condense import binary_mask, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, printable, shown
 from paddle_dense.pretrained import manifest
@@ -339,7 +339,3 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else shown(value)
-
-
-if __name__ == "__main__":
-    as_process(main)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from paddle_dense.command import complain, warn
@@ -19,3 +24,26 @@ def test_whoever_calls_it_a_line_is_one_line_without_commands(capsys, say, begin
     captured = capsys.readouterr()
     assert captured.err == f"{begin}权重.pth: \\x1b[2J\\x9b31m\\u202eb\\x07 says this\\udcff\n"
     assert captured.out == ""
+
+
+LIST = [sys.executable, "-W", "ignore", "-m", "paddle_dense", "list"]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_nothing_is_said_when_nobody_reads_any_more():
+    """As behind ``head``: the status is that of a process that SIGPIPE ends."""
+    pytest.importorskip("paddle")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(LIST, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
+def test_output_on_a_full_disk_is_one_sentence():
+    pytest.importorskip("paddle")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(LIST, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ("error: standard output cannot be written (No space left on device): lead it elsewhere\n")

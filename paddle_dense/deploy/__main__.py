@@ -22,6 +22,7 @@ from paddle_dense.command import (
     UsageError,
     as_process,
     complain,
+    is_of_output,
     load_paddle,
     program,
     stoppable,
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(error)
         return USAGE
     except (WeightsError, OSError, ImportError, RuntimeError) as error:
+        if is_of_output(error):
+            raise
         complain(error)
         return FAILED
     except ValueError as error:

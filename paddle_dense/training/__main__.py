@@ -17,6 +17,7 @@ from paddle_dense.command import (
     UsageError,
     as_process,
     complain,
+    is_of_output,
     key_values,
     load_paddle,
     program,
@@ -100,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(error)
         return USAGE
     except (WeightsError, OSError, ImportError) as error:
+        if is_of_output(error):
+            raise
         complain(error)
         return FAILED
     except ValueError as error:
