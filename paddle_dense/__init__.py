@@ -9,7 +9,10 @@ import zlib  # noqa: F401  Paddle 2.6 crashes if this is first imported after it
 from importlib import import_module, util
 from typing import Any
 
-from paddle_dense.condense import condense
+from paddle_dense.command import signals_waiting
+
+with signals_waiting():  # for NumPy starts threads, through which signals would reach Paddle while it is imported
+    from paddle_dense.condense import condense
 
 __version__ = "0.1.0"
 

@@ -281,9 +281,12 @@ as_process(main)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module", ["paddle.base.libpaddle", "torch._C"])
+@pytest.mark.parametrize("module", ["paddle.base.libpaddle", "paddle.hapi", "torch._C"])
 def test_signals_amid_the_imports_of_the_frameworks(tmp_path, module, number):
-    """Paddle's C++ had made an ImportError of the exception, or had ended without a word; PyTorch's had its own say."""
+    """Paddle's C++ had made an ImportError of the exception, or had ended without a word; PyTorch's had its own say.
+
+    At ``paddle.hapi`` SIGTERM is Paddle's already, and a thread of NumPy's had taken it.
+    """
     pytest.importorskip("torch", reason="the check compares with PyTorch")
     program = AMID_IMPORTS.format(module=module, number=int(number))
     command = [sys.executable, "-W", "ignore", "-c", program, str(DIGITS), "-o", str(tmp_path / "net.pdparams")]
