@@ -174,14 +174,15 @@ def as_process(main: Callable[[], int]) -> NoReturn:
     for number in SIGNALS:  # for after it: ending takes a while, in which nothing is left to be stopped
         signal.signal(number, signal.SIG_IGN)
     try:
-        status = stoppable(main)()
+        try:
+            status = stoppable(main)()
+        finally:
+            _end = None
+            atexit._run_exitfuncs()
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed from the start
             stream.flush()
     except OSError as error:
         status = _unheard(error)
-    finally:
-        _end = None
-    atexit._run_exitfuncs()
     # Not `sys.exit`: taking the frameworks apart takes longer, and one of several processes that trained together
     # sometimes dies of SIGSEGV by it, when all is done.
     os._exit(status)
