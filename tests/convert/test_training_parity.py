@@ -383,13 +383,15 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "network", "losses", "logits"),
-    [("cdnv2", "CondenseNetV2", 1e-4, 3e-3), ("condensenet", "CondenseNet", 5e-3, 3e-2)],
+    [("cdnv2", "CondenseNetV2", 2e-4, 5e-3), ("condensenet", "CondenseNet", 5e-3, 3e-2)],
 )
 def test_the_whole_training_is_the_originals(oracles, difference, tiny, name, network, losses, logits):
     """Masks and counters exactly; numbers as far as float32 carries them.
 
     The twin in PyTorch itself, with 1, 2 or 4 threads, is as far from these oracles: the CondenseNet's losses differ by
     up to 2e-3 and its logits by up to 1e-2 of their scale, and gradients of CondenseNet V2 in step 12 by 0.05 to 0.09.
+    That one's losses differ by up to 1.2e-4 without oneDNN; in float64, where nothing is rounded away, its logits end
+    2.3e-3 from the oracle, which is in float32 itself.
     """
     oracle = np.load(oracles / f"{name}_tiny_lockstep.npz")
     config = tiny if name == "cdnv2" else {"stages": [3, 3, 3], "growth": [8, 16, 32], "num_classes": 10}
