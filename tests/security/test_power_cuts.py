@@ -20,6 +20,7 @@ pytest.importorskip("fcntl", reason="locks of Unix")
 
 import paddle_dense as pd_
 from benchmarks.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
+from paddle_dense import writing
 from paddle_dense.command import FAILED, OK
 from paddle_dense.errors import WeightsError
 from paddle_dense.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
@@ -153,6 +154,20 @@ def test_what_a_living_run_writes_is_not_swept(tmp_path):
         slow.complete()
         slow.put_in_place()
     assert names(tmp_path) == ["another.pdparams", "quick.pdparams", "slow.bin"]
+
+
+def test_a_temporary_folder_is_written_to_at_once(tmp_path, monkeypatch):
+    """Its writer holds the lock on it, and had waited for itself."""
+
+    def wait(seconds: float) -> None:
+        raise AssertionError("waited for a lock")
+
+    monkeypatch.setattr(writing.time, "sleep", wait)
+    with temporary_folder(tmp_path / "net") as folder:
+        write_with_sidecar({"w": np.ones(3, np.float32)}, folder / "net.pdparams", {"arch": "CondenseNet"})
+        assert names(folder) == ["net.json", "net.pdparams"]
+        move_together([folder / "net.pdparams", folder / "net.json"], tmp_path)
+    assert names(tmp_path) == ["net.json", "net.pdparams"]
 
 
 def test_two_writers_at_once_never_mix(tmp_path):
