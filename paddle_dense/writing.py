@@ -184,7 +184,6 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
                     if alone:
                         _sweep(inside)
                     os.mkdir(path, 0o700)
-                    _own_folders.add(os.path.realpath(path))
                     if alone:
                         handle = os.open(path, os.O_RDONLY)
                         _claim(handle, alone)
@@ -192,7 +191,6 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
                 raise unwritable(beside, error) from error
             yield Path(path)
         finally:
-            _own_folders.discard(os.path.realpath(path))
             if handle is not None:
                 os.close(handle)
 
@@ -282,7 +280,6 @@ def _removed_afterwards(remove: Callable[[], None]) -> Iterator[None]:
 # Locks, and what dead runs left
 
 _turns = 0  # that this process has
-_own_folders: set[str] = set()  # temporary ones of this process, each with its lock on it
 
 
 def exchanging() -> bool:
@@ -294,14 +291,14 @@ def exchanging() -> bool:
 def turn(folder: PathLike) -> Iterator[bool]:
     """Wait until no other process makes, sweeps or exchanges files in a folder; False if that cannot be had.
 
-    In a temporary folder of its own a process has no turns to take, and would wait for itself.
+    In a temporary folder nobody takes turns: its one writer holds the lock on it, and would wait for itself.
     """
     global _turns
     handle = None
     _turns += 1
     try:
         with suppress(OSError):
-            if os.path.realpath(folder) not in _own_folders:
+            if not _TEMPORARY.fullmatch(os.path.basename(folder)):
                 handle = os.open(folder, os.O_RDONLY)
         yield handle is not None and _lock(handle, _PATIENCE)
     finally:
