@@ -12,6 +12,9 @@ import pytest
 from paddle_dense.command import complain, warn
 from paddle_dense.errors import printable
 
+ROOT = Path(__file__).resolve().parents[1]
+LIST = [sys.executable, "-W", "ignore", "-m", "paddle_dense", "list"]
+
 
 def test_printable_keeps_every_letter_and_no_command():
     assert printable("权重 é.pth") == "权重 é.pth"
@@ -26,13 +29,8 @@ def test_whoever_calls_it_a_line_is_one_line_without_commands(capsys, say, begin
     assert captured.out == ""
 
 
-LIST = [sys.executable, "-W", "ignore", "-m", "paddle_dense", "list"]
-ROOT = Path(__file__).resolve().parents[1]
-
-
 def test_nothing_is_said_when_nobody_reads_any_more():
     """As behind ``head``: the status is that of a process that SIGPIPE ends."""
-    pytest.importorskip("paddle")
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(LIST, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
@@ -42,7 +40,6 @@ def test_nothing_is_said_when_nobody_reads_any_more():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
 def test_output_on_a_full_disk_is_one_sentence():
-    pytest.importorskip("paddle")
     with open("/dev/full", "w") as full:
         done = subprocess.run(LIST, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
