@@ -14,6 +14,10 @@ class WeightsError(ValueError):
     """A weight file cannot be used: the message names the file or tensor, what was found, and what to do."""
 
 
+class DataError(WeightsError):
+    """Pictures cannot be used: the message names the file or folder, what was found, and what to do."""
+
+
 class HostileFileError(WeightsError):
     """A weight file asks to run code that no weights need."""
 

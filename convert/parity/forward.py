@@ -52,23 +52,18 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
     """The pictures of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
 
     Raises:
-        ValueError: the folder holds no picture, or one cannot be read.
+        ValueError: the folder holds no picture.
+        DataError: one cannot be read.
     """
-    from PIL import Image
+    from paddle_dense.pictures import read_picture
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     transforms = preprocessing.transforms()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
-        batch = []
-        for path in paths[start : start + _IMAGES_AT_ONCE]:
-            try:
-                with Image.open(path) as image:
-                    batch.append(transforms(image.convert("L" if channels == 1 else "RGB")).numpy())
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-        yield np.stack(batch)
+        some = paths[start : start + _IMAGES_AT_ONCE]
+        yield np.stack([transforms(read_picture(path, "L" if channels == 1 else "RGB")).numpy() for path in some])
 
 
 @contextmanager

@@ -21,13 +21,10 @@ from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
 from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
-from paddle_dense.errors import AGAIN, DAMAGED, HostileFileError, WeightsError, naming, shown
+from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
+from paddle_dense.pictures import read_picture
 from paddle_dense.unpickle import Lazy, describe, unpickle
 from paddle_dense.weights import open_file
-
-
-class DataError(WeightsError):
-    """Pictures cannot be used: the message names the file or folder, what was found, and what to do."""
 
 
 class PictureData(Dataset):
@@ -197,23 +194,6 @@ class PictureFolder(PictureData):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-
-def read_picture(path: str | os.PathLike) -> Image.Image:
-    """The picture of a file, in RGB; of 16 bits the upper 8 are taken.
-
-    Raises:
-        DataError: PIL cannot read it.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            if image.mode not in ("I", "F"):  # which PIL would cut off at 255
-                return image.convert("RGB")
-    except Exception as error:  # there is hardly a kind that a damaged picture has not made PIL raise
-        raise DataError(f"{path}: cannot be read as a picture: replace it or take it out") from error
-    raise DataError(f"{path}: has more than 16 bits a pixel: save it with 8")
 
 
 def _part_folders(root: Path) -> tuple[Path, Path]:

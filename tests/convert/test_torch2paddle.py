@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,11 +278,30 @@ def test_pictures_are_compared_through_the_networks_own_transforms(capsys, tmp_p
 
     (pictures / "broken.jpg").write_bytes(b"not a picture")
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", pictures, "--force")
-    assert status == USAGE and "broken.jpg" in err and err.count("\n") == 1
+    assert status == FAILED and err.count("\n") == 1
+    assert "broken.jpg: cannot be read as a picture: replace it or take it out" in err
 
     (tmp_path / "empty").mkdir()
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", tmp_path / "empty", "--force")
     assert status == USAGE and "holds no picture" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+def test_pictures_that_wait_or_run_or_grow_are_one_line_and_status_1(capsys, tmp_path):
+    """They hung the conversion or ended in a traceback."""
+    from tests.test_pictures import CANNOT, empty_png, eps
+
+    torch.save(trained_twin(SMALL).state_dict(), tmp_path / "a.pth")
+    for name, said in (("pipe", CANNOT), ("eps", CANNOT), ("large", "pixels, or more than there is memory free for")):
+        picture = tmp_path / name / "x.jpg"
+        picture.parent.mkdir()
+        if name == "pipe":
+            os.mkfifo(picture)
+        else:
+            picture.write_bytes(eps() if name == "eps" else empty_png(14000, 14000))
+        status, _, err = convert(capsys, tmp_path / "a.pth", "--images", picture.parent)
+        assert status == FAILED and f"{picture}: " in err and said in err and err.count("\n") == 1
+    assert not (tmp_path / "a.pdparams").exists()
 
 
 def test_without_pytorch_it_converts_and_says_that_nothing_was_checked(data, tmp_path):

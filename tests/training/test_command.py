@@ -280,3 +280,14 @@ def test_a_picture_that_cannot_be_read_is_named(command, pictures, tmp_path):
     (folder / "train" / "dark" / "0.png").write_bytes(b"no picture")
     status, _, err = command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "--data", folder)
     assert status == 1 and "0.png: cannot be read as a picture" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pipe_among_the_pictures_is_named(command, pictures, tmp_path, workers):
+    """It had been waited for, for ever, and no signal ended that."""
+    folder = shutil.copytree(pictures, tmp_path / "waits")
+    os.mkfifo(folder / "train" / "dark" / "1.jpg")
+    options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
+    status, _, err = command(*SMALL, *options, "--data", folder)
+    assert status == 1 and "1.jpg: cannot be read as a picture" in err and err.count("\n") == 1
