@@ -30,6 +30,7 @@ from paddle_dense.command import (
 )
 from paddle_dense.deploy.environment import cpu_environment
 from paddle_dense.errors import WeightsError, printable
+from paddle_dense.weights import read_bounded
 from paddle_dense.writing import temporary_folder
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from paddle_dense.deploy.export import Exported
 
 FORMATS = ("paddle", "onnx")
+_MOST_LABELS = 1 << 24  # bytes; the 21 841 classes of the whole ImageNet have one megabyte
 # Rounds of the benchmark: enough for a steady median of a fast network, not too long for a slow one.
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
 
@@ -138,10 +140,12 @@ def _target(args: Any) -> Path:
 
 def _labels(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WeightsError(f"{path}: cannot be read ({reason}): give a text file with one class a line") from None
+        return read_bounded(path, _MOST_LABELS).decode().splitlines()
+    except WeightsError as error:
+        reason = str(error).partition(": ")[0]
+    except UnicodeDecodeError as error:
+        reason = f"cannot be read ({error})"
+    raise WeightsError(f"{path}: {reason}: give a text file with one class a line")
 
 
 def _network(path: Path) -> nn.Layer:

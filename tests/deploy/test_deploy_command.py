@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,28 @@ def test_what_cannot_be_done_is_said_in_one_line(capsys, digits, arguments, stat
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
     assert captured.out == "" and sorted(digits.parent.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "sparse file"])
+def test_labels_that_never_end_are_not_waited_for(capsys, digits, tmp_path, kind):
+    """A pipe had been waited for, and /dev/zero read until there was no memory left."""
+    labels = tmp_path / "labels"
+    if kind == "pipe":
+        os.mkfifo(labels)
+    elif kind == "/dev/zero":
+        labels.symlink_to(kind)
+    elif kind == "folder":
+        labels.mkdir()
+    else:
+        with open(labels, "wb") as file:
+            file.truncate(1 << 40)
+    before = sorted(os.listdir(tmp_path))
+    assert main([str(digits), "-o", str(tmp_path / "net"), "--labels", str(labels)]) == FAILED
+    said = "has more than 16,777,216 bytes, which no such file has" if kind == "sparse file" else "is not a file"
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {labels}: {said}: give a text file with one class a line\n" and captured.out == ""
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.slow

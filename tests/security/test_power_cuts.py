@@ -266,18 +266,30 @@ def test_signals_end_a_conversion_in_one_line(tmp_path, monkeypatch, capfd, modu
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+WITH_LABELS = """
+import os, sys
+
+def stop(event, arguments):
+    if event == "open" and arguments[0] == {labels!r}:
+        os.kill(os.getpid(), {number})
+
+sys.addaudithook(stop)
+from paddle_dense.command import as_process
+from paddle_dense.deploy.__main__ import main
+as_process(main)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_an_export_although_paddle_wants_one(tmp_path, number):
-    """A process of its own, as Paddle takes SIGTERM when it is imported; it waits for the labels."""
-    os.mkfifo(tmp_path / "labels")
-    command = [sys.executable, "-m", "paddle_dense.deploy", str(DIGITS.with_suffix(".pdparams"))]
+    """A process of its own, as Paddle takes SIGTERM when it is imported; it stops itself once it reads the labels."""
+    (tmp_path / "labels").write_text("a\n")
+    program = WITH_LABELS.format(labels=str(tmp_path / "labels"), number=int(number))
+    command = [sys.executable, "-c", program, str(DIGITS.with_suffix(".pdparams"))]
     command += ["-o", str(tmp_path / "net"), "--labels", str(tmp_path / "labels")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with open(tmp_path / "labels", "w"):  # once it reads them
-        process.send_signal(number)
-        out, err = process.communicate()
-    assert (process.returncode, out) == (128 + number, "")
-    assert err.startswith(f"error: stopped by {number.name}: ") and err.count("\n") == 1
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr.startswith(f"error: stopped by {number.name}: ") and done.stderr.count("\n") == 1
     assert names(tmp_path) == ["labels"]
 
 
