@@ -24,6 +24,8 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
+LEAST = {"epochs": 1, "batch_size": 1, "seed": 0}  # of the settings of a run
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:

@@ -24,6 +24,7 @@ from paddle_dense.command import (
     stoppable,
 )
 from paddle_dense.errors import WeightsError, printable
+from paddle_dense.training import LEAST
 
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
@@ -111,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Any) -> int:
-    for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+    for name, least in {**LEAST, "workers": 0}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
-    if args.learning_rate is not None and not args.learning_rate > 0:
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
     load_paddle()
     from paddle_dense.training.run import Run
@@ -152,13 +153,14 @@ def _saved(args: Any) -> Saved | None:
 def _continued(args: Any, saved: Saved) -> Settings:
     """The settings that the run began with; an option that contradicts them is an error."""
     from paddle_dense.training.recipes import recipe
+    from paddle_dense.training.resume import OLDER
     from paddle_dense.training.run import Settings
 
     try:
         settings = Settings(**saved.settings)
         recipe(settings.recipe)
     except ValueError as error:
-        raise WeightsError(f"{saved.path} has settings of no run ({error}): take an older checkpoint") from None
+        raise WeightsError(f"{saved.path} has settings of no run ({error}): {OLDER}") from None
     except TypeError:
         raise WeightsError(
             f"{saved.path} has settings that this version does not know: continue with its own"

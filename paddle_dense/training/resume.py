@@ -8,18 +8,19 @@ place in it: data order and augmentation are functions of the seed and the step,
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
 from paddle import distributed, nn
 from paddle.optimizer import Optimizer
-from paddle.optimizer.lr import LRScheduler
+from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 
 from paddle_dense.checkpoints import check_state, load_model, set_state
 from paddle_dense.errors import WeightsError, naming, shown
@@ -27,10 +28,13 @@ from paddle_dense.layers.room import Room
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.sidecar import network_in
 from paddle_dense.training.ema import ModelEMA
+from paddle_dense.training.schedule import WarmupCosine
 from paddle_dense.weights import read_metadata, read_weights, write_weights
 from paddle_dense.writing import make_folder
 
+OLDER = "remove it, and the run continues from the checkpoint before"
 _KEEP = 2
+_LARGE = 2.0**127  # what float32 holds
 _DIGITS = 18  # of a number of steps
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 
@@ -80,16 +84,16 @@ class Saved:
         """Put a prepared model, its optimizer and its average back to where they were.
 
         Raises:
-            WeightsError: the checkpoint is of another network, or was made without an average or by another optimizer.
+            WeightsError: the checkpoint is of another network, was made without an average or by another optimizer, or
+                holds what no run leaves: a learning rate of another step, no momentum of a parameter, NaN, ...
         """
         optimizer: Any = model._optimizer
         rate = optimizer._learning_rate
         with naming(self.path):
             state = check_state(self._part("network"), model.network)
             if isinstance(rate, LRScheduler):
-                schedule: Any = _numbers_like(rate.state_dict(), self.schedule)
-                rate.set_state_dict(schedule)
-            _set_optimizer(optimizer, model.network, self._part("optimizer"))
+                _set_schedule(rate, self.schedule, self.step)
+            _set_optimizer(optimizer, model.network, self._part("optimizer"), self.step)
             set_state(model.network, state)
             if average is not None:
                 set_state(average.network, check_state(self._part("average"), average.network))
@@ -308,27 +312,60 @@ def _optimizer_arrays(model: paddle.Model) -> dict[str, np.ndarray]:
     }
 
 
-def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str, np.ndarray]) -> None:
-    if not arrays:
-        return  # saved before the first step
+def _set_schedule(rate: LRScheduler, state: Mapping[str, Any], step: int) -> None:
+    """Put the learning rate back to where it was; where it is a function of the step alone, the file must agree."""
+    told = _numbers_like(rate.state_dict(), state)
+    done, last = told.get("last_epoch", 0), told.get("last_lr", 0)
+    if type(done) is not int or not 0 <= done <= step or last < 0:
+        raise WeightsError(f"holds learning rate {last} after {done} of {step} steps, which no run has: {OLDER}")
+    rate.set_state_dict(cast("Any", told))
+    if not isinstance(rate, (WarmupCosine, PiecewiseDecay)):
+        return
+    # The cosine's last steps are differences of nearly equal numbers, which another machine may round otherwise.
+    if not math.isclose(last, rate.get_lr(), rel_tol=1e-6, abs_tol=1e-12):
+        raise WeightsError(
+            f"holds learning rate {last} at step {done}, where this run's is {rate.get_lr():.6g}: continue with the "
+            f"settings that the run began with, or {OLDER}"
+        )
+
+
+def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str, np.ndarray], step: int) -> None:
+    if not arrays and step == 0:
+        return  # there are none before the first step
     parameters = dict(network.named_parameters())
     # Paddle makes accumulators in an optimizer's first step; what that does to the weights is put right afterwards.
     for parameter in optimizer._parameter_list:
         parameter.grad = paddle.zeros_like(parameter)
     optimizer.step()
     optimizer.clear_grad()
-    for key, array in arrays.items():
+    own: Any = {
+        f"{name}.{kind}": tensors[parameter.name]
+        for kind, tensors in optimizer._accumulators.items()
+        for name, parameter in parameters.items()
+        if parameter.name in tensors
+    }
+    for key in [*arrays, *own]:
         name, _, kind = key.rpartition(".")
-        if not np.isfinite(array).all():
-            raise WeightsError(f"holds NaN or infinity in {shown(kind)} of {shown(name)}: take an older checkpoint")
-        try:
-            tensor = optimizer._accumulators[kind][parameters[name].name]
-            tensor.set_value(paddle.to_tensor(array, dtype=tensor.dtype))
-        except (KeyError, ValueError) as error:
+        what = f"{shown(kind)} of {shown(name)}"
+        if key not in own:
             raise WeightsError(
-                f"holds {shown(kind)} of {shown(name)} for another optimizer: continue with the settings that the run "
-                f"began with"
-            ) from error
+                f"holds {what} for another optimizer: continue with the settings that the run began with"
+            )
+        if key not in arrays:
+            raise WeightsError(f"lacks {what}, which would begin anew at step {step}: {OLDER}")
+        _set_accumulator(own[key], arrays[key], what)
+
+
+def _set_accumulator(tensor: paddle.Tensor, array: np.ndarray, what: str) -> None:
+    if array.dtype.kind != "f" or array.shape != tuple(tensor.shape):
+        raise WeightsError(
+            f"holds {array.dtype} {list(array.shape)} as {what}, which needs floats {list(tensor.shape)}: {OLDER}"
+        )
+    with np.errstate(over="ignore"):  # an infinity is reported as one
+        value = paddle.to_tensor(array, dtype=tensor.dtype)
+    if not paddle.isfinite(value).all().item():  # they would make every weight NaN in the next step
+        raise WeightsError(f"holds NaN or infinity in {what}: {OLDER}")
+    tensor.set_value(value)
 
 
 def _set_scaler(model: paddle.Model, state: Mapping[str, Any]) -> None:
@@ -337,19 +374,36 @@ def _set_scaler(model: paddle.Model, state: Mapping[str, Any]) -> None:
     if not configs:
         raise WeightsError("holds a loss scaling, for a run with --amp on a GPU: continue it there")
     scaler = paddle.amp.GradScaler(**configs)
+    scaler.load_state_dict(cast("Any", _scaling_like(scaler.state_dict(), state)))
+    model._scaler = scaler  # type: ignore[attr-defined]  # made in `fit` otherwise
+
+
+def _scaling_like(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of a loss scaling, as Paddle takes it: only the scale and the two counts change in a run.
+
+    Args:
+        own: the state of a scaling that has just been made.
+        state: the checkpoint's; Paddle's scale is an array of one number, and a list in JSON.
+    """
     scale = state.get("scale")
     plain = {**state, "scale": scale[0] if isinstance(scale, list) and scale else scale}
-    saved: Any = _numbers_like({**scaler.state_dict(), "scale": 1.0}, plain)
-    saved["scale"] = np.asarray([saved["scale"]], "float32")
-    scaler.load_state_dict(saved)
-    model._scaler = scaler  # type: ignore[attr-defined]  # made in `fit` otherwise
+    told = _numbers_like({**own, "scale": 1.0}, plain)
+    counts = {"incr_count": own["incr_every_n_steps"], "decr_count": own["decr_every_n_nan_or_inf"]}
+    for name, value in told.items():
+        if name == "scale":
+            possible = value > 0
+        elif name in counts:
+            possible = type(value) is int and 0 <= value < counts[name]
+        else:
+            possible = value == own[name]
+        if not possible:
+            raise WeightsError(f"holds a loss scaling with {name} {value}, which no run here has: {OLDER}")
+    return {**told, "scale": np.asarray([told["scale"]], "float32")}
 
 
 def _numbers_like(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of a schedule or a scaling, if it has the same entries and all of them are numbers."""
-    plain = all(isinstance(value, (int, float)) and abs(value) < float("inf") for value in saved.values())
+    plain = all(isinstance(value, (int, float)) and abs(value) < _LARGE for value in saved.values())
     if saved.keys() != own.keys() or not plain:
-        raise WeightsError(
-            f"holds {shown(', '.join(saved))} where the numbers {', '.join(own)} should be: take an older checkpoint"
-        )
+        raise WeightsError(f"holds {shown(', '.join(saved))} where the numbers {', '.join(own)} should be: {OLDER}")
     return dict(saved)

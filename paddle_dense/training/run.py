@@ -19,6 +19,7 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.models.arguments import check_arguments
 from paddle_dense.models.registry import build_network, config_keys, network_class
+from paddle_dense.training import LEAST
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
 from paddle_dense.training.batches import TrainingBatches
@@ -33,7 +34,7 @@ from paddle_dense.training.data import PictureData, PictureLoader, open_data
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
-from paddle_dense.training.resume import Checkpoints, Saved, StepSeeds
+from paddle_dense.training.resume import OLDER, Checkpoints, Saved, StepSeeds
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_arguments({entry.name: str(entry.type) for entry in fields(self)}, vars(self))
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be {least} or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -138,11 +145,11 @@ class Run:
             len(self.train_data), self._batch_size(), settings.epochs or self.recipe.epochs, settings.seed, start
         )
         if self.saved and start > batches.total_steps:
-            raise WeightsError(
-                f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: take an older checkpoint"
-            )
+            raise WeightsError(f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: {OLDER}")
         model, average = self._prepared(batches)
         if self.saved:
+            if self.saved.schedule.get("last_epoch") != start:  # the rate changes at every step
+                raise WeightsError(f"{self.saved.path} is at step {start}, and its learning rate at another: {OLDER}")
             self.saved.restore(model, average)
         checkpoints = Checkpoints(self.folder, asdict(settings), start, batches.steps_per_epoch, average=average)
         if len(batches):

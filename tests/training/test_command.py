@@ -17,7 +17,7 @@ paddle = pytest.importorskip("paddle")
 import paddle_dense as pd_
 from paddle_dense.training.__main__ import main
 from paddle_dense.training.resume import saved_checkpoints
-from paddle_dense.weights import read_weights
+from paddle_dense.weights import read_metadata, read_weights, write_weights
 
 SMALL = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2"]
 
@@ -207,6 +207,36 @@ def test_a_run_is_not_overwritten_or_changed_by_mistake(command):
     assert status == 2 and "run holds a run already: --resume continues it" in err
     status, _, err = command("--resume", "run", "--epochs", 2)
     assert status == 2 and "--epochs 2 contradicts the run, which began with 1: leave --epochs out" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule"),
+    [
+        ({"epochs": -5}, {}),
+        ({"epochs": 0}, {}),
+        ({"batch_size": 0}, {}),
+        ({"batch_size": -4}, {}),
+        ({"seed": -1}, {}),
+        ({"learning_rate": float("nan")}, {}),
+        ({"learning_rate": -0.1}, {}),
+        ({"epochs": 1}, {}),
+        ({}, {"last_epoch": -5}),
+        ({}, {"last_epoch": 3}),
+        ({}, {"last_lr": 1e30}),
+    ],
+    ids=str,
+)
+def test_numbers_that_no_run_leaves_are_one_line_and_status_1(command, settings, schedule):
+    """Some of them were tracebacks; with others a run went on at another learning rate."""
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
+    for path in saved_checkpoints_in("run"):
+        told = read_metadata(path)
+        for name, change in (("settings", settings), ("schedule", schedule)):
+            told[name] = json.dumps({**json.loads(told[name]), **change})
+        write_weights(read_weights(path), path, told)
+    status, _, err = command("--resume", "run", data=False)
+    assert status == 1 and err.startswith("error: run/checkpoint-00000006.safetensors"), err
+    assert "remove it, and the run continues from the checkpoint before" in err and err.count("\n") == 1
 
 
 def start(pictures, *arguments):

@@ -10,7 +10,7 @@ paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
 from paddle_dense.errors import WeightsError
-from paddle_dense.training import Checkpoints, CondensationCallback, CondensationLoss, ModelEMA, WarmupCosine
+from paddle_dense.training import Checkpoints, CondensationCallback, CondensationLoss, ModelEMA, WarmupCosine, resume
 from paddle_dense.training.batches import TrainingBatches
 from paddle_dense.training.resume import StepSeeds, load_network, newest, read_checkpoint, saved_checkpoints
 from paddle_dense.weights import read_metadata, read_weights, write_weights
@@ -209,6 +209,14 @@ def test_a_checkpoint_of_no_step(tmp_path, step):
         {"schedule": {"last_epoch": 1, "last_lr": float("nan")}},
         {"schedule": {"last_epoch": 1, "last_lr": [0.1]}},
         {"schedule": {"last_epoch": 1, "last_lr": 0.1, "get_lr": 1}},
+        {"schedule": {"last_epoch": -5, "last_lr": 0.1}},
+        {"schedule": {"last_epoch": 10**400, "last_lr": 0.1}},
+        {"schedule": {"last_epoch": True, "last_lr": 0.055}},
+        {"schedule": {"last_epoch": 1.0, "last_lr": 0.055}},
+        {"schedule": {"last_epoch": 9, "last_lr": 0.0}},
+        {"schedule": {"last_epoch": 1, "last_lr": 1e30}},
+        {"schedule": {"last_epoch": 1, "last_lr": -0.055}},
+        {"schedule": {"last_epoch": 1, "last_lr": 0.05501}},
         {"scaler": {"scale": "x"}},
         {"scaler": {"x": 1}},
     ],
@@ -217,7 +225,7 @@ def test_a_checkpoint_of_no_step(tmp_path, step):
 def test_a_schedule_or_scaling_that_is_none(tmp_path, texts):
     fit(tmp_path, stop_after=1)
     tampered(saved_checkpoints(tmp_path)[0], **texts)
-    with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds .*: (take|continue)"):
+    with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds .*: (remove it|continue)"):
         fit(tmp_path, newest(tmp_path))
 
 
@@ -229,6 +237,90 @@ def test_momenta_that_are_no_numbers(tmp_path):
     tampered(path, {name: np.full_like(array, np.nan)})
     with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds NaN or infinity in 'velocity' of"):
         fit(tmp_path, newest(tmp_path))
+
+
+def velocity(path):
+    """The name and the array of a momentum in a checkpoint."""
+    return next((name, array) for name, array in read_weights(path).items() if name.startswith("optimizer."))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.reshape(-1)[:-1],
+        lambda array: array[None],
+        lambda array: array.astype(np.int64),
+        lambda array: array.astype(bool),
+        lambda array: array.astype(np.float64) + 1e300,
+    ],
+    ids=["shorter", "a dimension more", "integers", "truth values", "infinite in float32"],
+)
+def test_momenta_that_do_not_fit(tmp_path, change):
+    """One of another shape was an AssertionError; integers were taken."""
+    fit(tmp_path, stop_after=1)
+    path = saved_checkpoints(tmp_path)[0]
+    name, array = velocity(path)
+    tampered(path, {name: change(array)})
+    with pytest.raises(WeightsError, match=r"checkpoint-00000001.safetensors: holds .* 'velocity' of .*: remove it"):
+        fit(tmp_path, newest(tmp_path))
+
+
+@pytest.mark.parametrize("which", ["one", "all"])
+def test_momenta_that_are_missing(tmp_path, which):
+    """They had begun anew without a word."""
+    fit(tmp_path, stop_after=1)
+    path = saved_checkpoints(tmp_path)[0]
+    lost = velocity(path)[0]
+    kept = {
+        name: array
+        for name, array in read_weights(path).items()
+        if name != lost and not (which == "all" and name.startswith("optimizer."))
+    }
+    write_weights(kept, path, read_metadata(path))
+    with pytest.raises(WeightsError, match=r"00000001.safetensors: lacks 'velocity' of .*, which would begin anew at"):
+        fit(tmp_path, newest(tmp_path))
+
+
+SCALING = {
+    "scale": np.array([65536.0], "f4"),
+    "incr_ratio": 2.0,
+    "decr_ratio": 0.5,
+    "incr_every_n_steps": 2000,
+    "decr_every_n_nan_or_inf": 1,
+    "incr_count": 0,
+    "decr_count": 0,
+    "use_dynamic_loss_scaling": True,
+}
+
+
+def test_a_loss_scaling_goes_on_where_it_was():
+    told = json.loads(json.dumps({**SCALING, "scale": [1024.0], "incr_count": 1999}))
+    found = resume._scaling_like(SCALING, told)
+    assert {**found, "scale": found["scale"].tolist()} == told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": [0.0]},
+        {"scale": [-1.0]},
+        {"scale": [1e300]},
+        {"scale": []},
+        {"scale": [[1.0]]},
+        {"incr_ratio": 1e30},
+        {"decr_ratio": 0.0},
+        {"incr_every_n_steps": 0},
+        {"incr_count": -1},
+        {"incr_count": 2000},
+        {"incr_count": 0.5},
+        {"decr_count": 10**30},
+        {"use_dynamic_loss_scaling": False},
+    ],
+    ids=str,
+)
+def test_a_loss_scaling_that_no_run_has(change):
+    with pytest.raises(WeightsError, match=r"^holds .*: remove it, and the run continues from the checkpoint before$"):
+        resume._scaling_like(SCALING, {**SCALING, "scale": [65536.0], **change})
 
 
 def test_another_network_or_optimizer_is_refused(tmp_path):
