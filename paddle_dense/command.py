@@ -7,8 +7,10 @@ import atexit
 import errno
 import gc
 import io
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,10 +29,15 @@ UNREAD = STOPPED + 13  # as if by SIGPIPE, which Python ignores
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _end: Callable[[int], NoReturn] | None = None  # how a signal ends a process that does nothing but a command
+_signals: _Signals | None = None  # those that have come to it
 
 
 class UsageError(ValueError):
     """A command was called in a way that no file can mend."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Work that is given up because a signal, its argument, has come; the handler may only have made a note of it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,6 +161,41 @@ def signals_waiting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class _Signals:
+    """Which signals have come to this process, known before Python's handlers run: they wait for C++ to return.
+
+    Python writes the number of each into a socket at once, wherever the process is. Copies of it, such as those that
+    prepare pictures, can look there too; only the process itself takes the numbers out, and so makes room for others.
+    """
+
+    def __init__(self) -> None:
+        self.process, self.seen = os.getpid(), 0
+        self.reader, self.writer = socket.socketpair()
+        for end in (self.reader, self.writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+
+    def stop(self) -> int:
+        """The first of `SIGNALS` that has come, or 0."""
+        with suppress(BlockingIOError):  # none has
+            numbers = self.reader.recv(4096, 0 if os.getpid() == self.process else socket.MSG_PEEK)
+            self.seen = self.seen or next((number for number in numbers if number in SIGNALS), 0)
+        return self.seen
+
+
+def stop_if_asked() -> None:
+    """Give up what takes long if SIGINT or SIGTERM has come to the command, in copies of its process as well.
+
+    Nothing happens where the process does something else than a command.
+
+    Raises:
+        Stopped: with the signal's number.
+    """
+    number = _signals.stop() if _signals else 0
+    if number:
+        raise Stopped(number)
+
+
 def load_paddle() -> None:
     """Import Paddle in the environment that suits the processor, without its remark that there are several threads."""
     if "paddle" not in sys.modules:
@@ -169,8 +211,8 @@ def as_process(main: Callable[[], int]) -> NoReturn:
     A signal then ends the process wherever it is, once what it has begun to write is removed. An exception would come
     through the frameworks' C++, which makes other errors of it or breaks.
     """
-    global _end
-    _end = _ending()
+    global _end, _signals
+    _end, _signals = _ending(), _Signals()
     for number in SIGNALS:  # for after it: ending takes a while, in which nothing is left to be stopped
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -216,6 +258,9 @@ def _ending() -> Callable[[int], NoReturn]:
             signal.signal(other, signal.SIG_IGN)
         if os.getpid() == process:
             remove_unfinished()
+            for child in multiprocessing.active_children():
+                # Paddle's processes that prepare pictures wait for more without end, and keep stdout open meanwhile.
+                child.kill()
             with suppress(Exception):  # it may be amid printing, or nobody reads any more
                 sys.stdout.flush()
             with suppress(OSError):

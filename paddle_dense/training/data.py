@@ -14,12 +14,14 @@ from typing import IO, Any, Literal, NoReturn, cast
 
 import numpy as np
 import paddle
+from paddle import distributed
 from paddle.dataset import common
 from paddle.io import BatchSampler, DataLoader, Dataset
 from paddle.vision.datasets import Cifar10, cifar
 from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
+from paddle_dense.command import Stopped, stop_if_asked
 from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
 from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
 from paddle_dense.pictures import read_picture
@@ -82,6 +84,9 @@ class PictureLoader:
     be read, or hide the reason; here that is a DataError. Without other processes, pictures are prepared between the
     steps and not beside them in a thread, so that nobody else draws random numbers meanwhile.
 
+    On one device it ends by `Stopped` before the next picture when a command is asked to stop, even while it waits for
+    other processes; several devices have to stop together.
+
     Args:
         dataset: gives (array [C, H, W], number of the class).
         batches: lists of indices.
@@ -89,7 +94,8 @@ class PictureLoader:
     """
 
     def __init__(self, dataset: Dataset, batches: Sequence[list[Any]] | BatchSampler, workers: int = 0) -> None:
-        self.dataset, self.batches, self.workers = dataset, batches, workers
+        self.dataset = dataset if distributed.is_initialized() else _Stoppable(dataset)
+        self.batches, self.workers = batches, workers
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         if not self.workers:
@@ -104,15 +110,30 @@ class PictureLoader:
         )
         for fields in loader:
             if len(fields) == 1:
-                raise DataError(fields[0].numpy().tobytes().decode())
+                sentence = fields[0].numpy().tobytes().decode()
+                raise Stopped(int(sentence)) if sentence.isdigit() else DataError(sentence)
             yield fields
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
+class _Stoppable(Dataset):
+    """A dataset that gives no more pictures once the command is asked to stop."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        stop_if_asked()
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
 class _Reporting(Dataset):
-    """A dataset that gives a DataError's sentence instead of raising it."""
+    """A dataset that gives a DataError's sentence, or the number of the signal that stops it, instead of raising it."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -120,7 +141,7 @@ class _Reporting(Dataset):
     def __getitem__(self, index: Any) -> Any:
         try:
             return self.dataset[index]
-        except DataError as error:
+        except (DataError, Stopped) as error:
             return str(error)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Callable
 import paddle
 from paddle import distributed
 
+from paddle_dense.command import Stopped
 from paddle_dense.training.accuracy import Accuracy
 from paddle_dense.training.condensation import density, learned_connections
 
@@ -61,7 +62,11 @@ class Progress(paddle.callbacks.Callback):
 
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         figures = self._figures(logs)
-        self.accuracy = self.evaluate()
+        try:
+            self.accuracy = self.evaluate()
+        except Stopped:  # the callbacks behind this one save the step and end the training
+            self.accuracy = None
+            return
         for metric in self.model._metrics:
             metric.reset()
         if distributed.get_rank() == 0:

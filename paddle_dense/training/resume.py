@@ -221,6 +221,7 @@ class Checkpoints(paddle.callbacks.Callback):
             self.model.num_iters = 1
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self.stopped = self.stopped or self._any_rank_stops()  # also when it was asked amid the reading of a batch
         self.save()
 
     def save(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import paddle
 from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
-from paddle_dense.command import SIGNALS
+from paddle_dense.command import SIGNALS, Stopped
 from paddle_dense.condense import condense
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
@@ -155,7 +155,7 @@ class Run:
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             pictures = Augmented(self.train_data, transforms, settings.seed)
-            loader = PictureLoader(pictures, batches, self.workers)
+            loader = _UntilStopped(PictureLoader(pictures, batches, self.workers))
             with _stop_on_signals(checkpoints) as received:
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
@@ -249,6 +249,20 @@ def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
     if data.mean is None or data.std is None or data.input_size is None:
         return network.preprocessing
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
+
+
+class _UntilStopped:
+    """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
+
+    def __init__(self, loader: PictureLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
+        with suppress(Stopped):
+            yield from self.loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 @contextmanager

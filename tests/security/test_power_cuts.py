@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -400,6 +400,78 @@ def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
     assert status == 128 + number, captured.err
     assert "stopped and saved at step" in captured.out and "Traceback" not in captured.err
     assert all(name.startswith("checkpoint-") for name in names(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def slow_pictures(tmp_path_factory) -> Path:
+    """Pictures that take a quarter of a second each: 300 of them to train with in one batch, and 300 to test with."""
+    from tests.test_pictures import empty_png
+
+    root = tmp_path_factory.mktemp("slow")
+    (root / "large.png").write_bytes(empty_png(6000, 6000))
+    for part in ("train", "val"):
+        (root / part / "black").mkdir(parents=True)
+        for number in range(300):
+            (root / part / "black" / f"{number}.png").symlink_to(root / "large.png")
+    return root
+
+
+def waits_until_it_reads(process: subprocess.Popen, file: Path) -> None:
+    """Returns when the process, or one that it started, has this file open."""
+    while process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (process.pid, *children):
+            with suppress(OSError):
+                if any(os.path.realpath(link) == str(file) for link in Path(f"/proc/{pid}/fd").iterdir()):
+                    return
+        time.sleep(0.01)
+
+
+ALL_AT_ONCE = ["paddle_dense.training", "--data", "{pictures}", "--batch-size", "300"]
+READING = {
+    "training": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run"],
+    "training, workers": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run", "--workers", "2"],
+    "evaluation": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}"],
+    "evaluation, workers": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}", "--workers", "2"],
+    "conversion": ["convert.torch2paddle", str(DIGITS), "--images", "{pictures}/train", "-o", "new.pdparams"],
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks into /proc")
+@pytest.mark.parametrize(
+    "command", [name if name == "training" else pytest.param(name, marks=pytest.mark.slow) for name in READING]
+)
+def test_a_command_that_reads_pictures_ends_soon(tmp_path, slow_pictures, command):
+    """Training had read its batch to the end first; with other processes, whatever the command did had to wait."""
+    if command == "conversion":
+        pytest.importorskip("torch", reason="the check compares with PyTorch")
+    net = pd_.CondenseNet(stages=[1, 1], growth=[4, 4], num_classes=1)
+    pd_.save_weights(net, tmp_path / "net.safetensors")
+    before = names(tmp_path)
+    arguments = [
+        argument.format(pictures=slow_pictures, net=tmp_path / "net.safetensors") for argument in READING[command]
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    waits_until_it_reads(process, slow_pictures / "large.png")
+    process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    out, err = process.communicate()
+    seconds = time.monotonic() - start
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert seconds < 15, "5 on a machine that does nothing else; the whole takes more than a minute"
+    if "training" in command:
+        assert out.splitlines()[-1] == "stopped and saved at step 0: --resume run continues" and err == ""
+        assert names(tmp_path / "run") == ["checkpoint-00000000.safetensors"]
+    else:
+        assert err.startswith("error: stopped by SIGTERM: ") and err.count("\n") == 1 and out == ""
+        assert names(tmp_path) == before
 
 
 # Disks
