@@ -13,8 +13,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Callable, Union
@@ -34,6 +35,7 @@ _MENDS: dict[int | None, str] = {
     errno.ENOENT: "create the folder first",
     errno.ENOTDIR: "give a path whose folders are folders",
     errno.EISDIR: "give the name of a file",
+    errno.ENXIO: "give the name of a file",
     errno.EEXIST: "give another name, since a file has this one",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
@@ -59,6 +61,62 @@ def make_folder(path: PathLike) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+# What must not be replaced
+
+
+def check_target(path: PathLike) -> None:
+    """See that a file can take this name: nothing but a file is replaced by one, no folder, pipe or device.
+
+    Raises:
+        WeightsError: something else stands there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # nothing is there, or opening says why
+    if stat.S_ISDIR(mode):
+        raise unwritable(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    if not stat.S_ISREG(mode):
+        raise unwritable(path, OSError(errno.ENXIO, "Not a regular file"))
+
+
+def refuse_existing(path: PathLike, force: bool, option: str = "-o") -> None:
+    """See that a file can be written there, and replaces none unless the user said so.
+
+    Args:
+        path: the file to be written.
+        force: the user said --force.
+        option: the one that gives it another name.
+
+    Raises:
+        WeightsError: a file stands there already, or something that no file replaces.
+    """
+    check_target(path)
+    if not force and os.path.exists(path):
+        raise WeightsError(
+            f"{os.fspath(path)} exists already: give another name with {option}, or --force to overwrite it"
+        )
+
+
+def file_key(path: PathLike) -> Hashable:
+    """The same for two paths of one file: links of either kind, spellings, and names on disks without case."""
+    with suppress(OSError):
+        status = os.stat(path)
+        if status.st_ino:  # some network disks give none
+            return status.st_dev, status.st_ino
+    return os.path.normcase(os.path.realpath(path))
+
+
+def overlap(written: Iterable[PathLike], read: Iterable[PathLike]) -> str | None:
+    """The sentence that says which file to be written is one of those that are read; None if none of them is."""
+    kept = {file_key(path): path for path in read}
+    for path in written:
+        other = kept.get(file_key(path))
+        if other is not None:
+            return f"{os.fspath(path)} would replace {os.fspath(other)}, which is read here: give another name"
+    return None
 
 
 # One file
@@ -128,8 +186,7 @@ def new_file(path: PathLike) -> Iterator[NewFile]:
     temporary = _temporary_name(folder)
     with _removed_afterwards(lambda: os.unlink(temporary)):
         try:
-            if os.path.isdir(target):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            check_target(path)
             with turn(folder) as alone:
                 if alone:
                     _sweep(folder)
@@ -214,8 +271,8 @@ def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
         for file in files:
             with open(file, "rb+") as content:
                 os.fsync(content.fileno())
-        if any(target.is_dir() for target in targets):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for target in targets:
+            check_target(target)
         with turn(folder):
             changed = [(file, target) for file, target in zip(files, targets) if not _same(file, target)]
             if changed:

@@ -230,7 +230,7 @@ def test_a_folder_in_the_way_of_an_export_changes_nothing(tmp_path, occupied):
     files = ["net.json", "net.pdiparams", "net.meta.json"]
     for name in files:
         (tmp_path / name).mkdir() if name == occupied else (tmp_path / name).write_text("old")
-    message = r"net.json: cannot be written \(Is a directory\): give the name of a file"
+    message = rf"{occupied}: cannot be written \(Is a directory\): give the name of a file"
     with pytest.raises(WeightsError, match=message), temporary_folder(tmp_path / "net") as folder:
         for name in files:
             (folder / name).write_text("new")
