@@ -80,7 +80,7 @@ class Checkpoint:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(path: str | os.PathLike, ema: bool = True) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryview | None = None) -> Checkpoint:
     """Reads a PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors, whichever its content says it is.
 
     Nothing in the file is executed. Half precision, bfloat16 and float64 become float32; integers and bool are kept.
@@ -89,13 +89,14 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True) -> Checkpoint:
     Args:
         path: a state_dict, a dict that holds one, or a whole pickled module.
         ema: take the averaged weights where the file has them.
+        content: what `read_file` gave for it, if it has been read already.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or its tensors could only be had by running it.
         HostileFileError: it names code that only an attack needs.
     """
     with naming(path):
-        data = read_file(path)
+        data = read_file(path) if content is None else content
         warnings: list[str] = []
         if data[:4] == ZIP_MAGIC:
             saved = _read_zip(data, warnings)

@@ -46,7 +46,7 @@ _SAFETENSORS_NAMES = {code: name for name, code in _SAFETENSORS.items()}
 _PDPARAMS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_weights(path: str | os.PathLike, content: memoryview | None = None) -> dict[str, np.ndarray]:
     """Reads a .pdparams or .safetensors file, whichever its content says it is.
 
     Nothing in the file is executed. The arrays view one copy of the file in memory: whatever becomes of the file later
@@ -56,6 +56,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Args:
         path: what paddle.save(model.state_dict(), path) wrote, plain or under "model" or "state_dict", or a safetensors
             file.
+        content: what `read_file` gave for it, if it has been read already.
 
     Returns:
         Arrays by name, in the order of the file.
@@ -65,7 +66,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         HostileFileError: it asks to run code.
     """
     with naming(path):
-        data = read_file(path)
+        data = read_file(path) if content is None else content
         if is_safetensors(data):
             return parse_safetensors(data)
         if data[:1] == _PICKLE_MAGIC:
@@ -79,14 +80,18 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         )
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+def read_metadata(path: str | os.PathLike, content: memoryview | None = None) -> dict[str, str]:
     """The texts in the header of a .safetensors file; none in a file of another kind.
+
+    Args:
+        path: the file.
+        content: what `read_file` gave for it, if it has been read already.
 
     Raises:
         WeightsError: the file cannot be read, or its header is damaged.
     """
     with naming(path):
-        data = read_file(path)
+        data = read_file(path) if content is None else content
         if not is_safetensors(data):
             return {}
         return _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
@@ -143,6 +148,9 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
 
 def read_file(path: str | os.PathLike) -> memoryview:
     """The bytes of a file, in memory of their own: a mapped file that is cut while it is in use ends the process.
+
+    Whoever needs several things of a file, such as its tensors and its sha256, takes them from one reading: a second
+    one may find other content.
 
     Raises:
         WeightsError: without the file's name, as everything that is raised inside `naming`.
