@@ -25,7 +25,8 @@ from paddle_dense.command import importing, signals_waiting
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
-from paddle_dense.writing import make_folder
+from paddle_dense.weights import read_file
+from paddle_dense.writing import make_folder, overlap, refuse_existing
 
 if TYPE_CHECKING:
     import torch
@@ -124,12 +125,15 @@ def convert_checkpoint(
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    refuse_existing((target, sidecar_path(target)), options)
+    check_targets((target, sidecar_path(target)), (path,), options)
     section = section or Section(str(path))
-    checkpoint = read_checkpoint(path, ema=options.ema)
+    with naming(path):
+        content = read_file(path)
+    checkpoint = read_checkpoint(path, options.ema, content)
     section.container, warnings = checkpoint.container, section.warnings
     warnings += checkpoint.warnings
-    sha256 = hashing(path)
+    sha256 = hashing(content)
+    del content  # most of it may be an optimizer's
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     with naming(path), on_cpu():
@@ -157,15 +161,27 @@ def convert_checkpoint(
     told = provenance(result, checkpoint.container)
     told["source"].update(remembered(checkpoint.state, original, state))
     make_folder(target.parent)
-    write_with_sidecar(state, target, told)
+    write_with_sidecar(state, target, told, options.force)
     return result
 
 
-def refuse_existing(files: Iterable[Path], options: Options) -> None:
-    """WeightsError for the first file that stands already, unless the user said --force."""
-    for file in files:
-        if file.exists() and not options.force and not is_left_over(file):
-            raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
+def check_targets(written: Iterable[Path], read: Iterable[Path], options: Options) -> None:
+    """See that files can be written: none is one of those that are read, and what stands there the user gives away.
+
+    Raises:
+        WeightsError: for the first that cannot.
+    """
+    written = tuple(written)
+    clash = overlap(written, read)
+    if clash:
+        raise WeightsError(f"{clash} with -o")
+    for file in written:
+        refuse_existing(file, options.force or is_left_over(file))
+
+
+def origin_path(path: Path) -> Path:
+    """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
+    return path.with_name(f"{path.name}.json")
 
 
 def describe(section: Section, outline: nn.Layer, state: Mapping[str, np.ndarray], options: Options) -> None:
@@ -410,21 +426,14 @@ def _count_parameters(state: Mapping[str, np.ndarray]) -> int:
     return sum(value.size for name, value in state.items() if name.rpartition(".")[2] not in buffers)
 
 
-def hashing(path: Path) -> Future[str]:
-    """The sha256 of a file, computed beside: it needs no turn of the interpreter, so it is free while Paddle loads."""
+def hashing(content: memoryview) -> Future[str]:
+    """The sha256 of a file's bytes, computed beside: it needs no turn of the interpreter, so it is free while Paddle
+    loads."""
     beside = ThreadPoolExecutor(1)
     with signals_waiting():
-        sha256 = beside.submit(_sha256, path)
+        sha256 = beside.submit(lambda: hashlib.sha256(content).hexdigest())
     beside.shutdown(wait=False)
     return sha256
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def provenance(result: Conversion, container: str) -> dict[str, Any]:

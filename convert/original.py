@@ -16,7 +16,7 @@ import numpy as np
 
 from convert.mapping import to_paddle, to_torch
 from paddle_dense.errors import WeightsError
-from paddle_dense.sidecar import sidecar_path, told_of
+from paddle_dense.sidecar import sidecar_path
 
 _COUNTER = "num_batches_tracked"
 
@@ -52,19 +52,19 @@ def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iter
     return told
 
 
-def recalled(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the sidecar of a Paddle file remembers; nothing where there is none.
 
     Args:
         path: the file.
-        state: its tensors.
+        told: what `told_of` gave for it.
 
     Raises:
-        WeightsError: the sidecar is not what `convert.torch2paddle` writes, or tells of other tensors.
+        WeightsError: the sidecar is not what `convert.torch2paddle` writes.
     """
-    source = (told_of(path, state) or {}).get("source")
-    told = {key: source[key] for key in (_COUNTER, "names") if key in source} if isinstance(source, dict) else {}
-    counts, names = told.get(_COUNTER), told.get("names", {})
+    source = (told or {}).get("source")
+    known = {key: source[key] for key in (_COUNTER, "names") if key in source} if isinstance(source, dict) else {}
+    counts, names = known.get(_COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
     if (
         not all(map(_is_count, counts))
@@ -74,7 +74,7 @@ def recalled(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> dict[s
         raise WeightsError(
             f"{sidecar_path(path)} is not a readable sidecar: mend or remove it, and the tensors are asked"
         )
-    return told
+    return known
 
 
 def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -16,15 +16,23 @@ import numpy as np
 
 try:
     from convert import conversion
-    from convert.command import add_conversion_options, add_options, for_each, read_options, targets, tell_conversion
-    from convert.conversion import Conversion, Options
+    from convert.command import (
+        add_conversion_options,
+        add_options,
+        for_each,
+        read_options,
+        targets,
+        tell_conversion,
+    )
+    from convert.conversion import Conversion, Options, origin_path
     from convert.original import recalled, restored
     from convert.parity.checkpoint import described
     from convert.report import Section
     from convert.torch_file import write_torch
     from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
     from paddle_dense.errors import WeightsError, naming
-    from paddle_dense.weights import read_weights, write_weights
+    from paddle_dense.sidecar import in_one_moment, told_of, with_its_sidecar
+    from paddle_dense.weights import read_file, read_weights, write_weights
     from paddle_dense.writing import atomic_write, make_folder
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
@@ -93,22 +101,23 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    conversion.refuse_existing((target, beside(target)), options)
+    conversion.check_targets((target, origin_path(target)), with_its_sidecar(path), options)
     section = section or Section(str(path))
-    tensors = read_weights(path)
-    sha256 = conversion.hashing(path)
+    content, tensors, told = in_one_moment(path, lambda: _read(path))
+    sha256 = conversion.hashing(content)
+    del content
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     with naming(path), conversion.on_cpu():
         from paddle_dense.checkpoints import check_state
         from paddle_dense.models.recognise import canonical, recognise
 
-        told = recalled(path, tensors)
+        remembered = recalled(path, told)
         state = canonical(tensors)
         if any(name.endswith(".running_var") for name in state):
             raise WeightsError("has PyTorch's names already: give the Paddle file, or take this one as it is")
         try:
-            found = described(path, options, tensors) or recognise(state, options.arch, options.config)
+            found = described(path, options, tensors, told) or recognise(state, options.arch, options.config)
             outline = conversion.outline_of(found, options)
             state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
         except WeightsError:
@@ -117,7 +126,7 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
             raise
         section.warnings += found.warnings
         conversion.describe(section, outline, state, options)
-        original = restored(state, told)
+        original = restored(state, remembered)
         conversion.verify(canonical(original), state, found, outline, options, section)
 
     result = conversion.conclude(section, target, sha256.result(), start)
@@ -126,9 +135,12 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
     return result
 
 
-def beside(target: Path) -> Path:
-    """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
-    return target.with_name(f"{target.name}.json")
+def _read(path: Path) -> tuple[memoryview, dict[str, np.ndarray], dict[str, Any] | None]:
+    """The bytes of a file, the tensors in them, and what the sidecar tells of these."""
+    with naming(path):
+        content = read_file(path)
+    tensors = read_weights(path, content)
+    return content, tensors, told_of(path, tensors)
 
 
 def _is_fused(state: Mapping[str, np.ndarray]) -> bool:
@@ -141,7 +153,7 @@ def _is_fused(state: Mapping[str, np.ndarray]) -> bool:
 
 def _write(state: Mapping[str, np.ndarray], target: Path, told: Mapping[str, Any]) -> None:
     """Write the tensors and where they come from; what stood there stays if either cannot be written."""
-    with atomic_write(beside(target)) as file:
+    with atomic_write(origin_path(target)) as file:
         file.write((json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
         if target.suffix == ".safetensors":
             write_weights(state, target, {"format": "pt"})

@@ -6,6 +6,7 @@ python fuzz/make_corpus.py [FOLDER]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import sys
@@ -102,7 +103,10 @@ def write_paddle(folder: Path) -> None:
 
 
 def write_own(folder: Path) -> None:
-    """What this project writes: weights with a sidecar, and a sidecar from the middle of replacing them."""
+    """What this project writes: weights with a sidecar, and sidecars from the middle of writing and replacing them.
+
+    The last is somebody else's and only resembles one of these: a page of a list, as servers give them.
+    """
     from paddle_dense.sidecar import write_with_sidecar
 
     state = {"w": np.arange(3, dtype="f4")}
@@ -110,6 +114,9 @@ def write_own(folder: Path) -> None:
     write_with_sidecar(state, folder / "own.pdparams", told)
     own = (folder / "own.json").read_text(encoding="utf-8").rstrip()
     (folder / "replaced.json").write_text(f'{own[:-2]},\n  "previous": {own}\n}}\n', encoding="utf-8")
+    (folder / "first.json").write_text(f'{own[:-2]},\n  "previous": null\n}}\n', encoding="utf-8")
+    page = {"count": 1, "next": None, "previous": None, "results": [{"name": "w"}]}
+    (folder / "page.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
 
 
 def main(folder: Path) -> None:

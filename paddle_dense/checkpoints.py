@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.layers.room import Room
 from paddle_dense.models.recognise import Architecture, canonical, give_memory, recognise
-from paddle_dense.sidecar import read_sidecar, write_with_sidecar
+from paddle_dense.sidecar import in_one_moment, read_sidecar, write_with_sidecar
 from paddle_dense.weights import read_weights
 
 PathLike = Union[str, os.PathLike]
@@ -101,8 +101,7 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
             are no numbers that a network has.
         ValueError: the network has no such argument, or cannot be built with it.
     """
-    state = read_weights(path)
-    described = read_sidecar(path, state)
+    state, described = in_one_moment(path, lambda: _read_described(path))
     state = canonical(state)
     with naming(path):
         if described:
@@ -127,6 +126,12 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
     return model
 
 
+def _read_described(path: PathLike) -> tuple[dict[str, np.ndarray], tuple[str, dict[str, Any]] | None]:
+    """A file's tensors, and the network that its sidecar tells of."""
+    state = read_weights(path)
+    return state, read_sidecar(path, state)
+
+
 def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a model's tensors, and what the model is to the sidecar ``NAME.json``; each file whole or not at all.
 
@@ -136,7 +141,7 @@ def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | 
         metadata: further entries for the sidecar, as JSON takes them.
 
     Raises:
-        WeightsError: the file cannot be written.
+        WeightsError: the files cannot be written, or ``NAME.json`` is a file that was not written here.
     """
     known = {"arch": model.arch, "config": model.config} if hasattr(model, "config") else {}
     write_with_sidecar(

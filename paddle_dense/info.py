@@ -18,8 +18,8 @@ from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain
 from paddle_dense.condense import binary_mask, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, printable, shown
 from paddle_dense.pretrained import manifest
-from paddle_dense.sidecar import read_sidecar, told_of
-from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, open_file, read_metadata, read_weights
+from paddle_dense.sidecar import described_network, in_one_moment, told_of
+from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_file, read_metadata, read_weights
 
 if TYPE_CHECKING:
     from paddle_dense.models.recognise import Architecture
@@ -90,15 +90,24 @@ def describe_weights(path: Path) -> Info:
     Raises:
         WeightsError: the file cannot be read.
     """
-    state, info = _read(path)
-    notes = list(info.warnings)
-    described = None
-    if info.container is None:
-        try:
-            described, told = read_sidecar(path, state), told_of(path, state)
-            info = replace(info, sidecar=_provenance(told) if told else None)
-        except WeightsError as error:
-            notes.append(str(error))
+    files: list[tuple[dict[str, np.ndarray], Info]] = []
+
+    def read() -> dict[str, Any] | None:
+        files.clear()  # before memory is needed for it again
+        files.append(_read(path))
+        [(state, info)] = files
+        return told_of(path, state) if info.container is None else None
+
+    described, sidecar, faults = None, None, []
+    try:
+        told = in_one_moment(path, read)
+        described, sidecar = described_network(path, told), _provenance(told) if told else None
+    except WeightsError as error:
+        if not files:
+            raise
+        faults.append(str(error))
+    state, info = files.pop()
+    info, notes = replace(info, sidecar=sidecar), [*info.warnings, *faults]
     from paddle_dense.models.recognise import canonical
 
     state = canonical(state)
@@ -116,35 +125,29 @@ def describe_weights(path: Path) -> Info:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
     """The tensors under the file's own names, and what can be said of any file."""
-    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "md5")}
-    with naming(path), open_file(path) as file:
-        head = memoryview(file.read(_HEAD))
-        file.seek(0)
-        while block := file.read(1 << 20):
-            for digest in hashes.values():
-                digest.update(block)
-        size = file.tell()
-    magic = PYTORCH_MAGIC.to_bytes(10, "little")
-    metadata = read_metadata(path)
+    with naming(path):
+        content = read_file(path)
+    magic, head = PYTORCH_MAGIC.to_bytes(10, "little"), bytes(content[:_HEAD])
+    metadata = read_metadata(path, content)
     container, warnings = None, []
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        format, state = "safetensors", read_weights(path)
+    if is_safetensors(content):
+        format, state = "safetensors", read_weights(path, content)
         if metadata.get("format") == "pt" or any(name.endswith(".running_var") for name in state):
             format, container = "safetensors, from PyTorch", "bare"
-    elif head[:1] == b"\x80" and magic not in bytes(head):
-        format, state = "pdparams", read_weights(path)
+    elif head[:1] == b"\x80" and magic not in head:
+        format, state = "pdparams", read_weights(path, content)
     else:
         format = "PyTorch" if head[:4] == ZIP_MAGIC else "PyTorch, before 1.6"
     if "PyTorch" in format:
         from convert.checkpoint import read_checkpoint
 
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, content=content)
         state, container, warnings = checkpoint.state, checkpoint.container, checkpoint.warnings
-    digests = {name: digest.hexdigest() for name, digest in hashes.items()}
+    digests = {name: hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("sha256", "md5")}
     return state, Info(
         file=str(path),
         format=format,
-        bytes=size,
+        bytes=len(content),
         sha256=digests["sha256"],
         container=container,
         averaged=bool(container and _AVERAGED.search(container)),

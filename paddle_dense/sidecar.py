@@ -3,17 +3,20 @@
 Two files cannot be replaced in one step, so a sidecar says which tensors it tells of (`tensors_sha256`), and one that
 tells of others is not believed. While weights are being replaced, the sidecar tells of the new ones and, under
 ``previous``, of the old ones: whichever stand beside it after a power cut, they have their own.
+
+The same entry is the mark by which a sidecar is known: other JSON of this name is the user's, and not replaced unasked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, TypeVar, Union
 
 import numpy as np
 
@@ -22,11 +25,18 @@ from paddle_dense.weights import encoded_weights, read_weights, tensors_sha256
 from paddle_dense.writing import new_file, turn
 
 PathLike = Union[str, os.PathLike]
+Read = TypeVar("Read")
 
 _MAX_SIZE = 1 << 20  # bytes of a sidecar that is read
 _MAX_NUMBERS = 100  # of one argument of a network
 _TENSORS = "tensors_sha256"
 _PREVIOUS = "previous"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUFFIXES = (".pdparams", ".safetensors")  # of weights that a sidecar may tell of
+
+
+class OtherTensorsError(WeightsError):
+    """A sidecar tells of other tensors than the weights beside it hold."""
 
 
 def sidecar_path(path: PathLike) -> Path:
@@ -34,16 +44,24 @@ def sidecar_path(path: PathLike) -> Path:
     return Path(path).with_suffix(".json")
 
 
-def write_with_sidecar(state: Mapping[str, np.ndarray], path: PathLike, sidecar: Mapping[str, Any]) -> None:
+def with_its_sidecar(path: Path) -> tuple[Path, ...]:
+    """A weight file and the sidecar that may tell of it, which PyTorch's ``.pth`` has not."""
+    return (path, sidecar_path(path)) if path.suffix.lower() in _SUFFIXES else (path,)
+
+
+def write_with_sidecar(
+    state: Mapping[str, np.ndarray], path: PathLike, sidecar: Mapping[str, Any], force: bool = False
+) -> None:
     """Write arrays and their sidecar, both or neither; of two writers at once, the last one's.
 
     Args:
         state: arrays by name.
         path: ends in ``.pdparams`` or ``.safetensors``.
         sidecar: what it shall say, as JSON takes it; empty for none, and an old one is removed.
+        force: replace what stands under the sidecar's name even if it is none.
 
     Raises:
-        WeightsError: they cannot be written; what stood there is unchanged.
+        WeightsError: they cannot be written, or another file has the sidecar's name; what stood there is unchanged.
     """
     beside, content = sidecar_path(path), encoded_weights(state, path)
     with new_file(path) as weights, ThreadPoolExecutor(1) as while_writing:
@@ -53,6 +71,11 @@ def write_with_sidecar(state: Mapping[str, np.ndarray], path: PathLike, sidecar:
         # All that may not fit on the disk is there before anything changes.
         with new_file(beside) as interim, new_file(beside) as final, turn(os.path.dirname(weights.target)):
             before = _content(beside)
+            if before is not None and not force and not _is_own(_parsed(before)):
+                raise WeightsError(
+                    f"{beside} has the name that the sidecar of {os.fspath(path)} would have, and is none that was "
+                    f"written here: give the weights another name"
+                )
             final.write([_text(told)])
             interim.write([_text({**told, _PREVIOUS: _previous(before, weights.target)})])
             try:
@@ -79,8 +102,16 @@ def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) 
     Raises:
         WeightsError: the sidecar is not what `save_weights` writes, or tells of other tensors.
     """
-    told = told_of(path, state) or {}
-    if "arch" not in told:
+    return described_network(path, told_of(path, state))
+
+
+def described_network(path: PathLike, told: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
+    """Name and config of the network in what `told_of` gave, or None where it names none.
+
+    Raises:
+        WeightsError: as `read_sidecar`.
+    """
+    if told is None or "arch" not in told:
         return None
     found = network_in(told)
     if found is None:
@@ -106,7 +137,8 @@ def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> di
         state: its tensors, if they have been read already.
 
     Raises:
-        WeightsError: the sidecar is no JSON object, or tells of other tensors.
+        OtherTensorsError: the sidecar tells of other tensors.
+        WeightsError: it is no JSON object.
     """
     beside = sidecar_path(path)
     try:
@@ -122,12 +154,32 @@ def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> di
     found = tensors_sha256(read_weights(path) if state is None else state)
     while isinstance(told, dict) and told.get(_TENSORS, found) != found:
         if _PREVIOUS not in told:
-            raise WeightsError(
+            raise OtherTensorsError(
                 f"{beside} tells of other tensors than {os.fspath(path)} holds: remove it, and the tensors are asked, "
                 f"or convert the checkpoint anew"
             )
         told = told[_PREVIOUS]
     return told if isinstance(told, dict) else None
+
+
+def in_one_moment(path: PathLike, read: Callable[[], Read]) -> Read:
+    """Read weights and their sidecar as they stood together, though somebody may be replacing them.
+
+    Args:
+        path: the weight file.
+        read: reads both; where they do not belong together, it is called once more, while no other process is amid
+            replacing them.
+
+    Raises:
+        OtherTensorsError: they do not belong together then either.
+        WeightsError: as `read`.
+    """
+    try:
+        return read()
+    except OtherTensorsError:
+        pass  # and what was read is forgotten, before memory is needed for it again
+    with turn(os.path.dirname(os.path.realpath(path))):
+        return read()
 
 
 def _is_argument(value: object) -> bool:
@@ -141,7 +193,9 @@ def _is_plain(value: object) -> bool:
 
 def is_left_over(beside: Path) -> bool:
     """Whether a sidecar is all that a dead run has written, which had not put its weights there yet."""
-    return beside.suffix == ".json" and _is_first(_parsed(_content(beside)))
+    if beside.suffix != ".json" or any(os.path.lexists(beside.with_suffix(suffix)) for suffix in _SUFFIXES):
+        return False
+    return _is_first(_parsed(_content(beside)))
 
 
 def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
@@ -151,7 +205,13 @@ def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
 
 
 def _is_first(told: dict[str, Any] | None) -> bool:
-    return told is not None and told.get(_PREVIOUS, told) is None
+    """Whether this is a sidecar from amid the writing of weights where none stood before."""
+    return told is not None and _is_own(told) and told.get(_PREVIOUS, told) is None
+
+
+def _is_own(told: dict[str, Any] | None) -> bool:
+    """Whether some JSON bears the mark of what `write_with_sidecar` writes."""
+    return told is not None and isinstance(told.get(_TENSORS), str) and bool(_SHA256.fullmatch(told[_TENSORS]))
 
 
 def _text(told: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from paddle_dense import cdnv2_a, create_model, load_model, load_weights, save_w
 from paddle_dense.checkpoints import check_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.models import CondenseNetV2
+from paddle_dense.sidecar import write_with_sidecar
 from paddle_dense.weights import read_weights, write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +132,7 @@ def test_any_network_can_be_saved_and_loaded(tmp_path, randomise):
     """One that is not of this package has no sidecar, and an old one of other weights must not stay."""
     net, other = (paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.BatchNorm2D(4)) for _ in range(2))
     randomise(net)
-    (tmp_path / "net.json").write_text('{"arch": "cdnv2_a", "config": {}}')
+    write_with_sidecar({"w": np.ones(1, "f4")}, tmp_path / "net.pdparams", {"arch": "cdnv2_a", "config": {}})
     save_weights(net, tmp_path / "net.pdparams")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pdparams"]
     load_weights(other, tmp_path / "net.pdparams")

@@ -28,7 +28,7 @@ from convert.parity.forward import (
 from convert.parity.training import Batch, TrainingParity, compare_training
 from convert.report.section import Section
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.sidecar import read_sidecar
+from paddle_dense.sidecar import described_network, in_one_moment, told_of
 from paddle_dense.weights import read_weights
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def check_checkpoint(path: Path, options: Options = Options(), section: Section 
     """
     start = time.perf_counter()
     section = section or Section(str(path))
-    original, source, found, said = _read(path, options)
+    original, source, found, said = in_one_moment(path, lambda: _read(path, options))
     warnings = section.warnings
     warnings += said
     with naming(path), conversion.on_cpu():
@@ -178,23 +178,26 @@ def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str
         tensors, state = state, canonical(state)
         if any(name.endswith("._variance") for name in state):
             source, original = state, to_torch(state)
-            found = described(path, options, tensors) or recognise(source, options.arch, options.config)
+            told = None if options.arch else told_of(path, tensors)
+            found = described(path, options, tensors, told) or recognise(source, options.arch, options.config)
         else:
             source, original = to_paddle(state), state
             found = recognise(source, options.arch, options.config)
         return original, source, found, [*warnings, *found.warnings]
 
 
-def described(path: Path, options: conversion.Options, tensors: Mapping[str, np.ndarray]) -> Architecture | None:
+def described(
+    path: Path, options: conversion.Options, tensors: Mapping[str, np.ndarray], told: Mapping[str, Any] | None
+) -> Architecture | None:
     """The network that the sidecar of Paddle weights tells of, unless the user says what it is."""
     from paddle_dense.layers.room import Room
     from paddle_dense.models.recognise import Architecture
     from paddle_dense.models.registry import network_class
 
-    told = None if options.arch else read_sidecar(path, tensors)
-    if told is None:
+    network = None if options.arch else described_network(path, told)
+    if network is None:
         return None
-    arch, config = told
+    arch, config = network
     try:
         found = Architecture(arch, network_class(arch), config, room=Room.of(tensors))
         found.outline()
