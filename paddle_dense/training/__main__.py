@@ -208,9 +208,22 @@ def _folder(args: Any, settings: Settings) -> Path:
     folder = Path(args.output or _default_folder(args))
     if saved_checkpoints(folder) and not args.eval_only:
         raise UsageError(f"{folder} holds a run already: --resume continues it, and another --output starts a new one")
+    if not args.eval_only:
+        for file in _weights(folder, args):
+            if file.is_file():
+                raise UsageError(f"the run would replace {file}: another --output starts it elsewhere")
     if args.eval_only and not settings.pretrained:
         raise UsageError("--eval-only needs weights: give a file with --pretrained, or a run with --resume")
     return folder
+
+
+def _weights(folder: Path, args: Any) -> list[Path]:
+    """The files that a run leaves beside its checkpoints."""
+    from paddle_dense.sidecar import with_its_sidecar
+
+    written = {"model": True, "model_ema": args.ema, "model_condensed": args.condense_at_end}
+    weights = [folder / f"{name}.pdparams" for name, wanted in written.items() if wanted]
+    return [file for path in weights for file in with_its_sidecar(path)]
 
 
 def _introduce(run: Run, args: Any) -> None:

@@ -29,12 +29,13 @@ from paddle_dense.models.recognise import Architecture
 from paddle_dense.sidecar import network_in
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.schedule import WarmupCosine
-from paddle_dense.weights import read_metadata, read_weights, write_weights
+from paddle_dense.weights import open_file, read_file, read_metadata, read_weights, write_weights
 from paddle_dense.writing import make_folder
 
 OLDER = "remove it, and the run continues from the checkpoint before"
 _KEEP = 2
 _LARGE = 2.0**127  # what float32 holds
+_MAX_HEADER = 1 << 24  # bytes of a checkpoint's header that is looked into
 _DIGITS = 18  # of a number of steps
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 
@@ -134,7 +135,9 @@ def read_checkpoint(path: Path) -> Saved:
     Raises:
         WeightsError: it cannot be read or is no checkpoint of a training run.
     """
-    tensors, texts = read_weights(path), read_metadata(path)
+    with naming(path):
+        content = read_file(path)
+    tensors, texts = read_weights(path, content), read_metadata(path, content)
     try:
         settings, network, schedule, scaler = (
             dict(json.loads(texts[key])) for key in ("settings", "network", "schedule", "scaler")
@@ -232,8 +235,11 @@ class Checkpoints(paddle.callbacks.Callback):
         """
         if distributed.get_rank() == 0 and self._saved_step != self.step:
             write_weights(self._tensors(), self._path(), self._texts())
-            for path in saved_checkpoints(self.folder)[_KEEP:]:
-                path.unlink(missing_ok=True)
+            # Not what has a higher number, which was damaged if this run began before it.
+            earlier = [path for path in saved_checkpoints(self.folder) if _step(path) <= self.step]
+            for path in earlier[_KEEP:]:
+                if _is_of_a_run(path):
+                    path.unlink(missing_ok=True)
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def _path(self) -> Path:
@@ -293,6 +299,17 @@ def _described(network: nn.Layer) -> dict[str, Any]:
 
 def _step(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a file bears the mark of a training run's checkpoint, and not the name alone."""
+    try:
+        with open_file(path) as file:
+            length = file.read(8)
+            header = memoryview(length + file.read(min(int.from_bytes(length, "little"), _MAX_HEADER)))
+        return {"step", "settings"} <= read_metadata(path, header).keys()
+    except (WeightsError, OSError):
+        return False
 
 
 def _arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
