@@ -25,7 +25,8 @@ from paddle_dense.command import (
     warn,
 )
 from paddle_dense.errors import WeightsError, printable
-from paddle_dense.sidecar import sidecar_path
+from paddle_dense.sidecar import sidecar_path, with_its_sidecar
+from paddle_dense.writing import file_key, overlap
 
 Options = TypeVar("Options", bound=conversion.Options)
 
@@ -88,6 +89,10 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
         raise UsageError(f"--images {args.images} is not a folder")
     if args.report and args.report.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--report {args.report} must end in {' or '.join(SUFFIXES)}")
+    inputs = [file for path in args.checkpoints for file in (*with_its_sidecar(path), conversion.origin_path(path))]
+    clash = overlap([args.report], inputs) if args.report else None
+    if clash:
+        raise UsageError(f"--report {clash}")
     if args.reference and not all(args.reference.partition(":")):
         raise UsageError(f"--reference {args.reference} must have the form MODULE:FACTORY")
     if not args.atol >= 0:
@@ -103,8 +108,19 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     return kind(**{name: value for name, value in vars(args).items() if name in names and value is not None})
 
 
-def targets(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:
+def targets(
+    args: argparse.Namespace,
+    formats: Sequence[str],
+    beside: Callable[[Path], Path],
+    beside_inputs: Callable[[Path], Path],
+) -> list[Path]:
     """One target for each input, from what `add_conversion_options` added.
+
+    Args:
+        args: the command line.
+        formats: of the targets; the first is the default.
+        beside: where the file is that is written with a target and tells where it comes from.
+        beside_inputs: where an input's own such file is.
 
     Raises:
         UsageError: the inputs and -o do not fit together.
@@ -123,16 +139,33 @@ def targets(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:
             raise UsageError(f"-o {output} must end in .{suffix}, or be a folder that exists or ends in /")
         else:
             found = [output]
-    for number, target in enumerate(found):
-        if target in found[:number]:
+    keys = set()
+    for target in found:
+        if file_key(target) in keys:
             raise UsageError(f"two inputs would both be written to {target}: convert them one at a time with -o")
-        if args.report and args.report.resolve() in (beside.resolve() for beside in _files_beside(target)):
-            raise UsageError(f"--report {args.report} is where {target} keeps its origin: give another name")
+        keys.add(file_key(target))
+        written = (target, sidecar_path(target), conversion.origin_path(target))
+        if args.report and file_key(args.report) in map(file_key, written):
+            raise UsageError(f"--report {args.report} is where {target} or its origin is kept: give another name")
+    clash = overlap(
+        [file for target in found for file in (target, beside(target))],
+        [file for path in args.checkpoints for file in (path, beside_inputs(path))],
+    )
+    if clash:
+        raise UsageError(f"{clash} with -o")
     return found
 
 
-def _files_beside(target: Path) -> tuple[Path, Path]:
-    return sidecar_path(target), target.with_name(f"{target.name}.json")
+def refuse_written(outputs: Sequence[Path], number: int) -> None:
+    """See that the target of one input is not what another was converted to, as on disks that fold names' case.
+
+    Raises:
+        WeightsError: it is.
+    """
+    if file_key(outputs[number]) in map(file_key, outputs[:number]):
+        raise WeightsError(
+            f"{outputs[number]} is a file that another input has been converted to: convert this one alone with -o"
+        )
 
 
 def for_each(

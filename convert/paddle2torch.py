@@ -21,6 +21,7 @@ try:
         add_options,
         for_each,
         read_options,
+        refuse_written,
         targets,
         tell_conversion,
     )
@@ -31,7 +32,7 @@ try:
     from convert.torch_file import write_torch
     from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
     from paddle_dense.errors import WeightsError, naming
-    from paddle_dense.sidecar import in_one_moment, told_of, with_its_sidecar
+    from paddle_dense.sidecar import in_one_moment, sidecar_path, told_of, with_its_sidecar
     from paddle_dense.weights import read_file, read_weights, write_weights
     from paddle_dense.writing import atomic_write, make_folder
 except ImportError as error:  # without Paddle; the message says what to install
@@ -73,13 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="No ccache found")
     try:
         args = parser().parse_args(arguments)
-        outputs = targets(args, FORMATS)
+        outputs = targets(args, FORMATS, origin_path, sidecar_path)
         options = read_options(args, Options)
     except UsageError as error:
         complain(error)
         return USAGE
 
     def work(number: int, section: Section) -> int:
+        refuse_written(outputs, number)
         tell_conversion(convert_back(args.checkpoints[number], outputs[number], options, section), args.json)
         return OK
 

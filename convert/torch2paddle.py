@@ -15,12 +15,14 @@ try:
         add_options,
         for_each,
         read_options,
+        refuse_written,
         targets,
         tell_conversion,
     )
-    from convert.conversion import Options, convert_checkpoint
+    from convert.conversion import Options, convert_checkpoint, origin_path
     from convert.report import Section
     from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
+    from paddle_dense.sidecar import sidecar_path
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="No ccache found")
     try:
         args = parser().parse_args(arguments)
-        outputs = targets(args, FORMATS)
+        outputs = targets(args, FORMATS, sidecar_path, origin_path)
         options = read_options(args, Options)
     except UsageError as error:
         complain(error)
@@ -73,6 +75,7 @@ def convert_all(paths: Sequence[Path], outputs: Sequence[Path], options: Options
     """Convert one file after the other; a bad one does not stop the others."""
 
     def work(number: int, section: Section) -> int:
+        refuse_written(outputs, number)
         tell_conversion(convert_checkpoint(paths[number], outputs[number], options, section), as_json)
         return OK
 

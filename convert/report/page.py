@@ -21,8 +21,8 @@ from convert.report.markdown import markdown
 from convert.report.plots import SIZE
 from convert.report.section import Section
 from convert.versions import versions
-from paddle_dense.errors import WeightsError, printable
-from paddle_dense.writing import atomic_write, make_folder
+from paddle_dense.errors import printable
+from paddle_dense.writing import atomic_write, make_folder, refuse_existing
 
 SUFFIXES = (".html", ".md", ".json")
 TITLE = Label("权重报告", "Report on weights")
@@ -39,8 +39,7 @@ def check_report(path: Path | None, force: bool) -> None:
     """
     if path is None:
         return
-    if path.exists() and not force:
-        raise WeightsError(f"{path} exists already: give another name with --report, or --force to overwrite it")
+    refuse_existing(path, force, "--report")
     if path.suffix.lower() == ".html" and util.find_spec("jinja2") is None:
         raise ImportError('an HTML report needs Jinja: pip install "paddle_dense[report]", or ask for .md or .json')
     make_folder(path.parent)

@@ -30,8 +30,9 @@ from paddle_dense.command import (
 )
 from paddle_dense.deploy.environment import cpu_environment
 from paddle_dense.errors import WeightsError, printable
+from paddle_dense.sidecar import with_its_sidecar
 from paddle_dense.weights import read_bounded
-from paddle_dense.writing import temporary_folder
+from paddle_dense.writing import overlap, refuse_existing, temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,10 +101,12 @@ def _run(args: Any) -> None:
 
     target = _target(args)
     formats = FORMATS if args.format == "both" else (args.format,)
-    for format in formats:
-        for file in exported_files(target, format):
-            if file.exists() and not args.force:
-                raise WeightsError(f"{file} exists already: give another name with -o, or --force to overwrite it")
+    files = [file for format in formats for file in exported_files(target, format)]
+    clash = overlap(files, (*with_its_sidecar(args.checkpoint), *([args.labels] if args.labels else [])))
+    if clash:
+        raise UsageError(f"{clash} with -o")
+    for file in files:
+        refuse_existing(file, args.force)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         model = _network(args.checkpoint)

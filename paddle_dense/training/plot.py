@@ -23,8 +23,9 @@ from paddle_dense.errors import WeightsError, printable
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned_group import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
+from paddle_dense.sidecar import with_its_sidecar
 from paddle_dense.training.resume import load_network
-from paddle_dense.writing import atomic_write
+from paddle_dense.writing import atomic_write, overlap, refuse_existing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -282,12 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         target = args.output or args.checkpoint.with_suffix(".png")
         if target.suffix.lower() not in FORMATS:
             raise UsageError(f"-o {target} must end in {' or '.join(FORMATS)}")
+        clash = overlap([target], with_its_sidecar(args.checkpoint))
+        if clash:
+            raise UsageError(f"{clash} with -o")
     except UsageError as error:
         complain(error)
         return USAGE
     try:
-        if target.exists() and not args.force:
-            raise WeightsError(f"{target} exists already: give another name with -o, or --force to overwrite it")
+        refuse_existing(target, args.force)
         with warnings.catch_warnings():
             # What a file does not show, such as strides and activations, does not show in the picture either.
             warnings.simplefilter("ignore")
