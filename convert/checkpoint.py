@@ -7,6 +7,7 @@ most of the time) is never read.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -22,6 +23,7 @@ from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
 from paddle_dense.weights import (
     PYTORCH_MAGIC,
+    REPEATED,
     ZIP_MAGIC,
     is_safetensors,
     parse_safetensors,
@@ -155,7 +157,7 @@ class _Tensor(Lazy):
         if not isinstance(self.storage, _Storage) or not isinstance(self.dtype, (Name, type(None))):
             raise TypeError("a tensor without a storage or dtype")
 
-    def numpy(self) -> np.ndarray:
+    def numpy(self, room: float = math.inf) -> np.ndarray:
         kind = self.dtype.text.rpartition(".")[2] if self.dtype else self.storage.kind
         if kind not in _DTYPES or self.storage.kind not in _DTYPES:
             raise WeightsError(f"holds {shown(kind)} values: {_SAVE} after model.float()")
@@ -168,13 +170,18 @@ class _Tensor(Lazy):
         data, stored = self.storage.data(), stored_dtype(_DTYPES[kind])
         available = len(data) // stored.itemsize
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride))
-        if count and max(count, last + 1) > available:
+        if count and last >= available:
             raise WeightsError(f"reaches outside its storage of {available} elements, {DAMAGED}")
         if count == 0:
             return interpret(np.empty(self.size, stored), _DTYPES[kind])
         numbers = np.frombuffer(data, stored, last + 1 - self.offset, self.offset * stored.itemsize)
         strides = [step * stored.itemsize if n > 1 else 0 for n, step in zip(self.size, self.stride)]
-        return interpret(np.lib.stride_tricks.as_strided(numbers, self.size, strides), _DTYPES[kind])
+        view = np.lib.stride_tricks.as_strided(numbers, self.size, strides)
+        if count > len(numbers):  # expanded, so that writing into one element would write into others
+            if count * stored.itemsize > room:
+                raise WeightsError(REPEATED)
+            view = np.array(view, order="C")
+        return interpret(view, _DTYPES[kind])
 
 
 def _rebuild_v2(*args: Any) -> _Tensor:

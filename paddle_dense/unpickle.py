@@ -73,8 +73,11 @@ class Lazy:
 
     __slots__ = ()
 
-    def numpy(self) -> np.ndarray:
-        """The array; a WeightsError goes on from the tensor's name."""
+    def numpy(self, room: float = math.inf) -> np.ndarray:
+        """The array; a WeightsError goes on from the tensor's name, also where it has more than `room` bytes.
+
+        What takes no more memory than the file does need not look at `room`.
+        """
         raise NotImplementedError
 
     def build(self, state: object) -> None:
@@ -139,7 +142,7 @@ class Array(Lazy):
     def build(self, state: object) -> None:
         self.state = state
 
-    def numpy(self) -> np.ndarray:
+    def numpy(self, room: float = math.inf) -> np.ndarray:
         if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
             raise WeightsError(f"has no content, {DAMAGED}")
         *version, shape, dtype, fortran, data = self.state

@@ -24,6 +24,11 @@ _PICKLE_MAGIC = b"\x80"
 _MAX_HEADER = 100_000_000  # bytes, as the safetensors library
 _MAX_REUSE = 8  # how much larger than the file its arrays may be
 _MAX_NAME = 1000  # characters of a tensor's name
+# The rest of the sentence begins with a tensor.
+REPEATED = (
+    f"repeats data that the file holds once, so that its tensors would be more than {_MAX_REUSE} times as large as the "
+    f"file: save tensor.clone() in place of each tensor"
+)
 
 # In the order in which the safetensors library puts tensors into a file.
 _SAFETENSORS = {
@@ -272,15 +277,15 @@ def read_arrays(tensors: Mapping[str, Lazy], file_size: int) -> dict[str, np.nda
         WeightsError: a tensor is damaged or no plain numbers, or the same data is used so often that the arrays would
             be much larger than the file.
     """
-    arrays, total = {}, 0
+    arrays, room = {}, _MAX_REUSE * file_size
     for name, tensor in tensors.items():
         try:
-            arrays[name] = tensor.numpy()
+            arrays[name] = tensor.numpy(room)
+            room -= arrays[name].nbytes
+            if room < 0:
+                raise WeightsError(REPEATED)
         except WeightsError as error:
             raise WeightsError(f"tensor {shown(name)} {error}") from error
-        total += arrays[name].nbytes
-        if total > _MAX_REUSE * file_size:
-            raise WeightsError(f"uses the same data for many tensors, as far as {shown(name)}, so it is no weight file")
     return arrays
 
 

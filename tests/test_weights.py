@@ -363,7 +363,7 @@ def test_hostile_files_run_nothing(tmp_path, protocol):
 def test_one_array_under_many_names_cannot_fill_the_memory(tmp_path):
     array = np.zeros(100_000, "f4")
     path = dump({f"w{index}": array for index in range(1000)}, tmp_path / "x.pdparams")
-    with pytest.raises(WeightsError, match="the same data for many tensors"):
+    with pytest.raises(WeightsError, match=r"tensor 'w\d+' repeats data that the file holds once"):
         read_weights(path)
 
 

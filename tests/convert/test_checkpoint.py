@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -98,6 +99,15 @@ def test_views_of_every_kind(tmp_path, form):
         "row": base[2, 3],
         "element": base[1, 1, 1],
         "expanded": torch.ones(4)[:, None].expand(4, 1),
+        "repeated": torch.ones(1).expand(5, 3),
+        "partly repeated": base[0, :, :1].expand(5, 7),
+        "repeated channels last": torch.randn(2, 1, 4, 5)
+        .contiguous(memory_format=torch.channels_last)[:, :, :1]
+        .expand(2, 3, 4, 5),
+        "repeated halves": torch.randn(3, 1).half().expand(3, 4),
+        "repeated bfloat16": torch.randn(3, 1).bfloat16().expand(3, 4).t(),
+        "repeated flags": torch.tensor([True, False]).expand(4, 2),
+        "windows": torch.arange(6.0).unfold(0, 3, 1),
         "empty": base[:0],
         "empty too": torch.zeros(3, 0, 5),
         "channels last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
@@ -486,8 +496,8 @@ class Rebuilt:
         ((0, (7,), (1,)), "reaches outside its storage of 6 elements"),
         ((1, (6,), (1,)), "reaches outside"),
         ((0, (2, 2), (5, 1)), "reaches outside"),
-        ((0, (2**40,), (0,)), "reaches outside"),
-        ((0, (7,), (0,)), "reaches outside"),
+        ((0, (2**40,), (0,)), "repeats data that the file holds once"),
+        ((6, (7,), (0,)), "reaches outside"),
         ((2**80, (1,), (1,)), "reaches outside"),
         ((0, (1, 1), (2**80, 1)), None),
         ((0, (2**62, 2**62), (0, 0)), "impossible shape"),
@@ -514,8 +524,35 @@ def test_tensors_stay_inside_their_storage(tmp_path, form, geometry, message):
 def test_many_tensors_of_one_storage_cannot_fill_the_memory(tmp_path):
     base = torch.zeros(200_000, dtype=torch.bfloat16)
     path = save({f"w{index}": base[:] for index in range(2000)}, tmp_path / "net.pth")
-    with pytest.raises(WeightsError, match="the same data for many tensors"):
+    with pytest.raises(
+        WeightsError, match=r"'w\d+' repeats data .* more than 8 times .*: save tensor.clone\(\) in place"
+    ):
         read_checkpoint(path)
+
+
+@both_formats
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "bool"])
+def test_an_expanded_tensor_cannot_fill_the_memory_and_a_clone_is_read(tmp_path, form, dtype):
+    state = {"a": torch.ones(3), "w": torch.ones(1, dtype=getattr(torch, dtype)).expand(2**20, 2**20)}
+    path = save(state, tmp_path / "net.pth", form)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match=r"'w' repeats data .* save tensor.clone\(\) in place of each tensor$"):
+            read_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    state["w"] = state["w"][:300, :300]
+    with pytest.raises(WeightsError, match="'w' repeats data"):
+        read_checkpoint(save(state, path, form))
+    assert_same(read_checkpoint(save({name: tensor.clone() for name, tensor in state.items()}, path, form)), state)
+
+
+@both_formats
+def test_writing_into_an_expanded_tensor_changes_one_element(tmp_path, form):
+    array = read_checkpoint(save({"w": torch.ones(1).expand(2, 2)}, tmp_path / "net.pth", form)).state["w"]
+    array[0, 0] = 7
+    assert array.tolist() == [[7, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("shape", ["wide", "deep"])
