@@ -43,6 +43,8 @@ _MAX_GAP = 24  # bytes between the entries of a zip archive
 _FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
 _SAVE = "save it again with torch.save(model.state_dict(), path)"
 _FORMAT_VERSION = 1001  # of files before PyTorch 1.6
+_MOVING = ("data", "real")  # attributes of a tensor that are its numbers
+_MOVED = f"gives a tensor other data after making it, which torch.save never writes: load it with PyTorch and {_SAVE}"
 # The rest of the sentence begins with a file or a tensor.
 _BIG_ENDIAN = f"was written on a big-endian machine: load it there with PyTorch and {_SAVE} elsewhere"
 
@@ -156,6 +158,18 @@ class _Tensor(Lazy):
     def __post_init__(self) -> None:
         if not isinstance(self.storage, _Storage) or not isinstance(self.dtype, (Name, type(None))):
             raise TypeError("a tensor without a storage or dtype")
+        if isinstance(self.size, list) or isinstance(self.stride, list):
+            raise TypeError("a shape or strides that can grow after the tensor was made")
+
+    def build(self, state: object) -> None:
+        """Takes what Parameters had before PyTorch 0.4: (requires_grad, volatile, hooks).
+
+        Raises:
+            WeightsError: the state is another one, with which PyTorch gives the tensor other data.
+        """
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise WeightsError(_MOVED)
+        _check_use(state[0], state[2])
 
     def numpy(self, room: float = math.inf) -> np.ndarray:
         kind = self.dtype.text.rpartition(".")[2] if self.dtype else self.storage.kind
@@ -164,7 +178,7 @@ class _Tensor(Lazy):
         if self.flags:
             raise WeightsError(f"is stored negated or conjugated: {_SAVE} after resolve_neg() and resolve_conj()")
         count = element_count(self.size)
-        place = [self.offset, *self.stride] if isinstance(self.stride, (tuple, list)) else []
+        place = [self.offset, *self.stride] if isinstance(self.stride, tuple) else []
         if len(place) != len(self.size) + 1 or not all(type(n) is int and n >= 0 for n in place):
             raise WeightsError(f"has no valid offset and strides, {DAMAGED}")
         data, stored = self.storage.data(), stored_dtype(_DTYPES[kind])
@@ -202,6 +216,17 @@ def _check_use(requires_grad: object, hooks: object) -> None:
         raise TypeError("a tensor that PyTorch did not write")
 
 
+def _check_attributes(state: object) -> None:
+    """Refuse attributes by whose setting PyTorch gives a tensor other numbers; of all others the tensor stays itself.
+
+    Args:
+        state: attributes by name, or a pair of such dicts, the second for those of __slots__.
+    """
+    for attributes in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        if isinstance(attributes, dict) and any(name in attributes for name in _MOVING):
+            raise WeightsError(_MOVED)
+
+
 _REBUILD: dict[str, Callable[..., _Tensor]] = {
     "torch._utils._rebuild_tensor": _Tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_v2,
@@ -210,8 +235,16 @@ _REBUILD: dict[str, Callable[..., _Tensor]] = {
 
 
 def _rebuild_from_type(function: Name, kind: object, args: tuple, state: object) -> _Tensor | Inert:
+    _check_attributes(state)
     rebuild = _REBUILD.get(function.text)
     return rebuild(*args) if rebuild else Inert(function.text, args)
+
+
+def _parameter(data: object, requires_grad: object = True, hooks: object = None, state: object = None) -> object:
+    if not isinstance(data, (_Tensor, Inert)):  # of nothing, PyTorch makes an empty Parameter
+        raise TypeError("a Parameter that PyTorch did not write")
+    _check_attributes(state)
+    return data
 
 
 def _first(data: object = (), *_: object) -> object:
@@ -222,10 +255,10 @@ _TORCH: dict[str, Callable[..., Any]] = {
     **_REBUILD,
     "torch._tensor._rebuild_from_type": _rebuild_from_type,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch.nn.parameter.Parameter": _first,  # this and the next until PyTorch 0.3
-    "torch.autograd.variable.Variable": _first,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.nn.parameter.Parameter": _parameter,  # this and the next until PyTorch 0.3
+    "torch.autograd.variable.Variable": _parameter,
     "torch.Size": _first,
 }
 

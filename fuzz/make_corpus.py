@@ -41,6 +41,10 @@ def write_torch(folder: Path) -> None:
     state["layer.bfloat16"] = torch.arange(6).bfloat16().reshape(2, 3)
     storage = torch.arange(12.0)
     views = {"rows": storage[2:8].reshape(2, 3), "columns": storage[::4], "spread": storage[:1].expand(2, 2)}
+    repeated = {"all": torch.ones(1).expand(5, 3), "some": torch.arange(3).bfloat16()[:, None].expand(3, 7).t()}
+    kept = {"tensor": torch.ones(3), "parameter": torch.nn.Parameter(torch.ones(2))}
+    for tensor in kept.values():
+        tensor.tag = {"shape": (1, 2)}
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
@@ -56,10 +60,12 @@ def write_torch(folder: Path) -> None:
     }
     torch.save(state, folder / "state_dict.pth")
     torch.save(views, folder / "views.pth")
+    torch.save(repeated, folder / "repeated.pth")
+    torch.save(kept, folder / "attributes.pth")
     torch.save(training, folder / "training.pth.tar")
     torch.save(module, folder / "module.pth")
     torch.save({"w": torch.nn.Parameter(torch.ones(3)), "n": np.float64(0.5), "a": arrays()}, folder / "numpy.pth")
-    for name, saved in {"old": state, "old_views": views, "old_training": training}.items():
+    for name, saved in {"old": state, "old_views": views, "old_repeated": repeated, "old_training": training}.items():
         torch.save(saved, folder / f"{name}.pth", _use_new_zipfile_serialization=False)
     torch.serialization.set_crc32_options(False)
     torch.save({"state_dict": state}, folder / "without_checksums.pth")

@@ -81,7 +81,8 @@ class Lazy:
         raise NotImplementedError
 
     def build(self, state: object) -> None:
-        """Takes the attributes that the file sets; a tensor has no use for them."""
+        """Takes the state that the file sets after making it."""
+        raise NotImplementedError
 
 
 class Name:

@@ -196,6 +196,54 @@ def test_old_storage_views(tmp_path):
     assert read_checkpoint(path).state["w"].tolist() == [3, 4]
 
 
+class OldParameter:
+    """A Parameter as PyTorch 0.3 pickled it: made anew of its data, with a state of three parts."""
+
+    def __init__(self, data: torch.Tensor) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple:
+        return nn.Parameter, (self.data,), (True, False, collections.OrderedDict())
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+@both_formats
+def test_attributes_of_tensors_leave_them_what_they_are(tmp_path, form):
+    state = {name: nn.Parameter(torch.arange(3.0)) for name in ("tag", "scale", "several")}
+    state["tag"].tag = 1
+    state["scale"].scale = torch.ones(2)
+    state["several"].a, state["several"].b = {"data": 1}, None
+    state["tensor"] = torch.arange(3.0)
+    state["tensor"].tag = 1
+    state["buffer"] = nn.Buffer(torch.arange(3.0)) if hasattr(nn, "Buffer") else torch.arange(3.0)
+    state["subclass"] = torch.arange(3.0).as_subclass(Tagged)
+    state["subclass"].tag = (1, 2)
+    assert_same(read_checkpoint(save(state, tmp_path / "net.pth", form)), {k: v.detach() for k, v in state.items()})
+
+
+@both_formats
+def test_parameters_of_pytorch_0_3_are_read(tmp_path, form):
+    path = save({"w": OldParameter(torch.arange(3.0))}, tmp_path / "net.pth", form)
+    assert read_checkpoint(path).state["w"].tolist() == [0, 1, 2]
+    assert torch.load(path, weights_only=True)["w"].tolist() == [0, 1, 2]
+
+
+@both_formats
+def test_tensors_of_nothing_share_a_storage_whatever_their_dtypes(tmp_path, form):
+    nothing = torch.empty(0)
+    state = {"f": nothing, "i": nothing.view(torch.int32), "u": torch.ones(4, dtype=torch.uint8)}
+    assert_same(read_checkpoint(save(state, tmp_path / "net.pth", form)), state)
+
+
+def test_unsigned_integers_share_a_storage_with_bytes(tmp_path):
+    state = {"b": torch.arange(8, dtype=torch.uint8)}
+    state["u"] = state["b"].view(torch.uint16)
+    assert_same(read_checkpoint(save(state, tmp_path / "net.pth")), state)
+
+
 # The container
 
 
