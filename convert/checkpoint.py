@@ -264,7 +264,17 @@ _TORCH: dict[str, Callable[..., Any]] = {
 
 
 def _storages(content: Callable[[str], memoryview], seen: dict[str, _Storage]) -> Callable[[Any], Any]:
-    """Reads PyTorch's persistent ids; `seen` collects the first storage of each key."""
+    """Reads PyTorch's persistent ids; `seen` collects the first storage of each key.
+
+    PyTorch keeps what it made for a key, of a storage or of a view, and does not look at later ids of the same key.
+    """
+    meanings: dict[str, tuple] = {}
+
+    def check(key: object, meaning: tuple) -> None:
+        if not isinstance(key, str) or not key.isascii():  # which Python 2 would have written otherwise
+            raise TypeError("a storage without a key")
+        if meanings.setdefault(key, meaning) != meaning:
+            raise WeightsError(f"uses its storage {shown(key)} as two different ones, {DAMAGED}")
 
     def persistent(saved_id: Any) -> Any:
         if not isinstance(saved_id, tuple):
@@ -272,13 +282,19 @@ def _storages(content: Callable[[str], memoryview], seen: dict[str, _Storage]) -
         if saved_id[0] == "module":  # a class and its source code
             return saved_id[1]
         word, kind, key, _, count = saved_id[:5]
-        _, *view = (saved_id[5] if len(saved_id) > 5 else None) or (None, 0, count)
+        view_id = saved_id[5] if len(saved_id) > 5 else None
+        view_key, *view = (None, 0, count) if view_id is None else view_id
         numbers = [count, *view]
-        if word != "storage" or not isinstance(key, str) or len(view) != 2:
+        if word != "storage" or len(view) != 2:
             raise TypeError("a persistent id that is no storage")
         if not all(type(n) is int and n >= 0 for n in numbers):
             raise TypeError("a storage without a size")
-        storage = _Storage(content, kind.text.rpartition(".")[2], key, count, (view[0], view[1]))
+        name = kind.text.rpartition(".")[2]
+        dtype = _DTYPES.get(name, name) if count else None  # tensors of nothing share their storage across dtypes
+        check(key, (dtype, count))
+        if view_id is not None:
+            check(view_key, (dtype, key, *view))
+        storage = _Storage(content, name, key, count, (view[0], view[1]))
         seen.setdefault(key, storage)
         return storage
 
