@@ -40,6 +40,7 @@ _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
 _MAX_NAMES = 4_000_000  # characters of all names in a module
 _MAX_PREFIX = 1000
 _MAX_GAP = 24  # bytes between the entries of a zip archive
+_UTF8 = 0x800  # the flag of a zip entry by which its name is UTF-8
 _FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
 _SAVE = "save it again with torch.save(model.state_dict(), path)"
 _FORMAT_VERSION = 1001  # of files before PyTorch 1.6
@@ -306,7 +307,7 @@ def _storages(content: Callable[[str], memoryview], seen: dict[str, _Storage]) -
 
 def _read_zip(data: memoryview, warnings: list[str]) -> Any:
     records = _zip_records(data)
-    roots = [name[: -len("data.pkl")] for name in records if re.fullmatch("[^/]+/data.pkl", name)]
+    roots = [name[: -len("data.pkl")] for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
     root = roots[0]
@@ -328,14 +329,18 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
     if f"{root}byteorder" in records and record(f"{root}byteorder") != b"little":
         raise WeightsError(_BIG_ENDIAN)
     program = record(f"{root}data.pkl")
-    saved, end = unpickle(program, _TORCH, _storages(lambda key: record(f"{root}data/{key}"), {}))
+    saved, end = unpickle(program, _TORCH, _storages(lambda key: record(f"{root}data/{key.lower()}"), {}))
     if end != len(program):
         raise WeightsError(f"goes on for {len(program) - end} bytes after the end of data.pkl, {DAMAGED}")
     return saved
 
 
 def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
-    """The content and checksum of every entry; a WeightsError for an archive that PyTorch would not write."""
+    """The content and checksum of every entry, by the name under which PyTorch looks for it.
+
+    Raises:
+        WeightsError: it is damaged, or an archive that PyTorch would not write.
+    """
     if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment behind it
         raise WeightsError(f"is a zip archive that is cut short or goes on after its end: {AGAIN}")
     try:
@@ -359,20 +364,23 @@ def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
     reached = 0
     for entry in entries:
         name = entry.orig_filename
+        stored = name.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437")
+        record = stored.lower().decode("utf-8", "surrogateescape")  # PyTorch compares bytes, whatever their case
         unsafe = name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name
-        if unsafe or name in records:
+        if unsafe or record in records:
             raise WeightsError(f"holds an entry {shown(name)} that is unsafe or there twice: do not use this file")
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise WeightsError(f"holds {shown(name)} compressed or encrypted, as PyTorch never writes it: {_SAVE}")
-        if entry.external_attr & _FOLDER:
+        if entry.external_attr & _FOLDER or (name.endswith("/") and entry.file_size):
             raise WeightsError(f"marks {shown(name)} as a folder, for which PyTorch reads arbitrary numbers, {DAMAGED}")
-        begin = _content_offset(data, entry)
+        begin = _content_offset(data, entry, stored)
         if entry.header_offset < reached or begin + entry.file_size > directory:
             raise WeightsError(f"holds {shown(name)} overlapping with something else, {DAMAGED}")
         _check_gap(entry.header_offset - reached)
         reached = begin + entry.file_size
-        records[name] = data[begin:reached], entry.CRC
+        records[record] = data[begin:reached], entry.CRC
     _check_gap(directory - reached)
+    _check_end(data, directory, len(entries))
     return records
 
 
@@ -384,9 +392,24 @@ def _check_gap(size: int) -> None:
         )
 
 
-def _content_offset(data: memoryview, entry: zipfile.ZipInfo) -> int:
+def _check_end(data: memoryview, directory: int, count: int) -> None:
+    """Refuse an archive with a second directory.
+
+    Python takes the directory that stands right before the end of the archive; PyTorch takes the one of which the end
+    tells, or the record for large archives, which in turn stands where its locator says.
+    """
+    *_, entries, size, begin, _ = struct.unpack("<4s4H2LH", data[-22:])
+    told, end = [(entries, begin)], len(data) - 22
+    if data[-42:-38] == b"PK\x06\x07":
+        end -= 76  # of the record and its locator
+        *_, entries, size, begin = struct.unpack("<4sQ2H2L4Q", bytes(data[-98:-42]).ljust(56))
+        told = [(entries, begin), struct.unpack("<QL", data[-34:-22])]
+    if told not in ([(count, directory)], [(count, directory), (end, 1)]) or directory + size != end:
+        raise WeightsError("is a zip archive whose end tells of another directory of entries: do not use this file")
+
+
+def _content_offset(data: memoryview, entry: zipfile.ZipInfo, name: bytes) -> int:
     """Where an entry's content begins: after its local header, which must tell of the same entry."""
-    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
     begin = entry.header_offset + 30
     header = bytes(data[entry.header_offset : begin])
     if header[:4] != ZIP_MAGIC or len(header) != 30:
