@@ -104,7 +104,14 @@ class Inert:
         self.state: object = None
 
     def build(self, state: object) -> None:
-        self.state = state
+        """Takes the state as it is now: objects take its items, and no longer ask what becomes of it.
+
+        Raises:
+            TypeError: there is one already, to which some objects would add this one, and others not.
+        """
+        if self.state is not None:
+            raise TypeError("a second state")
+        self.state = dict(state) if isinstance(state, dict) else state
 
 
 class Key:
@@ -117,18 +124,21 @@ class Key:
 
 
 class DType:
-    """A numpy.dtype: its code, such as "f4", and its byte order."""
+    """A numpy.dtype: its code, such as "f4", its byte order, and whether an array has it already."""
 
-    __slots__ = ("code", "order")
+    __slots__ = ("code", "order", "used")
 
     def __init__(self, code: object, *_: object) -> None:
         text = code if isinstance(code, str) else shown(code)
+        self.used = False
         self.code, self.order = text[text[:1] in ("<", ">", "=", "|") :], ">" if text.startswith(">") else "<"
 
     def build(self, state: tuple) -> None:
         version, order = state[:2]
         if version not in range(5) or order not in ("<", ">", "=", "|"):  # as numpy has it
             raise ValueError("a dtype of a version to come")
+        if self.used:
+            raise ValueError("a dtype that changes under the array that has it")
         self.order = ">" if order == ">" else "<"
 
 
@@ -138,10 +148,12 @@ class Array(Lazy):
     __slots__ = ("state",)
 
     def __init__(self, state: tuple | None = None) -> None:
-        self.state: object = state
+        self.build(state)
 
     def build(self, state: object) -> None:
         self.state = state
+        if isinstance(state, tuple) and len(state) in (4, 5) and isinstance(state[-3], DType):
+            state[-3].used = True
 
     def numpy(self, room: float = math.inf) -> np.ndarray:
         if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
@@ -149,6 +161,8 @@ class Array(Lazy):
         *version, shape, dtype, fortran, data = self.state
         if version not in ([], [0], [1]) or not isinstance(fortran, int):  # as numpy has it
             raise WeightsError(f"is of a version that numpy never wrote, {DAMAGED}")
+        if not isinstance(shape, tuple):  # a list could grow after the array was made
+            raise WeightsError(f"has no valid shape, {DAMAGED}")
         if not isinstance(dtype, DType) or dtype.code not in _NUMERIC:
             kind = shown(dtype.code) if isinstance(dtype, DType) else describe(dtype)
             raise WeightsError(f"holds {kind} values instead of numbers: save it as float32")
@@ -234,6 +248,12 @@ def _make_dict(items: Any = (), *_: object) -> dict:
     return {_plain_key(key): value for key, value in pairs}
 
 
+def _counter(counts: object = None, *_: object) -> dict:
+    if not isinstance(counts, (dict, type(None))):  # of which it would count the items
+        raise TypeError("a Counter that Python did not write")
+    return _make_dict(counts or ())
+
+
 def _same(*args: object) -> object:
     """list(x), tuple(x), set(x): x itself will do, since it is only read; copies would cost what the file does not."""
     return args[0] if args else []
@@ -265,7 +285,7 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object) -> A
 
 _KNOWN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _make_dict,
-    "collections.Counter": _make_dict,
+    "collections.Counter": _counter,
     "collections.defaultdict": lambda *_: {},
     "builtins.dict": _make_dict,
     "builtins.list": _same,
@@ -280,6 +300,9 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _from_buffer,
 }
+# What leaves its arguments to __init__, which NEWOBJ does not call.
+_EMPTY_WHEN_NEW = {f"collections.{name}" for name in ("OrderedDict", "Counter", "defaultdict")}
+_EMPTY_WHEN_NEW |= {f"builtins.{name}" for name in ("dict", "list", "set", "bytearray")}
 
 
 @lru_cache(maxsize=1024)
@@ -503,6 +526,11 @@ class _Machine:
         kind, *args = self.to_mark()
         self.call(kind, tuple(args))
 
+    def new(self, kind: object, args: object, keywords: object = None) -> None:
+        if isinstance(kind, Name) and kind.text in _EMPTY_WHEN_NEW and args != ():
+            raise TypeError("a new container with something in it")
+        self.call(kind, args, keywords)
+
     def call(self, callee: object, args: object, keywords: object = None) -> None:
         if not isinstance(args, tuple):
             raise TypeError("arguments that are no tuple")
@@ -520,6 +548,8 @@ class _Machine:
 
     def build(self) -> None:
         state = self.stack.pop()
+        if isinstance(state, dict):
+            self.spend(len(state))  # which is copied
         # An OrderedDict's attributes (a state_dict's _metadata) say nothing about the tensors in it.
         if not isinstance(self.stack[-1], (dict, list, tuple)):
             self.stack[-1].build(state)
@@ -595,8 +625,8 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
         b"c": _Machine.name,
         b"\x93": _Machine.name_from_stack,
         b"R": lambda m: m.call(*m.last(2)),
-        b"\x81": lambda m: m.call(*m.last(2)),
-        b"\x92": lambda m: m.call(*m.last(3)),
+        b"\x81": lambda m: m.new(*m.last(2)),
+        b"\x92": lambda m: m.new(*m.last(3)),
         b"i": _Machine.instance,
         b"o": _Machine.construct,
         b"b": _Machine.build,

@@ -371,6 +371,55 @@ def test_a_frame_in_a_frame():
         read(bytes(damaged))
 
 
+def test_a_dtype_that_changes_under_an_array_is_refused():
+    dtype = b"cnumpy\ndtype\n" + text("u2") + b"\x89\x88\x87Rq\x07"
+    state = b"(K\x01K\x02\x85" + dtype + b"\x89U\x04\1\2\3\4tb"
+    changed = b"h\x07(K\x03U\x01>NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n" + MADE + b"R" + state
+    assert read(array + b".").numpy().tolist() == [0x201, 0x403]
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(b"](" + array + changed + b"e.")
+
+
+def test_a_shape_that_can_grow_after_the_array_was_made_is_refused():
+    state = b"(K\x01]K\x02acnumpy\ndtype\n" + text("u2") + b"\x89\x88\x87R\x89U\x04\1\2\3\4tb."
+    with pytest.raises(WeightsError, match="no valid shape"):
+        read(b"cnumpy.core.multiarray\n_reconstruct\n" + MADE + b"R" + state).numpy()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("collections OrderedDict", "collections Counter", "collections defaultdict"),
+        *("builtins dict", "builtins list", "builtins set", "builtins bytearray"),
+    ],
+)
+def test_new_containers_are_empty(kind):
+    """NEWOBJ does not call __init__, which would put something into them."""
+    made = b"c" + kind.replace(" ", "\n").encode() + b"\n"
+    items = b"](K\x01K\x02\x86K\x03K\x04\x86e\x85"
+    assert len(pickle.loads(b"\x80\x02" + made + items + b"\x81.")) == 0
+    assert len(read(made + b")\x81.")) == 0
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(made + items + b"\x81.")
+
+
+def test_a_counter_counts_what_is_no_dict():
+    assert read(pickle.dumps(collections.Counter("aab"))) == {"a": 2, "b": 1}
+    pairs = b"ccollections\nCounter\n](" + text("a") + b"K\x07\x86e\x85R."
+    assert pickle.loads(pairs) == {("a", 7): 1}
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(pairs)
+
+
+def test_a_state_is_taken_once_and_as_it_was():
+    state = b"}" + text("a") + b"K\x01sq\x07"
+    grown = read(b"](cargparse\nNamespace\n)\x81" + state + b"bh\x07" + text("b") + b"K\x02se.")
+    assert grown[0].state == {"a": 1} and grown[1] == {"a": 1, "b": 2}
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(b"cargparse\nNamespace\n)\x81" + state + b"bh\x07b.")
+
+
 @pytest.mark.parametrize("fortran", [b"K\x00", b"K\x01", b"K\x05", b"\x88", b"\x89"])
 def test_the_order_of_an_array_is_numpys(fortran):
     expected = pickle.loads(b"\x80\x02" + pickled_array(fortran=fortran)).tolist()
