@@ -492,6 +492,168 @@ def in_comment(attack: Attack) -> bytes:
     return good[:-2] + struct.pack("<H", len(comment)) + comment
 
 
+# Files that torch.load reads otherwise than whoever reads the program and the archive by themselves. Without PyTorch's
+# ways, "w" is 1, 2, 3 in each of them.
+
+NUMBERS = {"0": struct.pack("<3f", 1, 2, 3), "1": struct.pack("<3f", 7, 8, 9)}
+
+
+def saved_id(key: str = "0", kind: str = "FloatStorage", count: int = 3, view: tuple | None = None) -> bytes:
+    """A reference to the numbers under a key; only the old format has views, which are (key, offset, count)."""
+    last = b"" if view is None else b"N" if view == () else value(view)
+    return b"(" + text("storage") + name("torch", kind) + text(key) + text("cpu") + value(count) + last + b"tQ"
+
+
+def tensor(storage: bytes, offset: int = 0, shape: bytes = value((3,)), stride: bytes = value((1,))) -> bytes:
+    geometry = value(offset) + shape + stride
+    return call(name("torch._utils", "_rebuild_tensor_v2"), storage, geometry, b"\x89", EMPTY)
+
+
+EMPTY = call(name("collections", "OrderedDict"))
+
+
+def parameter(data: bytes, state: bytes | None = None) -> bytes:
+    if state is None:
+        return call(name("torch._utils", "_rebuild_parameter"), data, b"\x89", EMPTY)
+    return call(name("torch._utils", "_rebuild_parameter_with_state"), data, b"\x89", EMPTY, state)
+
+
+def of_type(storage: bytes, state: bytes, kind: bytes = name("torch", "Tensor")) -> bytes:
+    """A tensor with attributes, or of a subclass."""
+    arguments = b"(" + storage + value(0) + value((3,)) + value((1,)) + b"\x89" + EMPTY + b"t"
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    return call(name("torch._tensor", "_rebuild_from_type_v2"), rebuild, kind, arguments, state)
+
+
+def named(**tensors: bytes) -> bytes:
+    """Instructions for a dict of what other instructions make."""
+    return b"}(" + b"".join(text(key) + made for key, made in tensors.items()) + b"u"
+
+
+def pth(body: bytes, **records: bytes) -> bytes:
+    """A zip archive with both storages, and further records."""
+    stored = {f"net/data/{key}": content for key, content in NUMBERS.items()}
+    return archive({"net/data.pkl": program(body), **stored, "net/version": b"3\n", **records})
+
+
+def old_pth(body: bytes, sizes: dict[str, int] | None = None) -> bytes:
+    """The old format, with the storages of these keys and bytes an element; those that the program uses by default."""
+    sizes = sizes or {key: 4 for key in NUMBERS if text(key) in body}
+    parts = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True}))
+    parts += program(body) + pickle.dumps(list(sizes), 2)
+    return parts + b"".join(struct.pack("<Q", 12 // size) + NUMBERS[key] for key, size in sizes.items())
+
+
+def moved(view: tuple | None) -> dict[str, bytes]:
+    """Programs in which PyTorch finds other numbers; `view` is what the ids of the format end in."""
+    one, other = saved_id("0", view=view), saved_id("1", view=view)
+    w, far = tensor(one), tensor(other)
+    geometry = value(0) + value((3,)) + value((1,))
+    attributes = {key: b"}" + text(key) + far + b"s" for key in ("data", "real")}
+    return {
+        "BUILD": named(w=w + b"(" + other + geometry + b"tb"),
+        "BUILD without strides": named(w=w + other + value(0) + value((3,)) + b"\x87b"),
+        "BUILD of a storage": named(w=w + other + b"\x85b"),
+        "BUILD of nothing": named(w=w + b")b"),
+        "BUILD of an empty dict": named(w=w + b"}b"),
+        "BUILD of a Parameter": named(w=parameter(w) + b"(" + other + geometry + b"tb"),
+        "BUILD of an old Variable": named(w=parameter(w) + b"(" + far + b"NN\x89Ntb"),
+        **{f"{key} of a Parameter": named(w=parameter(w, state)) for key, state in attributes.items()},
+        **{f"{key} of a type": named(w=of_type(one, state)) for key, state in attributes.items()},
+        "data of a slot of a Parameter": named(w=parameter(w, b"N" + attributes["data"] + b"\x86")),
+        "data of a slot of a type": named(w=of_type(one, b"}" + attributes["data"] + b"\x86")),
+        "a key as two dtypes": named(v=tensor(saved_id("0", "IntStorage", view=view)), w=w),
+        "a shape that grows": named(
+            v=value([1]) + b"q\xc8", w=tensor(one, 2, b"h\xc8", b"h\xc8"), x=b"h\xc8" + value(1) + b"a"
+        ),
+        "a new dict with something in it": name("collections", "OrderedDict")
+        + b"("
+        + named(w=w)
+        + b"t\x81("
+        + text("v")
+        + far
+        + b"u",
+        "a count of pairs": call(name("collections", "Counter"), b"](" + text("w") + w + b"\x86e")
+        + b"("
+        + text("v")
+        + far
+        + b"u",
+        "a Parameter of nothing": named(w=parameter(b"N"), v=w),
+    }
+
+
+def two_directories() -> bytes:
+    """An archive with a directory right before its end, and another one inside an entry, of which its record tells."""
+    hidden_start = archive({"net/x": b""}).index(b"PK\x01\x02")
+    hidden = pth(named(w=tensor(saved_id("1"))))
+    at = start = hidden.index(b"PK\x01\x02")
+    directory = bytearray(hidden[:-22])
+    count = 0
+    while at < len(directory):  # what it tells of begins behind the header of net/x
+        begin = struct.unpack("<L", directory[at + 42 : at + 46])[0]
+        directory[at + 42 : at + 46] = struct.pack("<L", begin + hidden_start)
+        at += 46 + sum(struct.unpack("<3H", directory[at + 28 : at + 34]))
+        count += 1
+    place, end = hidden_start + start, hidden_start + len(directory)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, end - place, place)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+    program_of_one = program(named(w=tensor(saved_id("0"))))
+    outer = archive({"net/x": bytes(directory) + record, "net/data.pkl": program_of_one, "net/data/0": NUMBERS["0"]})
+    # The locator is the comment of the last entry, right before the end.
+    last = outer.rindex(b"PK\x01\x02") + 32
+    size = struct.pack("<L", struct.unpack("<L", outer[-10:-6])[0] + len(locator))
+    longer = outer[:last] + struct.pack("<H", len(locator)) + outer[last + 2 : -22] + locator
+    return longer + outer[-22:-10] + size + outer[-6:]
+
+
+def two_readings() -> dict[str, bytes]:
+    """The files, by what is in them; each gives a name to a .pth."""
+    w, far = named(w=tensor(saved_id("0"))), named(w=tensor(saved_id("1")))
+    first, second = NUMBERS.values()
+    view = saved_id("0", view=("9", 0, 1)), saved_id("0", view=("9", 2, 1))
+    one = {"shape": value((1,))}
+    views = {
+        "a view key with two offsets": named(v=tensor(view[1], **one), w=tensor(view[0], **one)),
+        "a view under the key of a storage": named(
+            v=tensor(saved_id("1", view=())), w=tensor(saved_id("0", view=("1", 0, 3)))
+        ),
+        "a view without a key": named(
+            v=tensor(saved_id("1", view=(None, 0, 3))), w=tensor(saved_id("0", view=(None, 0, 3)))
+        ),
+    }
+    version = {"net/version": b"3\n"}
+    folder = archive({"net/data.pkl": program(named(w=tensor(saved_id("0/")))), "net/data/0/": first, **version})
+    mark = folder.index(b"\x10", folder.rindex(b"PK\x01\x02", 0, folder.rindex(b"net/data/0/")) + 38)  # of a folder
+    of_python_2 = named(w=tensor(saved_id().replace(text("0"), b"U\x02\xc3\xa9")))  # as UTF-8 or as Latin-1
+    return {
+        **{f"{key}, zip": pth(body) for key, body in moved(None).items()},
+        **{f"{key}, old": old_pth(body) for key, body in moved(()).items()},
+        **{key: old_pth(body) for key, body in views.items()},
+        "numbers twice, in capitals": archive(
+            {"net/data.pkl": program(w), "net/data/0": first, "net/DATA/0": second, **version}
+        ),
+        "numbers twice, in capitals first": archive(
+            {"net/data.pkl": program(w), "net/DATA/0": second, "net/data/0": first, **version}
+        ),
+        "programs twice, in capitals": pth(w, **{"net/DATA.PKL": program(far)}),
+        "programs twice, in capitals first": archive(
+            {
+                "net/DATA.PKL": program(far),
+                "net/data.pkl": program(w),
+                "net/data/0": first,
+                "net/data/1": second,
+                **version,
+            }
+        ),
+        "big-endian in capitals": pth(w, **{"net/BYTEORDER": b"big"}),
+        "a key that is no ASCII": archive(
+            {"net/data.pkl": program(of_python_2), "net/data/\u00c3\u00a9": first, "net/data/\u00e9": second, **version}
+        ),
+        "a folder by its name": folder[:mark] + b"\0" + folder[mark + 1 :],
+        "two directories": two_directories(),
+    }
+
+
 CIFAR_10, CIFAR_100 = ("data_batch_1", "test_batch", "batches.meta"), ("train", "test", "meta")
 
 
