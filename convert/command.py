@@ -148,7 +148,13 @@ def targets(
         if args.report and file_key(args.report) in map(file_key, written):
             raise UsageError(f"--report {args.report} is where {target} or its origin is kept: give another name")
     clash = overlap(
-        [file for target in found for file in (target, beside(target))],
+        # A Paddle file given to torch2paddle is its own default target: reading it says what it is.
+        [
+            file
+            for path, target in zip(args.checkpoints, found)
+            if args.output or target != path
+            for file in (target, beside(target))
+        ],
         [file for path in args.checkpoints for file in (path, beside_inputs(path))],
     )
     if clash:

@@ -125,11 +125,11 @@ def convert_checkpoint(
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    check_targets((target, sidecar_path(target)), (path,), options)
     section = section or Section(str(path))
     with naming(path):
         content = read_file(path)
     checkpoint = read_checkpoint(path, options.ema, content)
+    check_targets((target, sidecar_path(target)), (path,), options)
     section.container, warnings = checkpoint.container, section.warnings
     warnings += checkpoint.warnings
     sha256 = hashing(content)

@@ -103,9 +103,9 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    conversion.check_targets((target, origin_path(target)), with_its_sidecar(path), options)
     section = section or Section(str(path))
     content, tensors, told = in_one_moment(path, lambda: _read(path))
+    conversion.check_targets((target, origin_path(target)), with_its_sidecar(path), options)
     sha256 = conversion.hashing(content)
     del content
 
