@@ -22,20 +22,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
+from paddle_dense.names import COUNTER, STATISTICS, renamed
 
 
 def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A PyTorch state_dict under Paddle's names and in Paddle's layout; arrays are views where they can be."""
-    mapped = {}
-    for name, value in state.items():
-        owner, _, leaf = name.rpartition(".")
-        if leaf == "num_batches_tracked":
-            continue
-        if leaf in _STATISTICS:
-            name = f"{owner}.{_STATISTICS[leaf]}"
-        mapped[name] = value.T if is_linear(name, value) else value
-    return mapped
+    """A PyTorch state_dict under Paddle's names and in Paddle's layout; arrays are views where they can be.
+
+    Raises:
+        WeightsError: two names would become one.
+    """
+    kept = {name: value for name, value in state.items() if name.rpartition(".")[2] != COUNTER}
+    return _transposed(renamed(kept, lambda name: _with_leaf(name, STATISTICS)))
 
 
 def to_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,15 +40,28 @@ def to_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     PyTorch's BN also counts its batches. Paddle keeps no such number, and only a BN without a momentum reads it, so it
     is 0.
+
+    Raises:
+        WeightsError: two names would become one.
     """
-    names = {ours: theirs for theirs, ours in _STATISTICS.items()}
-    mapped = {}
-    for name, value in state.items():
+    names = {ours: theirs for theirs, ours in STATISTICS.items()}
+    mapped: dict[str, np.ndarray] = {}
+    for name, value in _transposed(renamed(state, lambda name: _with_leaf(name, names))).items():
+        mapped[name] = value
         owner, _, leaf = name.rpartition(".")
-        mapped[f"{owner}.{names[leaf]}" if leaf in names else name] = value.T if is_linear(name, value) else value
-        if leaf == "_variance":
-            mapped[f"{owner}.num_batches_tracked"] = np.zeros((), np.int64)
+        if leaf == "running_var":
+            mapped.setdefault(f"{owner}.{COUNTER}", np.zeros((), np.int64))
     return mapped
+
+
+def _with_leaf(name: str, leaves: Mapping[str, str]) -> str:
+    """The name with its last part as `leaves` gives it."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.{leaves[leaf]}" if leaf in leaves else name
+
+
+def _transposed(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value.T if is_linear(name, value) else value for name, value in state.items()}
 
 
 def is_linear(name: str, value: np.ndarray) -> bool:

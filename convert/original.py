@@ -16,9 +16,8 @@ import numpy as np
 
 from convert.mapping import to_paddle, to_torch
 from paddle_dense.errors import WeightsError
+from paddle_dense.names import COUNTER
 from paddle_dense.sidecar import sidecar_path
-
-_COUNTER = "num_batches_tracked"
 
 
 def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:
@@ -35,18 +34,18 @@ def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iter
         counter's number, by the file's own name.
     """
     names, kept = list(names), list(kept)
-    counts = {name.rpartition(".")[0]: _count(state[name]) for name in state if name.rpartition(".")[2] == _COUNTER}
+    counts = {name.rpartition(".")[0]: _count(state[name]) for name in state if name.rpartition(".")[2] == COUNTER}
     layers = [name.rpartition(".")[0] for name in kept if name.endswith("._variance")]
-    told: dict[str, Any] = {_COUNTER: None}
+    told: dict[str, Any] = {COUNTER: None}
     if counts:
         [(usual, _)] = Counter(counts.values()).most_common(1)
         same = all(counts.get(layer) == usual for layer in layers)
-        told[_COUNTER] = usual if same else {layer: counts[layer] for layer in layers if layer in counts}
+        told[COUNTER] = usual if same else {layer: counts[layer] for layer in layers if layer in counts}
     if len(names) == len(state) and set(to_paddle(state)) == set(kept):
         usual_names = list(restored({name: np.empty(0) for name in kept}, told))
         if names != usual_names:
             told["names"] = {
-                theirs: counts[name.rpartition(".")[0]] if name.rpartition(".")[2] == _COUNTER else name
+                theirs: counts[name.rpartition(".")[0]] if name.rpartition(".")[2] == COUNTER else name
                 for theirs, name in zip(names, state)
             }
     return told
@@ -63,8 +62,8 @@ def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[st
         WeightsError: the sidecar is not what `convert.torch2paddle` writes.
     """
     source = (told or {}).get("source")
-    known = {key: source[key] for key in (_COUNTER, "names") if key in source} if isinstance(source, dict) else {}
-    counts, names = known.get(_COUNTER), known.get("names", {})
+    known = {key: source[key] for key in (COUNTER, "names") if key in source} if isinstance(source, dict) else {}
+    counts, names = known.get(COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
     if (
         not all(map(_is_count, counts))
@@ -86,8 +85,8 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
         WeightsError: it tells of other tensors.
     """
     mapped = to_torch(state)
-    counts = told.get(_COUNTER, 0)
-    for name in [name for name in mapped if name.rpartition(".")[2] == _COUNTER]:
+    counts = told.get(COUNTER, 0)
+    for name in [name for name in mapped if name.rpartition(".")[2] == COUNTER]:
         count = counts.get(name.rpartition(".")[0]) if isinstance(counts, Mapping) else counts
         if count is None:
             del mapped[name]
@@ -97,7 +96,7 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
         return mapped
     names = told["names"]
     tensors = [name for name in names.values() if isinstance(name, str)]
-    if sorted(tensors) != sorted(name for name in mapped if name.rpartition(".")[2] != _COUNTER):
+    if sorted(tensors) != sorted(name for name in mapped if name.rpartition(".")[2] != COUNTER):
         raise WeightsError(
             "the sidecar .json names other tensors than the file holds: remove it, and the original network's own "
             "names are given"

@@ -71,6 +71,8 @@ def key_values(text: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key or not value:
             raise argparse.ArgumentTypeError(f"{item!r} must have the form KEY=VALUE")
+        if key.strip() in config:
+            raise argparse.ArgumentTypeError(f"{key.strip()!r} is given twice: give it once")
         config[key.strip()] = _value(value.strip())
     return config
 
@@ -80,7 +82,7 @@ def _value(text: str) -> Any:
     if text.lower() in constants:
         return constants[text.lower()]
     parts = text.split("-")
-    if len(parts) > 1 and all(part.isdigit() for part in parts):
+    if len(parts) > 1 and all(part.isascii() and part.isdigit() for part in parts):
         return [int(part) for part in parts]
     for kind in (int, float):
         try:

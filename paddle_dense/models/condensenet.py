@@ -260,7 +260,10 @@ def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
 
 _PYTORCHCV = (
     (re.compile(r"^features\.init_block\.conv\."), "features.init_conv."),
-    (re.compile(r"^features\.stage(\d+)\.unit(\d+)\.conv([12])\."), r"features.denseblock_\1.denselayer_\2.conv_\3."),
+    (
+        re.compile(r"^features\.stage([0-9]+)\.unit([0-9]+)\.conv([12])\."),
+        r"features.denseblock_\1.denselayer_\2.conv_\3.",
+    ),
     (re.compile(r"^features\.post_activ\.bn\."), "features.norm_last."),
     (re.compile(r"(\.conv_[12])\.bn\."), r"\1.norm."),
     (re.compile(r"^output\."), "classifier."),

@@ -36,6 +36,7 @@ from paddle_dense.layers import conv2d
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
 from paddle_dense.models.recognise import Recognised, count_classes
 from paddle_dense.models.registry import register_model, register_network
+from paddle_dense.names import renamed
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
 MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}
@@ -332,7 +333,7 @@ class CSPNet(nn.Layer):
         """Rename PaddleClas' classifier, ``fc.*``, to ``head.fc.*``; keep any other name and any other network's."""
         if "fc.weight" not in state or "stages.0.conv_exp.conv.weight" not in state:
             return dict(state)
-        return {f"head.{name}" if name.startswith("fc.") else name: value for name, value in state.items()}
+        return renamed(state, lambda name: f"head.{name}" if name.startswith("fc.") else name)
 
 
 def _widths(

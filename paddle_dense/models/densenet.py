@@ -29,6 +29,7 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.layers.conv import convolve
 from paddle_dense.models.recognise import Recognised, count_classes, count_layers
 from paddle_dense.models.registry import register_model, register_network
+from paddle_dense.names import renamed
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
@@ -280,10 +281,7 @@ class DenseNet(DenseBackbone):
         releases. Paddle's own names: those of `paddle.vision.models.DenseNet` and PaddleClas, whose released files were
         trained without dropout (theirs scales at inference, where this network's does nothing).
         """
-        rename = _from_paddle_vision if "conv1_func._conv.weight" in state else _from_old_torchvision
-        names = {name: rename(name) for name in state}
-        # Two tensors for one name are a fault of the file: left alone, the second is reported as superfluous.
-        return {name if new in state else new: state[name] for name, new in names.items()}
+        return renamed(state, _from_paddle_vision if "conv1_func._conv.weight" in state else _from_old_torchvision)
 
 
 FIRST_LAYER = "features.denseblock1.denselayer1"
@@ -310,18 +308,18 @@ def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
 
 
 def _from_old_torchvision(name: str) -> str:
-    return re.sub(r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+    return re.sub(r"^(features\.denseblock[0-9]+\.denselayer[0-9]+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
 _KINDS = {"_conv": "conv", "_batch_norm": "norm"}
 _PADDLE_VISION = (
     (r"conv1_func\.(_conv|_batch_norm)", lambda m: f"features.{_KINDS[m[1]]}0"),
     (
-        r"db_conv_(\d+)\.conv\d+_(\d+)\.bn_ac_func([12])\.(_conv|_batch_norm)",
+        r"db_conv_([1-9][0-9]*)\.conv\1_([1-9][0-9]*)\.bn_ac_func([12])\.(_conv|_batch_norm)",
         lambda m: f"features.denseblock{int(m[1]) - 1}.denselayer{m[2]}.{_KINDS[m[4]]}{m[3]}",
     ),
     (
-        r"tr_conv(\d+)_blk\.conv_ac_func\.(_conv|_batch_norm)",
+        r"tr_conv([1-9][0-9]*)_blk\.conv_ac_func\.(_conv|_batch_norm)",
         lambda m: f"features.transition{int(m[1]) - 1}.{_KINDS[m[2]]}",
     ),
     (r"batch_norm", lambda m: "features.norm5"),

@@ -16,6 +16,7 @@ from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers.room import Room, within
 from paddle_dense.models.registry import Preset, build_network, config_keys, networks, preset, presets
+from paddle_dense.names import renamed
 
 # Arguments that differ between two uses of one preset.
 _USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
@@ -106,16 +107,31 @@ def recognise(
         entry = matching[0]
         numbers = {key: value for key, value in _full(network, entry.config).items() if key not in _USE}
         others = " or ".join(f"--arch {other.name}" for other in matching[1:])
-        said = f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it"
+        said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
+        if others:
+            said.append(f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it")
         config = {**found.config, **numbers, **overrides}
-        return Architecture(entry.name, network, config, (said,) if others else (), Room.of(state))
+        return Architecture(entry.name, network, config, tuple(said), Room.of(state))
     warnings = tuple(
         f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
-        f"and --config {key}=VALUE corrects it"
+        f"and --config {key}=VALUE (in Python: {key}=VALUE) corrects it"
         for key in found.guesses
         if key not in overrides
     )
     return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, Room.of(state))
+
+
+def _settled(
+    entry: Preset, numbers: Mapping[str, Any], guesses: Sequence[str], overrides: Mapping[str, Any]
+) -> list[str]:
+    """What no tensor shows and the preset was believed in, in one sentence; none where nothing is left to believe."""
+    settled = [f"{key}={numbers[key]}" for key in guesses if key not in overrides]
+    if not settled:
+        return []
+    return [
+        f"a {entry.network.__name__} file does not show {', '.join(settled)}, which {entry.name} has: "
+        f"--config KEY=VALUE (in Python: KEY=VALUE) corrects it, and --arch {entry.name} says that it is so"
+    ]
 
 
 def _find(state: Mapping[str, np.ndarray]) -> tuple[type[nn.Layer], Recognised]:
@@ -240,17 +256,26 @@ def _finished_factor(mask: np.ndarray, stage: np.ndarray) -> int | None:
 
 
 def rename(state: Mapping[str, np.ndarray], rules: Sequence[tuple[re.Pattern, str]]) -> dict[str, np.ndarray]:
-    """The state under other names: each rule, in turn, replaces its pattern in every name."""
-    renamed = {}
-    for name, value in state.items():
+    """The state under other names: each rule, in turn, replaces its pattern in every name.
+
+    Raises:
+        WeightsError: two names would become one.
+    """
+
+    def rule(name: str) -> str:
         for pattern, replacement in rules:
             name = pattern.sub(replacement, name)
-        renamed[name] = value
-    return renamed
+        return name
+
+    return renamed(state, rule)
 
 
 def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The names that this package's networks use, for a state_dict of any source that one of them knows."""
+    """The names that this package's networks use, for a state_dict of any source that one of them knows.
+
+    Raises:
+        WeightsError: the state has one tensor under two names.
+    """
     for network in networks():
         if hasattr(network, "canonical"):
             state = network.canonical(state)

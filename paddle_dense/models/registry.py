@@ -125,6 +125,8 @@ def register_model(
 def _with_alias(config: dict[str, Any]) -> dict[str, Any]:
     if "class_dim" not in config:
         return config
+    if "num_classes" in config:
+        raise ValueError("class_dim and num_classes are two names for one argument: give one of them")
     config = dict(config)
     return {"num_classes": config.pop("class_dim"), **config}
 

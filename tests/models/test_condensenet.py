@@ -100,7 +100,7 @@ def test_networks_are_recognised_from_their_tensors(randomise, config, form):
 def test_presets_are_recognised_by_name(randomise, name, condensed):
     model = randomise(paddle_dense.create_model(name, condensed=condensed, num_classes=100))
     found = recognise({key: tensor.numpy() for key, tensor in model.state_dict().items()})
-    assert found.arch == name and found.warnings == ()
+    assert found.arch == name and "does not show init_stride=" in found.warnings[0]
     assert found.config["condensed"] is condensed and found.config["num_classes"] == 100
 
 

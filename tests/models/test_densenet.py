@@ -8,6 +8,7 @@ import pytest
 
 import paddle_dense as pd_
 from convert.mapping import to_paddle
+from paddle_dense.errors import WeightsError
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.recognise import recognise
@@ -257,10 +258,11 @@ class TestCanonical:
         for state in (arrays(DenseNet(**SMALL)), arrays(CSPDenseNet(**SMALL)), tiny_state("converted.pth")):
             assert list(DenseNet.canonical(state)) == list(state)
 
-    def test_drops_nothing_where_two_names_meet(self):
+    def test_refuses_two_names_for_one_tensor(self):
         state = arrays(DenseNet(**SMALL))
         twice = "features.denseblock1.denselayer1.conv.1.weight"
-        assert twice in DenseNet.canonical({**state, twice: np.zeros(1)})
+        with pytest.raises(WeightsError, match="under two names"):
+            DenseNet.canonical({**state, twice: np.zeros(1)})
 
     def test_paddle_vision(self, randomise, difference):
         theirs = randomise(paddle.vision.models.densenet121())

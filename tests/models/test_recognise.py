@@ -67,7 +67,8 @@ def test_every_number_is_read_from_the_tensors(config, condensed, state):
 def test_presets_are_known_by_name_however_they_are_used(name, use, condensed, randomise):
     model = randomise(create_model(name, condensed=condensed, **use))
     found = recognise(state_of(model))
-    assert found.arch == name and found.warnings == ()
+    assert found.arch == name and len(found.warnings) == 1
+    assert f"HS_start_block=2, init_stride=2, which {name} has" in found.warnings[0]
     assert found.config == {key: model.config[key] for key in found.config}
     assert found.config["HS_start_block"] == 2 and found.config["init_stride"] == 2
 
