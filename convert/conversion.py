@@ -24,6 +24,7 @@ from convert.versions import versions
 from paddle_dense.command import importing, signals_waiting
 from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
+from paddle_dense.names import paddle_sign, refuse_mixture
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
 from paddle_dense.weights import read_file
 from paddle_dense.writing import make_folder, overlap, refuse_existing
@@ -140,6 +141,12 @@ def convert_checkpoint(
         from paddle_dense.checkpoints import check_state
         from paddle_dense.models.recognise import canonical, recognise
 
+        refuse_mixture(checkpoint.state)
+        if sign := paddle_sign(checkpoint.state):
+            raise WeightsError(
+                f"has {sign} already, so its linear layers lie as in Paddle: write its tensors to a Paddle file as "
+                f"they are, with write_weights(read_checkpoint(PATH).state, 'NAME.pdparams')"
+            )
         original = canonical(checkpoint.state)
         source = to_paddle(original)
         found = recognise(source, options.arch, options.config)

@@ -32,8 +32,9 @@ try:
     from convert.torch_file import write_torch
     from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
     from paddle_dense.errors import WeightsError, naming
+    from paddle_dense.names import pytorch_sign, refuse_mixture
     from paddle_dense.sidecar import in_one_moment, sidecar_path, told_of, with_its_sidecar
-    from paddle_dense.weights import read_file, read_weights, write_weights
+    from paddle_dense.weights import read_file, read_metadata, read_weights, write_weights
     from paddle_dense.writing import atomic_write, make_folder
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
@@ -48,7 +49,7 @@ _FUSED = (
     "that it was made from"
 )
 # Where a fused CondenseNet has layers that a checkpoint has not. The others have biases of convolutions.
-_FUSED_LAYER = re.compile(r"\.(conv_1|conv_2|sfr)\.(\d+\.|weight$)")
+_FUSED_LAYER = re.compile(r"\.(conv_1|conv_2|sfr)\.([0-9]+\.|weight$)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +107,7 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
     section = section or Section(str(path))
     content, tensors, told = in_one_moment(path, lambda: _read(path))
     conversion.check_targets((target, origin_path(target)), with_its_sidecar(path), options)
-    sha256 = conversion.hashing(content)
+    sha256, metadata = conversion.hashing(content), read_metadata(path, content)
     del content
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
@@ -115,9 +116,13 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
         from paddle_dense.models.recognise import canonical, recognise
 
         remembered = recalled(path, told)
+        refuse_mixture(tensors)
+        if sign := pytorch_sign(tensors, metadata):
+            raise WeightsError(
+                f"has {sign} already, so its linear layers lie as in PyTorch: give the Paddle file, or take this one "
+                f"as it is"
+            )
         state = canonical(tensors)
-        if any(name.endswith(".running_var") for name in state):
-            raise WeightsError("has PyTorch's names already: give the Paddle file, or take this one as it is")
         try:
             found = described(path, options, tensors, told) or recognise(state, options.arch, options.config)
             outline = conversion.outline_of(found, options)

@@ -16,12 +16,13 @@ from paddle import Tensor, nn
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.layers.room import Room
 from paddle_dense.models.recognise import Architecture, canonical, give_memory, recognise
+from paddle_dense.names import STATISTICS, pytorch_sign
 from paddle_dense.sidecar import in_one_moment, read_sidecar, write_with_sidecar
-from paddle_dense.weights import read_weights
+from paddle_dense.weights import read_metadata, read_weights
 
 PathLike = Union[str, os.PathLike]
 
-_IN_PYTORCH = {"_mean": "running_mean", "_variance": "running_var"}
+_IN_PYTORCH = {ours: theirs for theirs, ours in STATISTICS.items()}
 _OR_ALLOW = "take another checkpoint, or accept it with --allow-nonfinite (in Python: allow_nonfinite=True)"
 
 
@@ -43,15 +44,16 @@ def load_weights(
         Names of the model's tensors that were not loaded, and names of the file's tensors that were not used.
 
     Raises:
-        WeightsError: the file cannot be read, holds numbers that no network has, or, if strict, does not fit.
+        WeightsError: the file cannot be read, is PyTorch's, holds numbers that no network has, or, if strict, does not
+            fit.
     """
-    state = _without_head(canonical(read_weights(path)), model)
+    expected = model.state_dict()
+    state = _without_head(_read_for(expected, path), model)
     if strict:
         with naming(path):
             state = check_state(state, model, allow_nonfinite=allow_nonfinite)
         set_state(model, state)
         return [], []
-    expected = model.state_dict()
     network = _network_name(model)
     with naming(path):
         fitting = {
@@ -72,12 +74,12 @@ def load_pretrained(model: nn.Layer, source: PathLike) -> None:
         source: name of a released checkpoint, or a file's path.
 
     Raises:
-        WeightsError: the weights do not fit, or there are none of this name.
+        WeightsError: the weights do not fit or are PyTorch's, or there are none of this name.
     """
     from paddle_dense.pretrained import download
 
     path = source if Path(source).suffix or Path(source).exists() else download(str(source))
-    state, fresh = _without_other_classifier(_without_head(canonical(read_weights(path)), model), model)
+    state, fresh = _without_other_classifier(_without_head(_read_for(model.state_dict(), path), model), model)
     if fresh:
         warnings.warn(
             f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
@@ -97,18 +99,21 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
         config: arguments of the network to change: `num_classes` for a fresh classifier, `features_only`, ...
 
     Raises:
-        WeightsError: the file cannot be read, no known network has such tensors, or they do not fit the changes or
-            are no numbers that a network has.
+        WeightsError: the file cannot be read or is PyTorch's, no known network has such tensors, or they do not fit the
+            changes or are no numbers that a network has.
         ValueError: the network has no such argument, or cannot be built with it.
     """
     state, described = in_one_moment(path, lambda: _read_described(path))
-    state = canonical(state)
     with naming(path):
+        _refuse_pytorch(state, path)
+        state = canonical(state)
         if described:
             found = Architecture(described[0], nn.Layer, described[1], room=Room.of(state))
         else:
             found = recognise(state)
-        for warning in found.warnings:
+        # What the caller says is no guess any more.
+        said = {key: value for key, value in config.items() if key in found.config}
+        for warning in found.warnings and recognise(state, overrides=said).warnings:
             warnings.warn(f"{path}: {warning}", stacklevel=2)
         try:
             outline = found.outline()
@@ -149,6 +154,51 @@ def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | 
         path,
         {**known, **(metadata or {})},
     )
+
+
+def _read_for(expected: Mapping[str, Tensor], path: PathLike) -> dict[str, np.ndarray]:
+    """A file's tensors under this package's names, unless they lie as PyTorch lays them out.
+
+    Args:
+        expected: the tensors that they are for. Names that a network has are Paddle's, whatever they sound like.
+        path: the file.
+    """
+    state = read_weights(path)
+    with naming(path):
+        _refuse_pytorch(state, path, expected)
+        state = canonical(state)
+        _refuse_transposed(state, expected, path)
+    return state
+
+
+def _refuse_pytorch(names: Collection[str], path: PathLike, own: Collection[str] = ()) -> None:
+    """WeightsError for PyTorch's names: its linear layers lie transposed, and a square one would fit as it is."""
+    sign = pytorch_sign(names, read_metadata(path), own)
+    if sign:
+        raise WeightsError(f"has {sign}, and PyTorch lays linear layers out differently: {_turn(path)}")
+
+
+def _turn(path: PathLike) -> str:
+    """How to get Paddle's layout: torch2paddle takes a pickle of Paddle's for no checkpoint of PyTorch's."""
+    command = "python -m convert.torch2paddle"
+    if os.fspath(path).lower().endswith(".pdparams"):
+        return (
+            f"write its tensors with write_weights(read_weights(PATH), 'NAME.safetensors') and turn that into a Paddle "
+            f"file with {command}"
+        )
+    return f"turn it into a Paddle file with {command}"
+
+
+def _refuse_transposed(state: Mapping[str, np.ndarray], expected: Mapping[str, Tensor], path: PathLike) -> None:
+    """WeightsError where matrices fit only transposed: those that are square lie so too, and would fit as they are."""
+    shapes = {name: tuple(expected[name].shape) for name in state if name in expected and name.endswith(".weight")}
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2 and shape[0] != shape[1]}
+    turned = [name for name, shape in matrices.items() if state[name].shape == shape[::-1]]
+    if turned and not any(state[name].shape == shape for name, shape in matrices.items()):
+        raise WeightsError(
+            f"{_tensor(turned[0])} is {list(state[turned[0]].shape)} and {list(matrices[turned[0]])} in the network, "
+            f"so linear layers lie as in PyTorch: {_turn(path)}"
+        )
 
 
 def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:

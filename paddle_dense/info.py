@@ -17,6 +17,7 @@ import numpy as np
 from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.condense import binary_mask, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, printable, shown
+from paddle_dense.names import AVERAGED, pytorch_sign
 from paddle_dense.pretrained import manifest
 from paddle_dense.sidecar import described_network, in_one_moment, told_of
 from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_file, read_metadata, read_weights
@@ -24,7 +25,6 @@ from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_
 if TYPE_CHECKING:
     from paddle_dense.models.recognise import Architecture
 
-_AVERAGED = re.compile(r"(^|_)ema(_|$)")
 _HEAD = 32  # bytes from the beginning that tell one format from another
 _PLAIN = re.compile(r"[\w.+/ -]{1,80}", re.ASCII)
 _LINES, _LONGEST_LINE = 40, 500  # of what a sidecar or header says
@@ -110,12 +110,12 @@ def describe_weights(path: Path) -> Info:
     info, notes = replace(info, sidecar=sidecar), [*info.warnings, *faults]
     from paddle_dense.models.recognise import canonical
 
-    state = canonical(state)
-    if info.container is not None:
-        from convert.mapping import to_paddle
-
-        state = to_paddle(state)
     try:
+        state = canonical(state)
+        if info.container is not None:
+            from convert.mapping import to_paddle
+
+            state = to_paddle(state)
         found = _architecture(state, described, notes)
         info = _with_network(info, state, found, notes)
     except (WeightsError, ValueError) as error:
@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
     container, warnings = None, []
     if is_safetensors(content):
         format, state = "safetensors", read_weights(path, content)
-        if metadata.get("format") == "pt" or any(name.endswith(".running_var") for name in state):
+        if pytorch_sign(state, metadata):
             format, container = "safetensors, from PyTorch", "bare"
     elif head[:1] == b"\x80" and magic not in head:
         format, state = "pdparams", read_weights(path, content)
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
         bytes=len(content),
         sha256=digests["sha256"],
         container=container,
-        averaged=bool(container and _AVERAGED.search(container)),
+        averaged=bool(container and AVERAGED.search(container)),
         tensors=len(state),
         numbers=sum(value.size for value in state.values()),
         released=[entry for entry in manifest() if _is_released(entry, digests)],

@@ -96,10 +96,22 @@ def read_metadata(path: str | os.PathLike, content: memoryview | None = None) ->
         WeightsError: the file cannot be read, or its header is damaged.
     """
     with naming(path):
-        data = read_file(path) if content is None else content
-        if not is_safetensors(data):
+        header = _read_header(path) if content is None else content
+        if not is_safetensors(header):
             return {}
-        return _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        return _parse_header(header[8 : 8 + int.from_bytes(header[:8], "little")]).get("__metadata__", {})
+
+
+def _read_header(path: str | os.PathLike) -> memoryview:
+    """The beginning of a file, as far as its header if it is a safetensors file."""
+    with open_file(path) as file:
+        try:
+            begin, size = file.read(9), os.fstat(file.fileno()).st_size
+            length = int.from_bytes(begin[:8], "little")
+            whole = begin[8:] == b"{" and length <= min(size - 8, _MAX_HEADER)
+            return memoryview(begin + file.read(length - 1) if whole else begin)
+        except OSError as error:
+            raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
 
 
 def write_weights(
@@ -303,7 +315,10 @@ def _read_pdparams(data: memoryview) -> dict[str, np.ndarray]:
     if not isinstance(saved, dict):
         raise WeightsError(f"holds {describe(saved)} instead of tensors by name: save model.state_dict()")
     if not any(isinstance(value, Lazy) for value in saved.values()):
-        saved = next((saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)), saved)
+        key = next((key for key in ("state_dict", "model") if isinstance(saved.get(key), dict)), None)
+        if key:
+            _check_alone(saved, key)
+            saved = saved[key]
     saved.pop("StructuredToParameterName@@", None)
     # Paddle 2.1 and later write a tensor outside a plain state_dict as (its own name, array).
     saved = {name: value[1] if _is_named(value) else value for name, value in saved.items()}
@@ -318,6 +333,18 @@ def _read_pdparams(data: memoryview) -> dict[str, np.ndarray]:
     return {name: bfloat16_to_float32(a) if a.dtype == np.uint16 else a for name, a in arrays.items()}
 
 
+def _check_alone(saved: Mapping[Any, Any], key: str) -> None:
+    """WeightsError if the file has other tensors for most of the names under `key`: nobody can say which are meant."""
+    names = saved[key].keys()
+    others = {id(value): other for other, value in saved.items() if value is not saved[key] and isinstance(value, dict)}
+    for other in others.values():
+        if 2 * len(names & saved[other].keys()) > len(names):
+            raise WeightsError(
+                f"holds weights under {shown(key)} and, for the same network, under {shown(other)}: save those that "
+                f"are meant alone with paddle.save"
+            )
+
+
 def _is_named(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Lazy)
 
@@ -330,6 +357,8 @@ def _join_big(arrays: dict[str, np.ndarray], big: Any) -> None:
             if not all(isinstance(part, str) for part in names):  # hashing anything else could recurse forever
                 raise TypeError("a name that is no text")
             check_name(name)
+            if name in arrays:
+                raise ValueError("a name twice")
             slices = [arrays.pop(part) for part in names[1:]]
             if len({part.dtype for part in slices}) > 1:
                 raise TypeError("slices of several dtypes")

@@ -28,6 +28,7 @@ from convert.parity.forward import (
 from convert.parity.training import Batch, TrainingParity, compare_training
 from convert.report.section import Section
 from paddle_dense.errors import WeightsError, naming
+from paddle_dense.names import paddle_sign, refuse_mixture
 from paddle_dense.sidecar import described_network, in_one_moment, told_of
 from paddle_dense.weights import read_weights
 
@@ -175,8 +176,9 @@ def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str
     from paddle_dense.models.recognise import canonical, recognise
 
     with naming(path):
+        refuse_mixture(state)
         tensors, state = state, canonical(state)
-        if any(name.endswith("._variance") for name in state):
+        if paddle_sign(tensors):
             source, original = state, to_torch(state)
             told = None if options.arch else told_of(path, tensors)
             found = described(path, options, tensors, told) or recognise(source, options.arch, options.config)

@@ -171,11 +171,12 @@ def _network(path: Path) -> nn.Layer:
 
 def _is_converted(path: Path) -> bool:
     """Whether a file is Paddle's: PyTorch's has other names for the statistics of its batch normalisations."""
-    from paddle_dense.weights import read_weights
+    from paddle_dense.names import pytorch_sign
+    from paddle_dense.weights import read_metadata, read_weights
 
     if path.suffix.lower() != ".safetensors":
         return path.suffix.lower() == ".pdparams"
-    return not any(name.endswith(".running_var") for name in read_weights(path))
+    return pytorch_sign(read_weights(path), read_metadata(path)) is None
 
 
 def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:
