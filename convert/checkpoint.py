@@ -13,13 +13,14 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Callable, cast
 
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
+from paddle_dense.names import AVERAGED, COUNTER, renamed
 from paddle_dense.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
 from paddle_dense.weights import (
     PYTORCH_MAGIC,
@@ -32,13 +33,14 @@ from paddle_dense.weights import (
     tensors_in,
 )
 
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
 _PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _AVERAGED_COUNT = re.compile(r"(module\.|_orig_mod\.|model\.)*n_averaged")
 _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
 _MAX_NAMES = 4_000_000  # characters of all names in a module
 _MAX_PREFIX = 1000
+_MAX_MODULES = 8  # whose names are compared
+_MAX_DEPTH = 4  # of dicts and lists in which further weights are looked for
 _MAX_GAP = 24  # bytes between the entries of a zip archive
 _UTF8 = 0x800  # the flag of a zip entry by which its name is UTF-8
 _FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
@@ -114,6 +116,8 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryvi
         else:
             raise WeightsError(f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
         entries, container = _choose(saved, ema)
+        if isinstance(saved, dict) and container in saved:
+            warnings += _passed_over(saved, container, entries, ema)
         tensors = tensors_in(entries)
         left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
         if left_out:
@@ -475,7 +479,24 @@ def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
         return _entries(saved), "module"
     if not isinstance(saved, dict):
         raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {_SAVE}")
-    for key in (_EMA_KEYS if ema else ()) + _PLAIN_KEYS:
+    averaged = list({id(value): key for key, value in saved.items() if _is_averaged(key)}.values())
+    averaged = [key for key in averaged if _has_tensors(saved[key])][:_MAX_MODULES]
+    plain = _plain({key: value for key, value in saved.items() if key not in averaged})
+    for key in averaged if ema or plain is None else ():
+        entries = _entries(saved[key])
+        # One that lacks something, such as the statistics of batch normalisations, is no network.
+        if plain is None or _network_names(plain[0]) <= _network_names(entries):
+            return entries, key
+    if plain is not None:
+        return plain
+    found = _listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
+    several = sum(map(_has_tensors, saved.values())) > 0
+    raise WeightsError(f"holds {'several dicts' if several else 'no dict'} of tensors, among {found}: {_SAVE}")
+
+
+def _plain(saved: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], str] | None:
+    """The dict with the network's tensors as they were trained, and where it was; None where nothing says which."""
+    for key in _PLAIN_KEYS:
         if _has_tensors(saved.get(key)):
             return _entries(saved[key]), key
     # One object under several names is one object.
@@ -485,10 +506,72 @@ def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
     # A tensor or two beside the weights are a random state or the like.
     if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):
         return saved, "bare"
-    if len(nested) == 1:
-        return _entries(nested[0][1]), nested[0][0]
-    found = _listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
-    raise WeightsError(f"holds {'several dicts' if nested else 'no dict'} of tensors, among {found}: {_SAVE}")
+    return (_entries(nested[0][1]), nested[0][0]) if len(nested) == 1 else None
+
+
+def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any], ema: bool) -> list[str]:
+    """What else the file has of the same network, in one sentence; nothing where the user chose between the two.
+
+    Args:
+        saved: all that the file holds.
+        taken: the key of the tensors that were taken.
+        entries: these tensors.
+        ema: whether averaged weights are wanted.
+    """
+    keys = [key for key in saved if ema or not _is_averaged(key)]
+    left_out = _others(saved, taken, _network_names(entries), sorted(keys, key=_is_averaged, reverse=True))
+    if not left_out:
+        return []
+    plain = " (--no-ema takes the plain ones)" if _is_averaged(taken) else ""
+    return [
+        f"took the weights under {shown(taken)}, and left out those under {_listed(left_out)}{plain}: to convert "
+        f"others, save them alone with torch.save"
+    ]
+
+
+def _others(saved: Mapping[Any, Any], taken: str, names: set[str], keys: Iterable[Any]) -> list[str]:
+    """The keys under which, however deep, are tensors with most of these names, or averaged ones by any name.
+
+    Nothing is looked at twice, and few modules at all, or a file could make the search long.
+    """
+    found, modules, seen = [], 0, {id(saved[taken])}
+    for key in keys:
+        waiting = [(saved[key], 0)]
+        while waiting:
+            value, depth = waiting.pop()
+            if id(value) in seen or depth > _MAX_DEPTH:
+                continue
+            seen.add(id(value))
+            modules += _is_module(value)
+            looked = modules <= _MAX_MODULES and _has_tensors(value)
+            same = looked and 2 * len(names & _network_names(_tensor_entries(value))) > len(names)
+            if same or (_is_averaged(key) and isinstance(value, Lazy)):
+                found.append(shown(key))
+                break
+            inside = value.state if isinstance(value, Inert) else value
+            parts = inside.values() if isinstance(inside, dict) else inside if isinstance(inside, (list, tuple)) else ()
+            waiting += [(part, depth + 1) for part in parts]
+    return found
+
+
+def _tensor_entries(value: Any) -> Mapping[Any, Any]:
+    """As `_entries`; nothing of a module that is none, which nobody asked for."""
+    try:
+        return _entries(value)
+    except WeightsError:
+        return {}
+
+
+def _network_names(entries: Mapping[Any, Any]) -> set[str]:
+    """Names of the tensors that make a network, without the prefixes of wrappers."""
+    names = [name for name, value in entries.items() if isinstance(value, Lazy) and isinstance(name, str)]
+    names = [name for name in names if name.rpartition(".")[2] not in (COUNTER, "n_averaged")]
+    start = _wrapped(names)
+    return {name[start:] for name in names}
+
+
+def _is_averaged(key: object) -> bool:
+    return isinstance(key, str) and bool(AVERAGED.search(key))
 
 
 def _count(entries: Mapping[Any, Any]) -> int:
@@ -524,7 +607,11 @@ def _entries(root: Any) -> Mapping[Any, Any]:
         temporary = module.state.get("_non_persistent_buffers_set")
         temporary = {name for name in temporary if isinstance(name, str)} if isinstance(temporary, list) else set()
         kept = {**parameters, **{name: value for name, value in buffers.items() if name not in temporary}}
-        entries.update((prefix + name, value) for name, value in kept.items() if value is not None)
+        for name, value in kept.items():
+            if prefix + name in entries or (name in parameters and name in buffers):
+                raise WeightsError(f"holds two tensors under the name {shown(prefix + name)}, {DAMAGED}")
+            if value is not None:
+                entries[prefix + name] = value
         waiting += [(f"{prefix}{name}.", layer) for name, layer in reversed(layers.items()) if layer is not None]
     return entries
 
@@ -534,15 +621,22 @@ def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str]) 
     names = [name for name in arrays if not _AVERAGED_COUNT.fullmatch(name)]
     if not names:
         raise WeightsError(f"holds no tensors: {_SAVE}")
-    start = 0
-    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p, start) for name in names)), ""):
-        start += len(prefix)
+    start = _wrapped(names)
     doubles = [shown(name[start:]) for name in names if arrays[name].dtype == np.float64]
     if doubles:
         warnings.append(f"rounded to float32 what was float64: {_listed(doubles)}")
     with np.errstate(over="ignore"):
         floats = {name: np.asarray(arrays[name], np.float32) for name in names if arrays[name].dtype.kind == "f"}
-    return Checkpoint({name[start:]: floats.get(name, arrays[name]) for name in names}, container, warnings)
+    state = renamed({name: floats.get(name, arrays[name]) for name in names}, lambda name: name[start:])
+    return Checkpoint(state, container, warnings)
+
+
+def _wrapped(names: Sequence[str]) -> int:
+    """How many characters of all the names are the prefixes of wrappers."""
+    start = 0
+    while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p, start) for name in names)), ""):
+        start += len(prefix)
+    return start
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ def test_files_of_the_original_implementations(path):
     checkpoint = read_checkpoint(path)
     state = saved if checkpoint.container == "bare" else saved[checkpoint.container]
     assert_same(checkpoint, {name.replace("module.", "", 1): tensor for name, tensor in state.items()})
-    assert checkpoint.warnings == []
+    assert len(checkpoint.warnings) == (checkpoint.container == "state_dict_ema")  # the plain ones are beside them
 
 
 def test_the_original_files_are_there():
@@ -292,6 +292,80 @@ def test_averaged_weights_are_taken_unless_they_are_not_wanted(tmp_path, key):
         0,
     )
     assert read_checkpoint(save({**saved, key: None}, path)).container == "state_dict"
+
+
+@pytest.mark.parametrize("key", ["params_ema", "ema", "ema_model", "model_ema_state"])
+@pytest.mark.parametrize("plain", ["model", "params", "weights"])
+def test_averaged_weights_are_taken_under_every_usual_name_and_the_others_are_named(tmp_path, key, plain):
+    saved = {plain: network().state_dict(), key: {name: tensor + 1 for name, tensor in network().state_dict().items()}}
+    path = save({**saved, "ema_decay": 0.99, "epoch": 1}, tmp_path / "net.pth")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.container == key
+    assert_same(checkpoint, saved[key])
+    [said] = checkpoint.warnings
+    assert f"under '{key}'" in said and f"left out those under '{plain}' (--no-ema takes" in said
+    plain_only = read_checkpoint(path, ema=False)
+    assert plain_only.container == plain and plain_only.warnings == []
+    assert_same(plain_only, saved[plain])
+
+
+def test_an_averaged_model_of_pytorch_beside_the_plain_one_is_taken(tmp_path):
+    net = network()
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    path = save({"model": net.state_dict(), "ema_model": averaged.state_dict()}, tmp_path / "net.pth")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.container == "ema_model" and "'model'" in checkpoint.warnings[0]
+    assert_same(checkpoint, net.state_dict())
+
+
+OTHER_SETS = {
+    "another epoch": ("best_state_dict", lambda net: net.state_dict()),
+    "an average of another kind": ("swa_state_dict", lambda net: net.state_dict()),
+    "torch_ema": ("ema", lambda net: {"decay": 0.99, "num_updates": 4, "shadow_params": list(net.parameters())}),
+    "a shadow": ("ema", lambda net: {"shadow": dict(net.named_parameters())}),
+    "a list": ("ema", lambda net: list(net.parameters())),
+    "a shadow without statistics": ("ema", lambda net: dict(net.named_parameters())),
+    "an object": ("model_ema", lambda net: argparse.Namespace(shadow=dict(net.named_parameters()))),
+    "a second usual name": ("model", lambda net: net.state_dict()),
+    "deeper": ("callbacks", lambda net: {"average": {"weights": net.state_dict()}}),
+}
+
+
+@both_formats
+@pytest.mark.parametrize(("key", "other"), OTHER_SETS.values(), ids=OTHER_SETS)
+def test_other_weights_of_the_network_are_not_passed_over_in_silence(tmp_path, form, key, other):
+    net = network()
+    path = save({"state_dict": net.state_dict(), key: other(network()), "epoch": 3}, tmp_path / "net.pth", form)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.container == "state_dict"
+    assert_same(checkpoint, net.state_dict())
+    [said] = checkpoint.warnings
+    assert "under 'state_dict'" in said and f"left out those under '{key}'" in said
+
+
+def test_what_stands_beside_weights_is_no_second_set(tmp_path):
+    """The optimizer, its momenta, a discriminator, one object under two names, the settings of an average."""
+    state = network().state_dict()
+    beside = {"discriminator": {"conv.weight": torch.ones(2)}, "alias": state, "ema": {"decay": 0.9}, "ema_on": True}
+    checkpoint = read_checkpoint(save({**trained(), **beside, "state_dict": state}, tmp_path / "net.pth"))
+    assert checkpoint.container == "state_dict" and checkpoint.warnings == []
+
+
+def test_many_names_for_one_large_set_cost_little(tmp_path):
+    large = {f"layer{number}.weight": torch.ones(1) for number in range(2000)}
+    names = {f"ema_{number}": large for number in range(20_000)}
+    path = save({"model": network().state_dict(), **names}, tmp_path / "net.pth")
+    start = time.perf_counter()
+    assert read_checkpoint(path).container == "model"
+    assert time.perf_counter() - start < 20
+
+
+@both_formats
+def test_a_module_with_two_tensors_of_one_name_is_refused(tmp_path, form):
+    net = network()
+    net._parameters["conv.weight"] = nn.Parameter(torch.zeros(8, 3, 3, 3))
+    with pytest.raises(WeightsError, match=r"holds two tensors under the name 'conv\.weight'"):
+        read_checkpoint(save(net, tmp_path / "net.pth", form))
 
 
 def test_averaged_models_of_pytorch(tmp_path):
