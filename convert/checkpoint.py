@@ -36,11 +36,14 @@ from paddle_dense.weights import (
 _PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _AVERAGED_COUNT = re.compile(r"(module\.|_orig_mod\.|model\.)*n_averaged")
+Layers = dict[str, dict[str, Any]]
+
 _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
 _MAX_NAMES = 4_000_000  # characters of all names in a module
 _MAX_PREFIX = 1000
 _MAX_MODULES = 8  # whose names are compared
 _MAX_DEPTH = 4  # of dicts and lists in which further weights are looked for
+_MAX_TEXT, _MAX_LIST = 200, 8  # of what a layer states
 _MAX_GAP = 24  # bytes between the entries of a zip archive
 _UTF8 = 0x800  # the flag of a zip entry by which its name is UTF-8
 _FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
@@ -80,11 +83,17 @@ class Checkpoint:
         state: arrays by PyTorch's names, without the prefixes of wrappers, in the order of the file; floats as float32.
         container: where in the file they were: a key such as "state_dict_ema", or "bare", or "module".
         warnings: what a user should know about them, one sentence each.
+        layers: of a whole pickled module, what it states of each layer that is in the network with the tensors: plain
+            values by attribute, and "class", by the layer's name, which has no wrappers' prefix either; "" is the
+            network itself. Empty for a state_dict.
+        around: the same of what stands around that network, under full names.
     """
 
     state: dict[str, np.ndarray]
     container: str
     warnings: list[str] = field(default_factory=list)
+    layers: Layers = field(default_factory=dict)
+    around: Layers = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryview | None = None) -> Checkpoint:
@@ -108,21 +117,22 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryvi
         if data[:4] == ZIP_MAGIC:
             saved = _read_zip(data, warnings)
         elif is_safetensors(data):
-            return _finish(parse_safetensors(data), "bare", warnings)
+            return _finish(parse_safetensors(data), "bare", warnings, {})
         elif data[:1] == b"\x80":
             saved = _read_legacy(data)
         elif data[257:262] == b"ustar":
             raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
         else:
             raise WeightsError(f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
-        entries, container = _choose(saved, ema)
+        chosen, container = _choose(saved, ema)
+        entries, layers = _entries(chosen)
         if isinstance(saved, dict) and container in saved:
             warnings += _passed_over(saved, container, entries, ema)
         tensors = tensors_in(entries)
         left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
         if left_out:
             warnings.append(f"left out what is no tensor: {_listed(map(shown, left_out))}")
-        return _finish(read_arrays(tensors, len(data)), container, warnings)
+        return _finish(read_arrays(tensors, len(data)), container, warnings, layers)
 
 
 # Tensors
@@ -473,20 +483,19 @@ def _read_legacy(data: memoryview) -> Any:
 # Which tensors, and what they are called
 
 
-def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
-    """The dict that holds the network's tensors, and where it was."""
+def _choose(saved: Any, ema: bool) -> tuple[Any, str]:
+    """The dict or module that holds the network's tensors, and where it was."""
     if _is_module(saved):
-        return _entries(saved), "module"
+        return saved, "module"
     if not isinstance(saved, dict):
         raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {_SAVE}")
     averaged = list({id(value): key for key, value in saved.items() if _is_averaged(key)}.values())
     averaged = [key for key in averaged if _has_tensors(saved[key])][:_MAX_MODULES]
     plain = _plain({key: value for key, value in saved.items() if key not in averaged})
     for key in averaged if ema or plain is None else ():
-        entries = _entries(saved[key])
         # One that lacks something, such as the statistics of batch normalisations, is no network.
-        if plain is None or _network_names(plain[0]) <= _network_names(entries):
-            return entries, key
+        if plain is None or _network_names(_entries(plain[0])[0]) <= _network_names(_entries(saved[key])[0]):
+            return saved[key], key
     if plain is not None:
         return plain
     found = _listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
@@ -494,11 +503,11 @@ def _choose(saved: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
     raise WeightsError(f"holds {'several dicts' if several else 'no dict'} of tensors, among {found}: {_SAVE}")
 
 
-def _plain(saved: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], str] | None:
+def _plain(saved: Mapping[Any, Any]) -> tuple[Any, str] | None:
     """The dict with the network's tensors as they were trained, and where it was; None where nothing says which."""
     for key in _PLAIN_KEYS:
         if _has_tensors(saved.get(key)):
-            return _entries(saved[key]), key
+            return saved[key], key
     # One object under several names is one object.
     named = {id(value): (key, value) for key, value in saved.items() if isinstance(key, str)}.values()
     nested = [(key, value) for key, value in named if _has_tensors(value)]
@@ -506,7 +515,7 @@ def _plain(saved: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], str] | None:
     # A tensor or two beside the weights are a random state or the like.
     if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):
         return saved, "bare"
-    return (_entries(nested[0][1]), nested[0][0]) if len(nested) == 1 else None
+    return (nested[0][1], nested[0][0]) if len(nested) == 1 else None
 
 
 def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any], ema: bool) -> list[str]:
@@ -557,7 +566,7 @@ def _others(saved: Mapping[Any, Any], taken: str, names: set[str], keys: Iterabl
 def _tensor_entries(value: Any) -> Mapping[Any, Any]:
     """As `_entries`; nothing of a module that is none, which nobody asked for."""
     try:
-        return _entries(value)
+        return _entries(value)[0]
     except WeightsError:
         return {}
 
@@ -586,11 +595,13 @@ def _is_module(value: object) -> bool:
     return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
 
 
-def _entries(root: Any) -> Mapping[Any, Any]:
-    """A state_dict as it is; that of a pickled torch.nn.Module put together from the module's parts."""
+def _entries(root: Any) -> tuple[Mapping[Any, Any], Layers]:
+    """A state_dict as it is; that of a pickled torch.nn.Module put together from its parts, and what these state."""
     if isinstance(root, dict):
-        return root
+        return root, {}
     entries: dict[str, Any] = {}
+    layers_of_all: Layers = {}
+    seen: dict[int, dict[str, Any]] = {}
     waiting = [("", root)]
     visited = 0
     while waiting:
@@ -603,6 +614,11 @@ def _entries(root: Any) -> Mapping[Any, Any]:
         visited += 1 + sum(1 + len(prefix) + len(name) for part in parts for name in part)
         if visited > _MAX_NAMES or len(prefix) > _MAX_PREFIX:
             raise WeightsError(f"holds modules inside modules without end, {DAMAGED}")
+        if id(module.state) not in seen:
+            seen[id(module.state)] = _facts(module.name, module.state)
+        stated = layers_of_all[prefix[:-1]] = seen[id(module.state)]
+        if stated["class"] != module.name:  # whoever could lend attributes to many classes could have many of them
+            raise WeightsError(f"holds a layer {shown(prefix)} with the attributes of another: {_SAVE}")
         parameters, buffers, layers = parts
         temporary = module.state.get("_non_persistent_buffers_set")
         temporary = {name for name in temporary if isinstance(name, str)} if isinstance(temporary, list) else set()
@@ -613,10 +629,45 @@ def _entries(root: Any) -> Mapping[Any, Any]:
             if value is not None:
                 entries[prefix + name] = value
         waiting += [(f"{prefix}{name}.", layer) for name, layer in reversed(layers.items()) if layer is not None]
-    return entries
+    return entries, layers_of_all
 
 
-def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str]) -> Checkpoint:
+def _facts(kind: str, state: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a pickled layer states of itself: plain values by attribute, and its class under "class".
+
+    What is no plain value, or a long one, is described in words. "hooks" is there if calling the layer runs more than
+    its class does.
+
+    Args:
+        kind: the class's dotted name.
+        state: the layer's attributes, as they are in the file.
+    """
+    told = {
+        name: _stated(value)
+        for name, value in state.items()
+        if isinstance(name, str) and name[:1] != "_" and len(name) <= _MAX_TEXT
+    }
+    if "forward" in state or any(state.get(hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
+        told["hooks"] = True
+    told["class"] = kind
+    return told
+
+
+def _stated(value: object) -> object:
+    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LIST and all(map(_is_plain, value)):
+        return list(value)
+    return value if _is_plain(value) else describe(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _MAX_TEXT
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, float)
+
+
+def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str], layers: Layers) -> Checkpoint:
     """Takes off the prefixes of wrappers and makes every float a float32."""
     names = [name for name in arrays if not _AVERAGED_COUNT.fullmatch(name)]
     if not names:
@@ -628,7 +679,10 @@ def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str]) 
     with np.errstate(over="ignore"):
         floats = {name: np.asarray(arrays[name], np.float32) for name in names if arrays[name].dtype.kind == "f"}
     state = renamed({name: floats.get(name, arrays[name]) for name in names}, lambda name: name[start:])
-    return Checkpoint(state, container, warnings)
+    prefix = names[0][:start]
+    inside = {name[start:]: stated for name, stated in layers.items() if f"{name}.".startswith(prefix)}
+    around = {name: stated for name, stated in layers.items() if not f"{name}.".startswith(prefix)}
+    return Checkpoint(state, container, warnings, inside, around)
 
 
 def _wrapped(names: Sequence[str]) -> int:
