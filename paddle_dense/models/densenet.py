@@ -308,7 +308,7 @@ def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
 
 
 def _from_old_torchvision(name: str) -> str:
-    return re.sub(r"^(features\.denseblock[0-9]+\.denselayer[0-9]+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+    return re.sub(r"^(features\.denseblock[0-9]+\.denselayer[0-9]+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
 
 
 _KINDS = {"_conv": "conv", "_batch_norm": "norm"}
