@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
-from typing import Any, Callable, Literal
+from typing import Any, Callable, ClassVar, Literal
 
 import numpy as np
 from paddle import ParamAttr, Tensor, nn
@@ -59,6 +59,8 @@ def scaled_depth(blocks: int, multiplier: float) -> int:
 class SqueezeExcite(nn.Layer):
     """Squeeze and excitation (arXiv 1709.01507) of 1x1 convolutions with biases, SiLU between them."""
 
+    called_after: ClassVar = {"conv_reduce": ["SiLU"], "conv_expand": ["Sigmoid"]}
+
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
         self.conv_reduce = _conv(channels, reduced, bias=True)
@@ -71,6 +73,8 @@ class SqueezeExcite(nn.Layer):
 
 class DepthwiseSeparable(nn.Layer):
     """Block of the first stage, which expands nothing: depthwise, squeeze and excitation, 1x1."""
+
+    called_after: ClassVar = {"bn1": ["SiLU"]}
 
     def __init__(
         self,
@@ -99,6 +103,8 @@ class DepthwiseSeparable(nn.Layer):
 
 class InvertedResidual(nn.Layer):
     """Block of the other stages, drawn above; `num_experts` 0 makes it EfficientNet's own."""
+
+    called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU"]}
 
     def __init__(
         self,
@@ -160,6 +166,7 @@ class EfficientNetCondConv(nn.Layer):
 
     head_prefixes = ("conv_head.", "bn2.", "classifier.")
     classifier_name = "classifier"
+    called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU", "mean"]}
     input_size = 224
 
     def __init__(

@@ -105,7 +105,7 @@ def recognise(
     matching = [wanted] if wanted else [entry for entry in presets(network) if not _differences(entry, found)]
     if matching:
         entry = matching[0]
-        numbers = {key: value for key, value in _full(network, entry.config).items() if key not in _USE}
+        numbers = {key: value for key, value in full_config(network, entry.config).items() if key not in _USE}
         others = " or ".join(f"--arch {other.name}" for other in matching[1:])
         said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
         if others:
@@ -153,7 +153,7 @@ def _find(state: Mapping[str, np.ndarray]) -> tuple[type[nn.Layer], Recognised]:
     raise WeightsError(f"none of the known networks ({known}) has tensors named like these: {first}")
 
 
-def _full(network: type[nn.Layer], config: Mapping[str, Any]) -> dict[str, Any]:
+def full_config(network: type[nn.Layer], config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with the constructor's defaults filled in."""
     parameters = list(inspect.signature(network.__init__).parameters.values())[1:]
     return {p.name: config.get(p.name, p.default) for p in parameters}
@@ -161,7 +161,7 @@ def _full(network: type[nn.Layer], config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(entry: Preset, found: Recognised) -> list[tuple[str, Any]]:
     """The numbers of a preset that the file shows to be others."""
-    numbers = _full(entry.network, entry.config)
+    numbers = full_config(entry.network, entry.config)
     shown = (key for key in found.config if key not in _USE and key not in found.guesses)
     return [(key, numbers[key]) for key in shown if numbers[key] != found.config[key]]
 

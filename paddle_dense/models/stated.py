@@ -1,0 +1,406 @@
+"""What a whole pickled module states of its layers, beside the network that its tensors make.
+
+A file of tensors shows neither an epsilon nor a stride nor an activation. A pickled module does, layer by layer, and
+what it states has to be what the network computes: `compare` finds where it is not.
+
+Layers are compared by name, once the file's names are those of this package. Two kinds of layers need more:
+
+* An activation or a pool can stand in one network as a layer and in the other as a call in `forward`. A layer of the
+  file that the network has not is compared with what the network computes at that place, and what the network computes
+  but the file does not list is a contradiction only inside an ``nn.Sequential``, which computes what it lists.
+* What a class that nobody knows computes is not in the file. It is no contradiction, but has to be said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+from paddle import nn
+
+from paddle_dense.errors import WeightsError, shown
+from paddle_dense.models.effects import (
+    ADAPTIVE_POOL,
+    MEAN_POOL,
+    NOTHING,
+    SEQUENTIAL,
+    Effect,
+    MaybeEffect,
+    called_by,
+    effect_in_file,
+    effect_in_network,
+    is_known,
+)
+from paddle_dense.models.recognise import Architecture, canonical, full_config
+from paddle_dense.models.registry import presets
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
+
+Layers = Mapping[str, Mapping[str, Any]]
+
+_MAX_LAYERS = 20_000  # the networks of this package have up to some 1500
+
+
+class _Network:
+    """What a network computes, by the names of its layers."""
+
+    def __init__(self, outline: nn.Layer) -> None:
+        self.layers = dict(outline.named_sublayers(include_self=True))
+        self.effects = {name: effect_in_network(layer) for name, layer in self.layers.items()}
+        self._inside: dict[str, list[Effect]] = {}
+        self.last_side = outline.input_size // outline.feature_strides[-1]
+        self.arch = outline.arch
+
+    def children(self, name: str) -> list[str]:
+        prefix = f"{name}." if name else ""
+        return [f"{prefix}{child}" for child, _ in self.layers[name].named_children()]
+
+    def after(self, name: str) -> tuple[str, Effect] | None:
+        """The activation or pool that follows a layer with tensors, and its name; None where none does."""
+        while name:
+            parent, _, leaf = name.rpartition(".")
+            called = called_by(self.layers[parent]).get(leaf)
+            if called:
+                return f"{name}.forward", called[0]
+            siblings = self.children(parent)
+            for sibling in siblings[siblings.index(name) + 1 :]:
+                effect = self.effects[sibling]
+                if effect is None or effect.is_anchor:
+                    return None
+                if _is_between(effect):
+                    return sibling, effect
+            if type(self.layers[parent]) is not nn.Sequential:
+                return None
+            name = parent
+        return None
+
+    def inside(self, name: str) -> list[Effect]:
+        """The different activations and pools of a layer that is made of others."""
+        if name not in self._inside:
+            found = self._inside[name] = []
+            prefix = f"{name}." if name else ""
+            for other, layer in self.layers.items():
+                if other == name or other.startswith(prefix):
+                    called = [effect for effects in called_by(layer).values() for effect in effects]
+                    here = [self.effects[other], *called]
+                    found += [effect for effect in here if _is_between(effect) and effect not in found]
+        return self._inside[name]
+
+    def nearest(self, name: str) -> str:
+        """The innermost layer of the network that holds what has this name in the file."""
+        while name not in self.layers:
+            name = name.rpartition(".")[0]
+        return name
+
+
+def _is_between(effect: MaybeEffect) -> TypeGuard[Effect]:
+    """Whether it is an activation, a pool or the like, which stands between layers with tensors."""
+    return effect is not None and effect is not NOTHING and not effect.is_anchor
+
+
+# The comparison
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A layer, by its name in the file, of which the file states what the network does not compute."""
+
+    layer: str
+    stated: str
+    computed: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of comparing a file with a network.
+
+    Attributes:
+        contradictions: what the file states otherwise.
+        unknown: classes of the file, in words, whose computation it does not show.
+        hooked: layers of the file that run more than their class does.
+    """
+
+    contradictions: Sequence[Contradiction]
+    unknown: Sequence[str]
+    hooked: Sequence[str]
+
+    def warnings(self) -> list[str]:
+        """What could not be compared, one sentence each."""
+        said = []
+        if self.unknown:
+            said.append(
+                f"the file's own {_listed('class', 'classes', self.unknown)} may compute what the file does not show: "
+                f"compare with the network itself, --reference MODULE:FACTORY"
+            )
+        if self.hooked:
+            said.append(
+                f"the file's {_listed('layer', 'layers', self.hooked)} may run more than their class, which the file "
+                f"does not show: compare with the network itself, --reference MODULE:FACTORY"
+            )
+        return said
+
+    def fault(self, arch: str) -> str | None:
+        """The first contradiction, as the beginning of a sentence, and how many there are; None if there is none."""
+        if not self.contradictions:
+            return None
+        first, more = self.contradictions[0], len(self.contradictions) - 1
+        others = f", and {more} more such contradictions" if more else ""
+        return f"states that layer {shown(first.layer)} {first.stated}, where {arch} {first.computed}{others}"
+
+
+def _listed(one: str, many: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{one if len(names) == 1 else many} {', '.join(map(shown, names[:8]))}{more}"
+
+
+def compare(layers: Layers, around: Layers, state: Mapping[str, np.ndarray], outline: nn.Layer) -> Comparison:
+    """Compare what a file states with what a network computes.
+
+    Args:
+        layers: what the file states of each layer, by its name in the file: plain values by attribute, and "class".
+        around: the same of what stands around the network that has the tensors.
+        state: the file's tensors under the file's names.
+        outline: the network; it needs no memory.
+
+    Raises:
+        WeightsError: the file has more layers than any network.
+    """
+    if len(layers) > _MAX_LAYERS:
+        raise WeightsError(f"has {len(layers)} layers, more than any network here: save the state_dict alone")
+    everything = [*layers.items(), *around.items()]
+    own = dict.fromkeys(told["class"] for _, told in everything if not is_known(told))
+    hooked = [name for name, told in everything if told.get("hooks")]
+    return Comparison(list(_Pairing(layers, around, state, outline).contradictions()), list(own), hooked)
+
+
+def _canonical_names(layers: Layers, state: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """This package's name for each layer of the file: what it calls a tensor of that layer, without the tensor."""
+    marks = {f"{name}.weight": np.empty(0) for name in layers if name and f"{name}.weight" not in state}
+    named = {**{name: value.view() for name, value in state.items()}, **marks}  # each an object of its own
+    theirs = {id(value): name for name, value in named.items()}
+    ours = {theirs[id(value)]: name for name, value in canonical(named).items()}
+    return {name: ours.get(f"{name}.weight", f"{name}.weight").rpartition(".")[0] if name else "" for name in layers}
+
+
+class _Pairing:
+    """The layers of a file, by this package's names, beside those of a network."""
+
+    def __init__(self, layers: Layers, around: Layers, state: Mapping[str, np.ndarray], outline: nn.Layer) -> None:
+        self.network = _Network(outline)
+        self.own_names = {ours: theirs for theirs, ours in _canonical_names(layers, state).items()}
+        self.told = {ours: layers[theirs] for ours, theirs in self.own_names.items()}
+        self.effects = {name: effect_in_file(told) for name, told in self.told.items()}
+        self._by_parent: dict[str, list[str]] = {}
+        for name in self.told:
+            self._by_parent.setdefault(name.rpartition(".")[0], []).append(name)
+        self.around = {name: effect_in_file(told) for name, told in around.items()}
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        for name, effect in self.effects.items():
+            if name in self.network.layers:
+                yield from self._beside(name, effect)
+            elif effect not in (None, NOTHING) and not self._makes_hard_swish(name):
+                yield from self._additional(name, effect)
+        for name in self.network.layers:
+            yield from self._left_out(name)
+        for name, effect in self.around.items():
+            if effect not in (None, NOTHING):
+                yield Contradiction(name, f"is {_a(effect)}", "has no such layer")
+
+    def _beside(self, name: str, effect: MaybeEffect) -> Iterator[Contradiction]:
+        """A layer that both have."""
+        computed = self.network.effects[name]
+        if computed is None:
+            return
+        if effect is None or effect is NOTHING:
+            known = effect is NOTHING or self.told[name]["class"] in SEQUENTIAL
+            if known and computed is not NOTHING and not self._below(name):
+                yield self._contradiction(name, NOTHING, computed)
+            return
+        yield from self._differing(name, self._unpadded_by_itself(name, effect), computed)
+        after = self.network.after(name) if _has_own_activation(self.told[name]) else None
+        if after and after[0] not in self.told and not self._below(name):
+            yield self._contradiction(name, NOTHING, after[1])
+
+    def _unpadded_by_itself(self, name: str, effect: Effect) -> Effect:
+        """The effect without its padding where there is none and the file's own class may pad before it."""
+        parent, numbers = name.rpartition(".")[0], dict(effect.numbers)
+        beside = [other for other in self._by_parent.get(parent, []) if self.effects[other] is None]
+        if numbers.get("padding") == (0, 0) and any(other not in self.network.layers for other in beside):
+            del numbers["padding"], numbers["padding_mode"]
+        return Effect(effect.kind, numbers)
+
+    def _below(self, name: str) -> list[str]:
+        """What the file has below a layer that computes something, or may."""
+        return [
+            other for other, effect in self.effects.items() if other.startswith(f"{name}.") and effect is not NOTHING
+        ]
+
+    def _additional(self, name: str, effect: Effect) -> Iterator[Contradiction]:
+        """A layer that only the file has: an equal one has to be computed at that place."""
+        place = self.network.nearest(name)
+        computed = self.network.effects[place]
+        if computed is None:
+            others = self.network.inside(place)
+            if not any(self._differ(effect, other) is None for other in others):
+                alike = next((other for other in others if other.kind == effect.kind), None)
+                yield from self._differing(name, effect, alike or NOTHING)
+        elif computed.is_anchor:
+            after = self.network.after(place)
+            yield from self._differing(name, effect, after[1] if after else NOTHING)
+        else:
+            yield from self._differing(name, effect, computed)
+
+    def _makes_hard_swish(self, name: str) -> bool:
+        """Whether it is the ReLU6 inside of the authors' hard-swish."""
+        owner = self.effects.get(name.rpartition(".")[0])
+        return owner == Effect("Hardswish") and self.effects[name] == Effect("ReLU6")
+
+    def _left_out(self, name: str) -> Iterator[Contradiction]:
+        """An activation or pool that only the network has, where an nn.Sequential of the file would list it."""
+        effect = self.network.effects[name]
+        parent = name.rpartition(".")[0]
+        if name in self.told or not _is_between(effect):
+            return
+        if not self._lists_all(parent) or not self._goes_on(name):
+            return
+        elsewhere = [other for other in self._below(parent) if other not in self.network.layers]
+        if not any(self.effects[other] is None or self.effects[other] == effect for other in elsewhere):
+            yield Contradiction(name, "is not there", f"has {_a(effect)}")
+
+    def _lists_all(self, name: str) -> bool:
+        """Whether the file's layer of this name computes what it lists and nothing else."""
+        return name in self.told and self.told[name]["class"] in SEQUENTIAL
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether the file has something behind this place that is surely computed after it."""
+        while name and self._lists_all(parent := name.rpartition(".")[0]):
+            siblings = self.network.children(parent)
+            if any(sibling in self.told for sibling in siblings[siblings.index(name) + 1 :]):
+                return True
+            name = parent
+        return False
+
+    def _differing(self, name: str, effect: Effect, computed: Effect) -> Iterator[Contradiction]:
+        key = self._differ(effect, computed)
+        if key is not None:
+            yield self._contradiction(name, effect, computed, key)
+
+    def _differ(self, effect: Effect, computed: Effect) -> str | None:
+        """The first number that differs, "" if they are of two kinds, None if they are equal."""
+        if effect.kind == MEAN_POOL and computed.kind == ADAPTIVE_POOL:
+            sides = (self.network.last_side, self.network.last_side)
+            return None if effect.numbers.get("kernel_size") == sides else ""
+        if effect.kind != computed.kind:
+            return ""
+        for key, value in effect.numbers.items():
+            if key in computed.numbers and not _equal(value, computed.numbers[key]):
+                return key
+        return None
+
+    def _contradiction(self, name: str, effect: Effect, computed: Effect, key: str = "") -> Contradiction:
+        own = self.own_names[name]
+        if key:
+            stated, built = effect.numbers[key], computed.numbers[key]
+            return Contradiction(own, f"has {key}={_number(stated)}", f"has {key}={_number(built)}")
+        return Contradiction(own, f"computes {_a(effect)}", f"computes {_a(computed)}")
+
+
+def _has_own_activation(told: Mapping[str, Any]) -> bool:
+    return told["class"].rpartition(".")[2] in ("BatchNormAct2d", "SyncBatchNormAct")
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def _a(effect: Effect) -> str:
+    if effect is NOTHING:
+        return effect.kind
+    sizes = [f"{key}={_number(effect.numbers[key])}" for key in ("kernel_size", "output_size") if key in effect.numbers]
+    article = "an" if effect.kind[0] in "aeiouAEIOU" else "a"
+    return f"{article} {effect.kind}" + (f" of {sizes[0]}" if sizes else "")
+
+
+def _number(value: object) -> str:
+    """A number as --config has it; text from a file is quoted."""
+    if isinstance(value, tuple):
+        return "x".join(map(_number, value))
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+
+
+# What mends it
+
+
+def remedy(
+    layers: Layers, around: Layers, state: Mapping[str, np.ndarray], found: Architecture, given: Mapping[str, Any]
+) -> str | None:
+    """The option with which the network computes what the file states; None if there is none.
+
+    Args:
+        layers, around, state: see `compare`.
+        found: the network that does not.
+        given: the arguments that the user has set with --config.
+    """
+    for option, other in _others(layers, found, given):
+        try:
+            if not compare(layers, around, state, other.outline()).contradictions:
+                return option
+        except ValueError:  # no network has such a number
+            continue
+    return None
+
+
+def _others(layers: Layers, found: Architecture, given: Mapping[str, Any]) -> Iterator[tuple[str, Architecture]]:
+    """Networks that have the same tensors: presets, then other values of what no tensor shows."""
+    for entry in presets(found.network):
+        numbers = {key: value for key, value in full_config(entry.network, entry.config).items() if key not in given}
+        if all(numbers[key] == found.config[key] for key in entry.config if key in numbers and key not in _UNSEEN):
+            unseen = {key: value for key, value in numbers.items() if key in _UNSEEN}
+            yield f"--arch {entry.name}", replace(found, arch=entry.name, config={**found.config, **unseen})
+    choices = {key: [found.config[key], *find(layers)] for key, find in _UNSEEN.items() if key in found.config}
+    for values in product(*choices.values()):
+        changed = {key: value for key, value in zip(choices, values) if value != found.config[key]}
+        if changed:
+            said = ",".join(f"{key}={value}" for key, value in {**given, **changed}.items())
+            yield f"--config {said}", replace(found, config={**found.config, **changed})
+
+
+def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
+    """The different values that layers of the file, or those of one name, state for an attribute; a few at most."""
+    found: list[Any] = []
+    for layer, told in layers.items():
+        value = told.get(key)
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, (int, float)) and value not in found and (not name or layer.endswith(name)):
+            found.append(value)
+    return found[:4]
+
+
+def _first_hard_swish(layers: Layers) -> list[int]:
+    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks."""
+    blocks = [re.match(r"features\.denseblock_(\d{1,3})\.", name) for name in layers]
+    found = {int(block[1]) for block in blocks if block}
+    hard = [
+        int(block[1]) - 1
+        for block, told in zip(blocks, layers.values())
+        if block and effect_in_file(told) == Effect("Hardswish")
+    ]
+    return [min(hard, default=len(found))]
+
+
+# Arguments that leave no trace in the tensors, and where a file's layers show which they are.
+_UNSEEN: dict[str, Callable[[Layers], list[Any]]] = {
+    "same_padding": lambda _: [True, False],
+    "bn_eps": lambda layers: _stated(layers, "eps"),
+    "HS_start_block": _first_hard_swish,
+    "init_stride": lambda layers: _stated(layers, "stride", "init_conv"),
+}
