@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from convert.checkpoint import read_checkpoint
+from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.mapping import to_paddle
 from convert.original import remembered
 from convert.report.section import Section, summarise
@@ -154,6 +154,7 @@ def convert_checkpoint(
         # In the file's form first: condensing leaves out much that tells of damage.
         outline = outline_of(found, options)
         state = check_state(source, outline, allow_nonfinite=options.allow_nonfinite)
+        warnings += check_stated(checkpoint, found, outline, options)
         state, architecture = _target_form(state, found, options.keep_trained_form)
         if options.condense_classifier:
             state, architecture = _with_condensed_classifier(state, architecture)
@@ -189,6 +190,37 @@ def check_targets(written: Iterable[Path], read: Iterable[Path], options: Option
 def origin_path(path: Path) -> Path:
     """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
     return path.with_name(f"{path.name}.json")
+
+
+def check_stated(checkpoint: Checkpoint, found: Architecture, outline: nn.Layer, options: Options) -> list[str]:
+    """What a whole pickled module states of its layers, held against the network that is built; warnings.
+
+    A check against the user's own network settles what is right, so a contradiction is a warning there.
+
+    Args:
+        checkpoint: what was read.
+        found: the network in the checkpoint's form.
+        outline: the same, built.
+        options: see `Options`.
+
+    Raises:
+        WeightsError: the file states something else than the network computes, and nothing will settle it.
+    """
+    if not checkpoint.layers:
+        return []
+    from paddle_dense.models.stated import compare, remedy
+
+    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
+    compared = compare(*file, outline)
+    fault = compared.fault(found.arch)
+    settled = bool(options.reference and options.verify and util.find_spec("torch"))
+    if fault and not settled:
+        option = remedy(*file, found, options.config)
+        advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
+        raise WeightsError(f"{fault}: {advice}")
+    if settled:
+        return [f"{fault}: the check against --reference settles which is right"] if fault else []
+    return compared.warnings()
 
 
 def describe(section: Section, outline: nn.Layer, state: Mapping[str, np.ndarray], options: Options) -> None:

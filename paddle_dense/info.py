@@ -23,6 +23,9 @@ from paddle_dense.sidecar import described_network, in_one_moment, told_of
 from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_file, read_metadata, read_weights
 
 if TYPE_CHECKING:
+    from paddle import nn
+
+    from convert.checkpoint import Checkpoint
     from paddle_dense.models.recognise import Architecture
 
 _HEAD = 32  # bytes from the beginning that tell one format from another
@@ -90,12 +93,12 @@ def describe_weights(path: Path) -> Info:
     Raises:
         WeightsError: the file cannot be read.
     """
-    files: list[tuple[dict[str, np.ndarray], Info]] = []
+    files: list[tuple[dict[str, np.ndarray], Info, Checkpoint | None]] = []
 
     def read() -> dict[str, Any] | None:
         files.clear()  # before memory is needed for it again
         files.append(_read(path))
-        [(state, info)] = files
+        [(state, info, _)] = files
         return told_of(path, state) if info.container is None else None
 
     described, sidecar, faults = None, None, []
@@ -106,7 +109,7 @@ def describe_weights(path: Path) -> Info:
         if not files:
             raise
         faults.append(str(error))
-    state, info = files.pop()
+    state, info, checkpoint = files.pop()
     info, notes = replace(info, sidecar=sidecar), [*info.warnings, *faults]
     from paddle_dense.models.recognise import canonical
 
@@ -117,19 +120,19 @@ def describe_weights(path: Path) -> Info:
 
             state = to_paddle(state)
         found = _architecture(state, described, notes)
-        info = _with_network(info, state, found, notes)
+        info = _with_network(info, state, found, notes, checkpoint)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
     return replace(info, warnings=notes)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
-    """The tensors under the file's own names, and what can be said of any file."""
+def _read(path: Path) -> tuple[dict[str, np.ndarray], Info, Checkpoint | None]:
+    """The tensors under the file's own names, what can be said of any file, and what PyTorch's reader said of its."""
     with naming(path):
         content = read_file(path)
     magic, head = PYTORCH_MAGIC.to_bytes(10, "little"), bytes(content[:_HEAD])
     metadata = read_metadata(path, content)
-    container, warnings = None, []
+    container, warnings, checkpoint = None, [], None
     if is_safetensors(content):
         format, state = "safetensors", read_weights(path, content)
         if pytorch_sign(state, metadata):
@@ -144,7 +147,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
         checkpoint = read_checkpoint(path, content=content)
         state, container, warnings = checkpoint.state, checkpoint.container, checkpoint.warnings
     digests = {name: hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("sha256", "md5")}
-    return state, Info(
+    info = Info(
         file=str(path),
         format=format,
         bytes=len(content),
@@ -157,6 +160,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], Info]:
         metadata=metadata or None,
         warnings=warnings,
     )
+    return state, info, checkpoint
 
 
 def _is_released(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
@@ -202,7 +206,13 @@ def _architecture(
     return found
 
 
-def _with_network(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
+def _with_network(
+    info: Info,
+    state: Mapping[str, np.ndarray],
+    found: Architecture,
+    notes: list[str],
+    checkpoint: Checkpoint | None,
+) -> Info:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     from paddle_dense.checkpoints import check_state
     from paddle_dense.models.recognise import give_memory
@@ -215,6 +225,8 @@ def _with_network(info: Info, state: Mapping[str, np.ndarray], found: Architectu
             info = _with_connections(info, state, found, notes)
         outline = found.outline()
         check_state(state, outline)
+        if checkpoint and checkpoint.layers:
+            notes += _stated_otherwise(checkpoint, found, outline)
         model = give_memory(outline)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
@@ -232,6 +244,20 @@ def _with_network(info: Info, state: Mapping[str, np.ndarray], found: Architectu
         executed_macs=size.executed_macs,
         input_size=model.input_size,
     )
+
+
+def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: nn.Layer) -> list[str]:
+    """What a whole pickled module states that this network does not compute, and what it leaves open."""
+    from paddle_dense.models.stated import compare, remedy
+
+    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
+    compared = compare(*file, outline)
+    fault = compared.fault(found.arch)
+    if not fault:
+        return compared.warnings()
+    option = remedy(*file, found, {})
+    advice = f"convert it with {option}" if option else f"it is another network than {found.arch}"
+    return [f"the file {fault}: {advice}"]
 
 
 def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:

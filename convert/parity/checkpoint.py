@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import conversion
-from convert.checkpoint import read_checkpoint
+from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.mapping import to_paddle, to_torch
 from convert.parity.forward import (
     LayerDifference,
@@ -117,12 +117,13 @@ def check_checkpoint(path: Path, options: Options = Options(), section: Section 
     """
     start = time.perf_counter()
     section = section or Section(str(path))
-    original, source, found, said = in_one_moment(path, lambda: _read(path, options))
+    checkpoint, original, source, found, said = in_one_moment(path, lambda: _read(path, options))
     warnings = section.warnings
     warnings += said
     with naming(path), conversion.on_cpu():
         reference, model, replaced = _pair(original, source, found, options)
         warnings += replaced
+        warnings += conversion.check_stated(checkpoint, found, model, options)
         conversion.describe(section, model, source, options)
         channels, size = model.config["in_channels"], options.size or model.input_size
         batches = random_batches(channels, size, (options.seed, options.seed + 1))
@@ -164,13 +165,15 @@ def check_checkpoint(path: Path, options: Options = Options(), section: Section 
     return result
 
 
-def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Architecture, list[str]]:
-    """The tensors for PyTorch and for Paddle, the network that they belong to, and warnings."""
+def _read(
+    path: Path, options: Options
+) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, np.ndarray], Architecture, list[str]]:
+    """The file, its tensors for PyTorch and for Paddle, the network that they belong to, and warnings."""
     if path.suffix == ".pdparams":
-        state, warnings = read_weights(path), []
+        checkpoint = Checkpoint(read_weights(path), "bare")
     else:
         checkpoint = read_checkpoint(path, ema=options.ema)
-        state, warnings = checkpoint.state, list(checkpoint.warnings)
+    state = checkpoint.state
 
     # Only now, when there is something to compare: Paddle takes seconds to load.
     from paddle_dense.models.recognise import canonical, recognise
@@ -185,7 +188,7 @@ def _read(path: Path, options: Options) -> tuple[dict[str, np.ndarray], dict[str
         else:
             source, original = to_paddle(state), state
             found = recognise(source, options.arch, options.config)
-        return original, source, found, [*warnings, *found.warnings]
+        return checkpoint, original, source, found, [*checkpoint.warnings, *found.warnings]
 
 
 def described(

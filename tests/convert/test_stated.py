@@ -1,0 +1,486 @@
+"""What a whole pickled module states of its layers: contradicted by no network that is written, and said where open."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import paddle
+import pytest
+
+import paddle_dense
+from convert.checkpoint import read_checkpoint
+from convert.conversion import Conversion, Options, convert_checkpoint
+from paddle_dense.errors import WeightsError
+from paddle_dense.info import describe_weights
+from tests.peers import peer
+
+torch = pytest.importorskip("torch", reason="writes whole PyTorch modules: pip install torch")
+from torch import nn
+
+from convert.torch_models import condconv, condensenet, condensenetv2, cspnet, densenet
+
+DENSENET = {"growth_rate": 4, "block_config": (1, 2, 1, 1), "num_init_features": 8, "bn_size": 2, "num_classes": 3}
+CSP = {"depths": [1, 1], "channels": [8, 8], "expand_ratio": [2.0, 2.0], "bottle_ratio": [0.5, 0.5]}
+CSP.update(backbone="resnet", stem_channels=8, num_classes=3)
+V2 = {"stages": [1, 1, 1], "growth": [8, 8, 8], "fc_channel": 8, "group_1x1": 4, "group_3x3": 4, "group_trans": 4}
+V2.update(HS_start_block=1, SE_start_block=2, num_classes=3)
+FAMILIES = {
+    "DenseNet": lambda: densenet.DenseNet(**DENSENET),
+    "CSPDenseNet": lambda: cspnet.CSPDenseNet(**DENSENET, mode="stand"),
+    "CSPNet": lambda: cspnet.CSPNet(**CSP),
+    "CSPDarkNet": lambda: cspnet.CSPNet(**{**CSP, "backbone": "darknet"}),
+    "CondenseNet": lambda: condensenet.CondenseNet([1, 1, 1], [8, 8, 8], num_classes=3),
+    "CondenseNetV2": lambda: condensenetv2.CondenseNetV2(**{**V2, "HS_start_block": 2}),
+}
+
+
+def lived_in(net: nn.Module) -> nn.Module:
+    """The network with batch normalisations that have seen data."""
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.6, 1.4)
+            nn.init.normal_(module.bias, 0, 0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+        elif isinstance(module, (condensenetv2.CondenseLGC, condensenet.CondenseLinear)):
+            module.index.copy_(torch.arange(len(module.index)) % 8)
+        elif isinstance(module, condensenetv2.CondenseSFR):
+            rows = torch.arange(len(module.index))
+            module.index[rows, rows % module.index.shape[1]] = 1
+    return net.eval()
+
+
+def saved(net: object, folder: Path, **how: object) -> Path:
+    path = folder / "net.pth"
+    torch.save(net, path, **how)
+    return path
+
+
+def convert(path: Path, **options: object) -> Conversion:
+    target = path.with_suffix(".pdparams")
+    target.unlink(missing_ok=True)
+    return convert_checkpoint(path, target, Options(force=True, **options))
+
+
+def refused(net: object, folder: Path, options: Options | None = None, **how: object) -> str:
+    """Why the module is refused, with and without a check; nothing is written."""
+    path = saved(net, folder, **how)
+    for verify in (False, True):
+        with pytest.raises(WeightsError) as error:
+            convert_checkpoint(path, folder / "net.pdparams", replace(options or Options(), verify=verify))
+    assert [file.name for file in folder.iterdir()] == ["net.pth"]
+    return str(error.value)
+
+
+def assert_same_answers(net: nn.Module, path: Path, size: int = 64, tolerance: float = 1e-5) -> None:
+    """The network that was converted answers what the network that was saved does."""
+    x = np.random.default_rng(3).standard_normal((2, 3, size, size), np.float32)
+    model = paddle_dense.load_model(path)
+    model.eval()
+    with torch.no_grad(), paddle.no_grad():
+        expected, found = net(torch.from_numpy(x)).numpy(), model(paddle.to_tensor(x)).numpy()
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def in_each_relu(make: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    def change(net: nn.Module) -> None:
+        for module in list(net.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.ReLU):
+                    setattr(module, name, make())
+
+    return change
+
+
+def setting(layer: str, **numbers: object) -> Callable[[nn.Module], None]:
+    def change(net: nn.Module) -> None:
+        for name, value in numbers.items():
+            setattr(net.get_submodule(layer), name, value)
+
+    return change
+
+
+def putting(layer: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    owner, _, name = layer.rpartition(".")
+    return lambda net: setattr(net.get_submodule(owner), name, make())
+
+
+def inserting(owner: str, index: int, make: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    """Puts one more layer into an nn.Sequential whose layers have names."""
+
+    def change(net: nn.Module) -> None:
+        layers = net.get_submodule(owner)._modules
+        order = list(layers.items())
+        order.insert(index, ("extra", make()))
+        layers.clear()
+        layers.update(order)
+
+    return change
+
+
+def removing(layer: str) -> Callable[[nn.Module], None]:
+    owner, _, name = layer.rpartition(".")
+    return lambda net: delattr(net.get_submodule(owner), name)
+
+
+OTHERWISE = {
+    "eps": (setting("features.norm5", eps=1e-2), "'features.norm5' has eps=0.01, where DenseNet has eps=1e-05"),
+    "no affine": (setting("features.norm0", affine=False), "'features.norm0' has affine=False"),
+    "statistics": (setting("features.norm0", track_running_stats=False), "'features.norm0' has track_running_stats="),
+    "stride": (setting("features.conv0", stride=(1, 1)), "'features.conv0' has stride=1x1, where DenseNet has stride="),
+    "padding": (setting("features.conv0", padding=(2, 2)), "'features.conv0' has padding=2x2"),
+    "padding mode": (
+        setting("features.denseblock2.denselayer1.conv2", padding_mode="reflect"),
+        "'features.denseblock2.denselayer1.conv2' has padding_mode='reflect'",
+    ),
+    "dilation": (
+        setting("features.denseblock1.denselayer1.conv2", dilation=(2, 2), padding=(2, 2)),
+        "'features.denseblock1.denselayer1.conv2' has padding=2x2",
+    ),
+    "dilation alone": (setting("features.conv0", dilation=(2, 2)), "'features.conv0' has dilation=2x2"),
+    "groups": (setting("features.conv0", groups=2), "'features.conv0' has groups=2, where DenseNet has groups=1"),
+    "no number": (setting("features.norm0", eps={"a": 1}), "has eps='a dict'"),
+    "pool's class": (
+        putting("features.pool0", lambda: nn.AvgPool2d(3, 2, 1)),
+        "'features.pool0' computes an average pool of kernel_size=3x3, where DenseNet computes a max pool",
+    ),
+    "pool's size": (putting("features.pool0", lambda: nn.MaxPool2d(2, 2)), "'features.pool0' has kernel_size=2x2"),
+    "pool's stride": (setting("features.pool0", stride=1), "'features.pool0' has stride=1x1"),
+    "pool's padding": (setting("features.pool0", padding=0), "'features.pool0' has padding=0x0"),
+    "ceil_mode": (setting("features.pool0", ceil_mode=True), "'features.pool0' has ceil_mode=True"),
+    "count_include_pad": (
+        putting("features.transition1.pool", lambda: nn.AvgPool2d(2, 2, 1, count_include_pad=False)),
+        "'features.transition1.pool' has padding=1x1",
+    ),
+    "divisor": (setting("features.transition1.pool", divisor_override=3), "has divisor_override=3x3"),
+    "no pool": (putting("features.pool0", nn.Identity), "'features.pool0' computes nothing, where DenseNet computes a"),
+    "pool left out": (removing("features.pool0"), "'features.pool0' is not there, where DenseNet has a max pool"),
+    "last layer left out": (
+        putting("features.transition2", lambda: None),  # replaced below by an nn.Sequential without its pool
+        "'features.transition2.pool' is not there",
+    ),
+    "activation": (in_each_relu(nn.SiLU), "'features.relu0' computes a SiLU, where DenseNet computes a ReLU, and 14"),
+    "slope": (in_each_relu(lambda: nn.LeakyReLU(0.2)), "'features.relu0' computes a LeakyReLU"),
+    "no activation": (putting("features.relu0", nn.Identity), "'features.relu0' computes nothing, where DenseNet"),
+    "wrapped activation": (putting("features.relu0", lambda: nn.Sequential(nn.ELU())), "computes an ELU"),
+    "empty wrapper": (putting("features.relu0", nn.Sequential), "'features.relu0' computes nothing"),
+    "one activation more": (inserting("features", 3, nn.SiLU), "'features.extra' computes a SiLU, where DenseNet com"),
+    "one pool more": (inserting("features", 4, lambda: nn.MaxPool2d(2)), "'features.extra' has kernel_size=2x2"),
+    "another layer": (inserting("features", 0, lambda: nn.Upsample(scale_factor=2)), "'features.extra' computes an Up"),
+    "softmax": (inserting("", 99, lambda: nn.Softmax(1)), "'extra' computes a Softmax, where DenseNet computes not"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_a_module_states_otherwise_is_refused(what, tmp_path):
+    change, said = OTHERWISE[what]
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    if what == "last layer left out":
+        whole = net.features.transition2
+        net.features.transition2 = nn.Sequential(OrderedDict(whole.named_children()))
+        change = removing("features.transition2.pool")
+    change(net)
+    message = refused(net, tmp_path)
+    assert said in message and "net.pth: states that layer" in message and "--reference MODULE:FACTORY" in message
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "in a dict", "parallel"])
+def test_in_every_container(container, tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    wrapped = {
+        "in a dict": lambda net: {"epoch": 3, "model": net},
+        "parallel": nn.DataParallel,
+    }.get(container, lambda net: net)
+    how = {"_use_new_zipfile_serialization": False} if container == "legacy" else {}
+    result = convert(saved(wrapped(net), tmp_path, **how))
+    assert result.verified and not result.warnings
+    assert_same_answers(net, tmp_path / "net.pdparams")
+    (tmp_path / "net.pdparams").unlink()
+    (tmp_path / "net.json").unlink()
+
+    net.features.pool0 = nn.Identity()
+    assert "layer 'features.pool0' computes nothing" in refused(wrapped(net), tmp_path, **how)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sound_modules_convert_as_before(name, tmp_path):
+    net = lived_in(FAMILIES[name]())
+    result = convert(saved(net, tmp_path))
+    assert result.verified and not any("own class" in warning for warning in result.warnings)
+    assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+def test_numbers_that_make_no_difference_are_no_contradiction(tmp_path):
+    net = densenet.DenseNet(**DENSENET)
+    setting("features.denseblock1.denselayer1.conv1", padding_mode="reflect", dilation=(2, 2))(net)
+    setting("features.denseblock1.denselayer1.conv2", padding="same")(net)
+    setting("features.transition1.pool", count_include_pad=False)(net)
+    setting("features.norm0", momentum=0.01)(net)
+    putting("features.relu0", lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5)))(net)
+    net.features.denseblock1.denselayer1.relu = net.features.denseblock1.denselayer1.relu1
+    lived_in(net)
+    assert convert(saved(net, tmp_path)).verified
+    assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+def test_a_slope_of_csp_is_compared(tmp_path):
+    net = lived_in(cspnet.CSPNet(**CSP))
+    net.stages[1].blocks[0].act3.negative_slope = 0.1
+    said = "layer 'stages.1.blocks.0.act3' has negative_slope=0.1, where CSPNet has negative_slope=0.01"
+    assert said in refused(net, tmp_path)
+
+
+@pytest.mark.parametrize("given", [{}, {"SE_start_block": 2}])
+def test_hard_swish_in_another_block_names_the_option_that_mends_it(given, tmp_path):
+    net = lived_in(condensenetv2.CondenseNetV2(**V2))
+    message = refused(net, tmp_path, Options(config=given))
+    assert "layer 'features.denseblock_2.denselayer_1.conv_1.activation' computes a Hardswish" in message
+    option = message.rpartition("give --config ")[2]
+    config = {key: int(value) for key, value in (pair.split("=") for pair in option.split(","))}
+    assert config == {**given, "HS_start_block": 1}
+    assert convert(tmp_path / "net.pth", config=config).verified
+    assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+def test_the_stride_of_a_condensenet_names_the_option_that_mends_it(tmp_path):
+    net = lived_in(condensenet.CondenseNet([1, 1, 1], [8, 8, 8], num_classes=3, init_stride=2))
+    assert refused(net, tmp_path).endswith("where CondenseNet has stride=1x1: give --config init_stride=2")
+    assert convert(tmp_path / "net.pth", config={"init_stride": 2}).verified
+    assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+class HS(nn.Module):
+    """Hard-swish as the authors of CondenseNet V2 have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu6 = nn.ReLU6()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.relu6(x + 3) / 6
+
+
+def test_the_authors_own_hard_swish_is_known(tmp_path):
+    net = lived_in(condensenetv2.CondenseNetV2(**{**V2, "HS_start_block": 2}))
+    in_block = net.features.denseblock_3.denselayer_1
+    for layer in (in_block.conv_1, in_block.conv_2, in_block.sfr, net):
+        setattr(layer, "fc_act" if layer is net else "activation", HS())
+    assert convert(saved(net, tmp_path)).verified
+    assert_same_answers(net, tmp_path / "net.pdparams")
+    net.features.denseblock_1.denselayer_1.conv_2.activation = HS()
+    assert "'features.denseblock_1.denselayer_1.conv_2.activation' computes a Hardswish" in refused_again(net, tmp_path)
+
+
+def refused_again(net: nn.Module, folder: Path) -> str:
+    for file in list(folder.iterdir()):
+        file.unlink()
+    return refused(net, folder)
+
+
+class OwnLayer(densenet.DenseLayer):
+    """What a class of somebody's own may do."""
+
+
+class OwnNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = lived_in(densenet.DenseNet(**DENSENET))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def test_own_classes_are_named(tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    net.features.denseblock1.denselayer1.__class__ = OwnLayer
+    result = convert(saved(net, tmp_path))
+    assert result.verified
+    [warning] = result.warnings
+    assert "own class 'tests.convert.test_stated.OwnLayer' may compute what the file does not show" in warning
+    [note] = describe_weights(tmp_path / "net.pth").warnings
+    assert note == warning
+
+
+def test_what_stands_around_the_network(tmp_path):
+    net = OwnNet()
+    checkpoint = read_checkpoint(saved(net, tmp_path))
+    assert checkpoint.layers["features.norm0"]["eps"] == 1e-5
+    assert checkpoint.around[""]["class"] == "tests.convert.test_stated.OwnNet"
+    assert "own class 'tests.convert.test_stated.OwnNet'" in convert(tmp_path / "net.pth").warnings[0]
+    net.last = nn.Sigmoid()
+    assert "layer 'last' is a Sigmoid, where DenseNet has no such layer" in refused_again(net, tmp_path)
+
+
+def doubled(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+def test_hooks_are_named(tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    net.features.norm0.register_forward_hook(doubled)
+    [warning] = convert(saved(net, tmp_path)).warnings
+    assert "layer 'features.norm0' may run more than their class" in warning
+
+
+OWN_REFERENCE = """
+from torch import nn
+from convert.torch_models.densenet import DenseNet
+
+def factory():
+    net = DenseNet(4, (1, 2, 1, 1), 8, 2, num_classes=3)
+    {change}
+    return net
+"""
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_reference_settles_it(right, tmp_path, monkeypatch):
+    """The file can state what nobody computed; its own network says so, or else the check fails."""
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    net.features.pool0 = nn.Identity()
+    change = "pass" if right else "net.features.pool0 = nn.Identity()"
+    name = f"own_{str(right).lower()}"
+    (tmp_path / f"{name}.py").write_text(OWN_REFERENCE.format(change=change))
+    monkeypatch.chdir(tmp_path)
+    path = saved(net, tmp_path)
+    if right:
+        [warning] = convert(path, reference=f"{name}:factory").warnings
+        assert "layer 'features.pool0' computes nothing" in warning and "--reference settles" in warning
+        return
+    with pytest.raises(WeightsError, match="Paddle and PyTorch differ"):
+        convert(path, reference=f"{name}:factory")
+    with pytest.raises(WeightsError, match=r"layer 'features\.pool0' computes nothing"):
+        convert(path, reference=f"{name}:factory", verify=False)
+
+
+def test_info_and_parity_tell_of_a_contradiction(tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    net.features.pool0 = nn.Identity()
+    path = saved(net, tmp_path)
+    [note] = describe_weights(path).warnings
+    assert "the file states that layer 'features.pool0' computes nothing" in note
+    command = [sys.executable, "-m", "convert.parity", str(path), "--steps", "0"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and "'features.pool0' computes nothing" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_old_dotted_names_of_layers_are_found(tmp_path):
+    """torchvision 0.2 had layers named norm.1, relu.1 and conv.1, which PyTorch would not take any more."""
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    for module in net.modules():
+        if isinstance(module, densenet.DenseLayer):
+            layers = {f"{name[:-1]}.{name[-1]}" if name[-1] in "12" else name: x for name, x in module._modules.items()}
+            module._modules.clear()
+            module._modules.update(layers)
+    assert convert(saved(net, tmp_path)).verified
+    net.features.denseblock1.denselayer1._modules["relu.1"] = nn.Identity()
+    assert "'features.denseblock1.denselayer1.relu.1' computes nothing" in refused_again(net, tmp_path)
+
+
+HOSTILE = {
+    "sizes that are text": {"kernel_size": ["a", "b"], "stride": 1, "padding": "same", "dilation": 2**62},
+    "sizes that are none": {"kernel_size": [], "stride": None, "padding": [None] * 8, "dilation": [0.5, "x"]},
+    "numbers without end": {"kernel_size": 10**400, "stride": [2**63] * 2, "padding": {"a": 1}, "groups": [[1]]},
+    "terminal codes": {"padding_mode": "\x1b[2J" * 30},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nonsense_is_refused_in_one_sentence(what, tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    setting("features.conv0", **HOSTILE[what])(net)
+    message = refused(net, tmp_path)
+    assert "states that layer 'features.conv0' has" in message and message.isprintable() and len(message) < 500
+
+
+def test_nonsense_in_what_an_option_could_mend(tmp_path):
+    net = lived_in(condconv.EfficientNetCondConv(channel_multiplier=0.2, num_classes=3))
+    for eps in ("nan", float("nan"), -1.0, True, 10**30):
+        net.bn1.eps = eps
+        message = refused_again(net, tmp_path)
+        assert "--reference MODULE:FACTORY" in message and message.isprintable()
+    for stride in (0, -2, 2**62, [], ["a"]):
+        net = lived_in(condensenet.CondenseNet([1, 1, 1], [8, 8, 8], num_classes=3))
+        net.features.init_conv.stride = stride
+        assert "layer 'features.init_conv' has stride=" in refused_again(net, tmp_path)
+
+
+def test_more_layers_than_a_network_has(tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    for number in range(20_001):
+        net._modules[f"more{number}"] = net.relu5
+    assert "has 20070 layers, more than any network here" in refused(net, tmp_path)
+
+
+# Other libraries' own modules
+
+
+def small_timm_densenet(**config: object) -> nn.Module:
+    module = peer("timm.models.densenet")
+    return module.DenseNet(growth_rate=4, block_config=(1, 2, 1, 1), bn_size=2, num_classes=3, **config)
+
+
+def test_torchvisions_own_module(tmp_path):
+    models = peer("torchvision.models")
+    net = lived_in(models.DenseNet(4, (1, 2, 1, 1), 8, 2, num_classes=3))
+    result = convert(saved(net, tmp_path))
+    assert result.verified and not result.warnings
+    assert_same_answers(net, tmp_path / "net.pdparams")
+    del net.features.transition2.pool
+    assert "'features.transition2.pool' is not there, where DenseNet has an average pool" in refused_again(
+        net, tmp_path
+    )
+
+
+def test_timms_own_densenet(tmp_path):
+    net = lived_in(small_timm_densenet())
+    result = convert(saved(net, tmp_path))
+    assert result.verified and not result.warnings
+    assert_same_answers(net, tmp_path / "net.pdparams")
+    net.features.norm0.act = nn.Identity()
+    assert "'features.norm0' computes nothing, where DenseNet computes a ReLU" in refused_again(net, tmp_path)
+    other = lived_in(small_timm_densenet(act_layer="silu"))
+    assert "'features.norm0.act' computes a SiLU, where DenseNet computes a ReLU" in refused_again(other, tmp_path)
+    other = lived_in(small_timm_densenet())
+    other.global_pool.pool = nn.AdaptiveMaxPool2d(1)
+    assert "'global_pool.pool' computes an AdaptiveMaxPool2d" in refused_again(other, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["densenet121", "cspresnet50", "cspresnext50", "cspdarknet53", "efficientnet_cc_b0_4e", "tf_efficientnet_cc_b0_4e"],
+)
+def test_timms_own_modules(name, tmp_path):
+    net = lived_in(peer("timm").create_model(name))
+    result = convert(saved(net, tmp_path), arch=name)
+    assert result.verified and result.arch == name and not result.warnings
+    assert_same_answers(net, tmp_path / "net.pdparams", 224)
+
+
+def test_of_two_presets_the_stated_one_is_named(tmp_path):
+    net = condconv.EfficientNetCondConv(channel_multiplier=1.0, num_experts=4)
+    message = refused(lived_in(net), tmp_path)
+    assert "layer 'conv_stem' has padding=1x1, where tf_efficientnet_cc_b0_4e has padding='SAME'" in message
+    assert message.endswith("give --arch efficientnet_cc_b0_4e")
+
+
+@pytest.mark.slow
+def test_pytorchcvs_own_module(tmp_path):
+    net = peer("pytorchcv.model_provider").get_model("condensenet74_c4_g4")
+    for module in net.modules():
+        if hasattr(module, "index") and module.index is not None:
+            module.index.copy_(torch.arange(len(module.index)) % 4)
+    net = lived_in(net)
+    result = convert(saved(net, tmp_path))
+    assert result.verified and not result.warnings
+    assert_same_answers(net, tmp_path / "net.pdparams", 224)
+    net.features.stage1.unit1.conv2.activ = nn.SiLU()
+    assert "'features.stage1.unit1.conv2.activ' computes a SiLU" in refused_again(net, tmp_path)
