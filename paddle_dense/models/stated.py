@@ -55,7 +55,6 @@ class _Network:
         self.effects = {name: effect_in_network(layer) for name, layer in self.layers.items()}
         self._inside: dict[str, list[Effect]] = {}
         self.last_side = outline.input_size // outline.feature_strides[-1]
-        self.arch = outline.arch
 
     def children(self, name: str) -> list[str]:
         prefix = f"{name}." if name else ""
@@ -209,6 +208,7 @@ class _Pairing:
                 yield from self._additional(name, effect)
         for name in self.network.layers:
             yield from self._left_out(name)
+            yield from self._in_another_order(name)
         for name, effect in self.around.items():
             if effect not in (None, NOTHING):
                 yield Contradiction(name, f"is {_a(effect)}", "has no such layer")
@@ -273,6 +273,17 @@ class _Pairing:
         elsewhere = [other for other in self._below(parent) if other not in self.network.layers]
         if not any(self.effects[other] is None or self.effects[other] == effect for other in elsewhere):
             yield Contradiction(name, "is not there", f"has {_a(effect)}")
+
+    def _in_another_order(self, name: str) -> Iterator[Contradiction]:
+        """An nn.Sequential of the file computes in the order in which it lists."""
+        if self.network.effects[name] is None and self._lists_all(name):
+            stated = [layer for layer in self._by_parent.get(name, []) if layer in self.network.layers]
+            computed = [layer for layer in self.network.children(name) if layer in self.told]
+            for layer, other in zip(stated, computed):
+                if layer != other:
+                    at = f"stands in the place of {shown(self.own_names[other])}"
+                    yield Contradiction(self.own_names[layer], at, "computes in another order")
+                    return
 
     def _lists_all(self, name: str) -> bool:
         """Whether the file's layer of this name computes what it lists and nothing else."""

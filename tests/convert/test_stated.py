@@ -173,6 +173,10 @@ OTHERWISE = {
     "empty wrapper": (putting("features.relu0", nn.Sequential), "'features.relu0' computes nothing"),
     "one activation more": (inserting("features", 3, nn.SiLU), "'features.extra' computes a SiLU, where DenseNet com"),
     "one pool more": (inserting("features", 4, lambda: nn.MaxPool2d(2)), "'features.extra' has kernel_size=2x2"),
+    "another order": (
+        lambda net: net.features._modules.update(norm0=net.features._modules.pop("norm0")),
+        "layer 'features.relu0' stands in the place of 'features.norm0', where DenseNet computes in another order",
+    ),
     "another layer": (inserting("features", 0, lambda: nn.Upsample(scale_factor=2)), "'features.extra' computes an Up"),
     "softmax": (inserting("", 99, lambda: nn.Softmax(1)), "'extra' computes a Softmax, where DenseNet computes not"),
 }
