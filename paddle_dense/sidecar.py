@@ -20,8 +20,8 @@ from typing import Any, Callable, TypeVar, Union
 
 import numpy as np
 
-from paddle_dense.errors import WeightsError
-from paddle_dense.weights import encoded_weights, read_weights, tensors_sha256
+from paddle_dense.errors import WeightsError, naming
+from paddle_dense.weights import encoded_weights, parse_json, read_bounded, read_weights, tensors_sha256
 from paddle_dense.writing import new_file, turn
 
 PathLike = Union[str, os.PathLike]
@@ -195,7 +195,10 @@ def is_left_over(beside: Path) -> bool:
     """Whether a sidecar is all that a dead run has written, which had not put its weights there yet."""
     if beside.suffix != ".json" or any(os.path.lexists(beside.with_suffix(suffix)) for suffix in _SUFFIXES):
         return False
-    return _is_first(_parsed(_content(beside)))
+    try:
+        return _is_first(_parsed(_content(beside)))
+    except WeightsError:  # larger than any sidecar, or not to be read
+        return False
 
 
 def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
@@ -220,18 +223,15 @@ def _text(told: Mapping[str, Any]) -> bytes:
 
 
 def _content(beside: Path) -> bytes | None:
-    try:
-        return beside.read_bytes() if beside.is_file() else None
-    except OSError as error:
-        raise WeightsError(f"{beside}: cannot be read ({error.strerror or error}): mend or remove it") from error
+    with naming(beside):
+        return read_bounded(beside, _MAX_SIZE) if beside.is_file() else None
 
 
 def _parsed(content: bytes | None) -> dict[str, Any] | None:
     """A JSON object, or None for anything else."""
     try:
-        # No number has so many digits, and turning many into one takes long.
-        told = json.loads((content or b"").decode(), parse_int=lambda digits: int(digits[:20]))
-    except (ValueError, RecursionError):
+        told = parse_json(content or b"")
+    except ValueError:
         return None
     return told if isinstance(told, dict) else None
 

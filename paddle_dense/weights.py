@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import BufferedReader
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ REPEATED = (
     f"repeats data that the file holds once, so that its tensors would be more than {_MAX_REUSE} times as large as the "
     f"file: save tensor.clone() in place of each tensor"
 )
+_MAX_DEPTH = 50  # of JSON
 
 # In the order in which the safetensors library puts tensors into a file.
 _SAFETENSORS = {
@@ -178,8 +179,8 @@ def read_file(path: str | os.PathLike) -> memoryview:
             raise WeightsError(f"is empty: {AGAIN}")
         try:
             content = _memory(size)
-        except (MemoryError, OSError, ValueError, OverflowError) as error:
-            raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from error
+        except (MemoryError, OSError, ValueError, OverflowError):
+            raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
         try:
             complete = file.readinto(content) == size
         except OSError as error:
@@ -205,6 +206,60 @@ def open_file(path: str | os.PathLike) -> BufferedReader:
         file.close()
         raise WeightsError("is not a file: give the weight file itself")
     return file
+
+
+def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a small file, such as the JSON beside weights, of which nobody knows who made it.
+
+    Args:
+        path: the file.
+        limit: how many bytes it may have.
+
+    Raises:
+        WeightsError: it has more, or as `read_file`.
+    """
+    with open_file(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
+    if len(content) > limit:
+        raise WeightsError(f"has more than {limit:,} bytes, which no such file has: move it away, or give another name")
+    return content
+
+
+def parse_json(
+    content: bytes | memoryview | str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """What JSON from a stranger's file says; it is nested no deeper than can be printed again.
+
+    Args:
+        content: of bounded size; bytes are UTF-8.
+        object_pairs_hook: as of `json.loads`.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    text = content if isinstance(content, str) else str(content, "utf-8")
+    try:
+        told = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    inside = [told]
+    for _ in range(_MAX_DEPTH):
+        inside = [item for value in inside for item in _items(value)]
+        if not inside:
+            return told
+    raise ValueError("nested too deeply")
+
+
+def _items(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _whole(digits: str) -> float:
+    # No number has many digits, and turning many into one takes long; -0 is none, as the safetensors library reads it.
+    return -0.0 if digits == "-0" else int(digits[:20])
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -244,12 +299,24 @@ def _memory(size: int) -> mmap.mmap:
 
 
 def free_memory() -> float:
-    """Bytes of memory that can be used without swapping; infinite where the system does not say."""
+    """Bytes of memory that this process can use without swapping; infinite where the system does not say."""
+    free = float("inf")
+    with suppress(OSError, ValueError, LookupError), open("/proc/meminfo", encoding="ascii") as file:
+        free = int(dict(line.split(":") for line in file)["MemAvailable"].split()[0]) * 1024
+    return max(0, min(free, _left_of_limit()))
+
+
+def _left_of_limit() -> float:
+    """Bytes of addresses that `ulimit -v` leaves this process; infinite without such a limit."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = dict(line.split(":") for line in file)
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, LookupError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return float("inf")
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return limit - int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, AttributeError, OSError, ValueError, LookupError):  # on Windows, for example
         return float("inf")
 
 
@@ -466,17 +533,13 @@ def _parse_header(text: memoryview) -> dict[str, Any]:
             raise ValueError("a name that is no text")
         return found
 
-    def whole(digits: str) -> float:
-        # Offsets have few digits, and turning many into a number takes long; -0 is none, as the library reads it.
-        return -0.0 if digits == "-0" else int(digits[:20])
-
     try:
-        header = json.loads(str(text, "utf-8"), object_pairs_hook=no_duplicates, parse_int=whole)
+        header = parse_json(text, no_duplicates)
         if not all(isinstance(entry, dict) for entry in header.values()):
             raise ValueError("an entry that is no object")
         if not all(map(_is_text, header.get("__metadata__", {}).values())):
             raise ValueError("metadata that is no text")
-    except (AttributeError, ValueError, RecursionError) as error:
+    except (AttributeError, ValueError) as error:
         raise WeightsError(f"has a header that is no valid safetensors header, {DAMAGED}") from error
     return header
 

@@ -276,6 +276,8 @@ _UNPACKED_LIMIT = 1 << 28  # bytes; both archives have 186 MB
 _UNPACKED_RATIO = 50  # to the archive's own size, and _UNPACKED_SPARE more; 1.1 in both archives
 _UNPACKED_SPARE = 1 << 20
 _FILES_LIMIT = 1000
+# What tarfile lets through of an archive that is none; it calls itself for each header that is about the next one.
+_BROKEN = (OSError, EOFError, LookupError, OverflowError, RecursionError, ValueError)
 
 
 class CifarPictures(PictureData, Cifar10):
@@ -354,7 +356,7 @@ def _read_members(path: str, batch_files: tuple[str, str]) -> dict[str, bytes]:
             return members
         except WeightsError:
             raise
-        except (OSError, EOFError, LookupError, OverflowError, ValueError, tarfile.TarError, zlib.error) as error:
+        except (*_BROKEN, tarfile.TarError, zlib.error) as error:
             raise DataError(f"cannot be read as a tar archive: {AGAIN}") from error
 
 

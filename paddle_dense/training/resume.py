@@ -29,7 +29,7 @@ from paddle_dense.models.recognise import Architecture
 from paddle_dense.sidecar import network_in
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.schedule import WarmupCosine
-from paddle_dense.weights import open_file, read_file, read_metadata, read_weights, write_weights
+from paddle_dense.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
 from paddle_dense.writing import make_folder
 
 OLDER = "remove it, and the run continues from the checkpoint before"
@@ -140,13 +140,13 @@ def read_checkpoint(path: Path) -> Saved:
     tensors, texts = read_weights(path, content), read_metadata(path, content)
     try:
         settings, network, schedule, scaler = (
-            dict(json.loads(texts[key])) for key in ("settings", "network", "schedule", "scaler")
+            dict(parse_json(texts[key])) for key in ("settings", "network", "schedule", "scaler")
         )
         step = int(texts["step"][:_DIGITS])
         if step < 0:
             raise ValueError("a negative step")
         return Saved(Path(path), step, settings, network, schedule, scaler, tensors)
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError):
         raise WeightsError(
             f"{path} is no checkpoint of a training run: give one that python -m paddle_dense.training wrote"
         ) from None

@@ -6,6 +6,7 @@ see to it that they do.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import marshal
@@ -673,6 +674,43 @@ def cifar(member: str, mode: str = "w") -> Callable[[Attack], bytes]:
         return file.getvalue()
 
     return build
+
+
+# What costs more than it should, and runs nothing
+
+
+def long_names(count: int) -> bytes:
+    """A tar.gz of nothing but headers that say how long the next one's name is."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
+    return gzip.compress((info.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * count)
+
+
+def deep(depth: int) -> str:
+    """JSON that can be parsed, and not printed by what calls itself for each level."""
+    return "[" * depth + "]" * depth
+
+
+# Arguments of CSPNets whose weights are small and whose layers, on a picture of 256 x 256 pixels, are not.
+_SMALLEST = {"backbone": "darknet", "depths": [1], "channels": [2], "expand_ratio": [1.0], "bottle_ratio": [1.0]}
+COSTLY_NETWORKS = {
+    "wide stem": {**_SMALLEST, "stem_channels": 6000, "num_classes": 2},
+    "many channels of pictures": {**_SMALLEST, "stem_channels": 2, "in_channels": 5000, "num_classes": 2},
+    "wide stem of stride 2": {**_SMALLEST, "backbone": "resnet", "stem_channels": 6000, "num_classes": 2},
+}
+
+
+def costly_state(kind: str) -> dict[str, np.ndarray]:
+    """The tensors of one of these networks, under Paddle's names."""
+    from paddle_dense.models.cspnet import CSPNet
+    from paddle_dense.models.recognise import Architecture
+
+    shapes = Architecture("CSPNet", CSPNet, COSTLY_NETWORKS[kind]).outline().state_dict()
+    random = np.random.default_rng(0)
+    return {
+        name: (random.uniform(0.5, 1.5, tensor.shape) / max(np.prod(tensor.shape[1:]), 1)).astype("f4")
+        for name, tensor in shapes.items()
+    }
 
 
 # By the name of the file that the bytes go into.

@@ -25,8 +25,8 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.layers.room import Room, check_room, within
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.unpickle import unpickle
-from paddle_dense.weights import open_file, read_metadata, read_weights, write_weights
-from tests.security.hostile import archive, call, name, program, safetensors, text, value
+from paddle_dense.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
+from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTE = 1 << 20
@@ -468,6 +468,73 @@ def test_sidecars_that_nobody_wrote(saved, content):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("depth", [60, 500, 100_000])
+def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
+    """Also where nobody looks for arguments: `info --json` prints what else a sidecar says."""
+    from paddle_dense.info import main
+
+    told = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
+    saved.with_suffix(".json").write_text(told)
+    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: mend or remove it"):
+        load_model(saved)
+    assert main(["--json", str(saved)]) == 0
+
+
+@posix
+@pytest.mark.parametrize("size", [1 << 21, 1 << 36], ids=["2 MB", "64 GB"])
+def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
+    """It may be anybody's and of any size: it is in the way, and costs no memory."""
+    from convert.conversion import Options, refuse_existing
+    from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
+
+    target = tmp_path / "v.pdparams"
+    with open(sidecar_path(target), "wb") as file:
+        file.write(b'{"previous": null}')
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        assert not is_left_over(sidecar_path(target))
+        with pytest.raises(WeightsError, match="exists already"):
+            refuse_existing([sidecar_path(target)], Options())
+        with pytest.raises(WeightsError, match=r"v\.json: has more than 1,048,576 bytes.*: move it away"):
+            write_with_sidecar({"w": np.ones(2, "f4")}, target, {"arch": "x"})
+        assert tracemalloc.get_traced_memory()[1] < 5 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+    assert not target.exists() and sidecar_path(target).stat().st_size == size
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "missing"])
+def test_bounded_reading_takes_regular_files_only(tmp_path, kind):
+    path = tmp_path / "x.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(WeightsError, match=r"is not a file|cannot be read"):
+        read_bounded(path, 100)
+
+
+def test_bounded_reading(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b"x" * 100)
+    assert read_bounded(path, 100) == b"x" * 100
+    with pytest.raises(WeightsError, match="has more than 99 bytes"):
+        read_bounded(path, 99)
+
+
+def test_settings_of_a_run_that_are_nested_too_deeply(tmp_path):
+    from paddle_dense.training.resume import read_checkpoint as read_run
+
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    texts = {"step": "1", "network": "{}", "schedule": "{}", "scaler": "{}"}
+    write_weights({"w": np.ones(2, "f4")}, path, {**texts, "settings": "{}"})
+    assert read_run(path).step == 1
+    write_weights({"w": np.ones(2, "f4")}, path, {**texts, "settings": f'{{"a": {deep(500)}}}'})
+    with pytest.raises(WeightsError, match="is no checkpoint of a training run"):
+        read_run(path)
+
+
 def test_numbers_with_many_digits_in_a_sidecar(saved):
     told = saved.with_suffix(".json").read_text().replace('"fc_channel": 16', '"fc_channel": 1' + "0" * 900_000)
     saved.with_suffix(".json").write_text(told)
@@ -652,6 +719,14 @@ def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
     content = gzip.compress(tarred((tarfile.TarInfo("test_batch"), bytes(8 * MEGABYTE))))
     said = refused(lambda path: open_data(path, "test"), tmp_path / "x.tar.gz", content, spare=10 * MEGABYTE)
     assert "unpacks to more than" in said
+
+
+def test_archives_of_headers_about_the_next_header(tmp_path):
+    from paddle_dense.training.data import open_data
+
+    content = long_names(3 * sys.getrecursionlimit())
+    said = refused(lambda path: open_data(path, "test"), tmp_path / "x.tar.gz", content, spare=10 * MEGABYTE)
+    assert "cannot be read as a tar archive" in said
 
 
 @posix
