@@ -24,7 +24,7 @@ from paddle_dense.command import (
     signals_waiting,
     warn,
 )
-from paddle_dense.errors import WeightsError, printable
+from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.sidecar import sidecar_path, with_its_sidecar
 from paddle_dense.writing import file_key, overlap
 
@@ -207,7 +207,8 @@ def for_each(
         bar = tqdm(paths, unit="file", file=sys.stderr, disable=quiet)
     for number, path in enumerate(bar):
         try:
-            status = max(status, work(number, sections[number]))
+            with enough_memory(path):
+                status = max(status, work(number, sections[number]))
         except (WeightsError, OSError) as error:
             if is_of_output(error):
                 raise

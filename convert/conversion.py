@@ -40,6 +40,7 @@ CLASSIFIER_CHANGED = (
     "the classifier reads half of its inputs now, as asked for with --condense-classifier, so the outputs are not "
     "those of the checkpoint"
 )
+_UNCHECKED = "take another checkpoint, or convert it unchecked, with --no-verify of torch2paddle and paddle2torch"
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
 
 
@@ -353,6 +354,7 @@ def check(
     """
     from convert import parity
     from paddle_dense.checkpoints import set_state
+    from paddle_dense.cost import affordable
     from paddle_dense.models.recognise import give_memory
 
     replaced: list[str] = []
@@ -368,12 +370,12 @@ def check(
     model = give_memory(outline)
     set_state(model, state)
     channels = model.config["in_channels"]
-    batches = parity.random_batches(channels, model.input_size)
-    if options.images:
-        batches += parity.image_batches(options.images, model.preprocessing, channels)
     inside = [f"{layer}." for layer in learned_layers(source)]
     # Numbers that overflow are no news: what comes of them is said below.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"), affordable(model, _UNCHECKED, batch=2):
+        batches = parity.random_batches(channels, model.input_size)
+        if options.images:
+            batches += parity.image_batches(options.images, model.preprocessing, channels)
         result, warnings = parity.settled(reference, model, batches, options.atol)
         if section:
             section.parity, section.atol = result, options.atol

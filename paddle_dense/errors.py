@@ -31,6 +31,45 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
+@contextmanager
+def enough_memory(path: object) -> Iterator[None]:
+    """Makes a WeightsError of whatever Python, NumPy, Paddle and PyTorch say in the block when there is no memory left.
+
+    Args:
+        path: of the file whose work it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_memory(error):
+            raise
+        raise WeightsError(
+            f"{path} needs more memory than is free: end other programs, or go to a machine with more"
+        ) from error
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was made of, says that memory is missing."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (
+            isinstance(error, (RuntimeError, ImportError, OSError)) and any(said in str(error) for said in _NO_MEMORY)
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
+# What is said of it: by Paddle, by C++, by PyTorch, by systems, by the loader of libraries, by Python of threads.
+_NO_MEMORY = (
+    "ResourceExhausted",
+    "bad_alloc",
+    "DefaultCPUAllocator",
+    "annot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
 def shown(name: object, limit: int = 80) -> str:
     """A name from a file as a message may print it: quoted, escaped, shortened."""
     if isinstance(name, (str, bytes)) and len(name) > limit:

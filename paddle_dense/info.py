@@ -16,7 +16,7 @@ import numpy as np
 
 from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.condense import binary_mask, condense_state, learned_layers
-from paddle_dense.errors import WeightsError, naming, printable, shown
+from paddle_dense.errors import WeightsError, enough_memory, naming, printable, shown
 from paddle_dense.names import AVERAGED, pytorch_sign
 from paddle_dense.pretrained import manifest
 from paddle_dense.sidecar import described_network, in_one_moment, told_of
@@ -215,6 +215,7 @@ def _with_network(
 ) -> Info:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     from paddle_dense.checkpoints import check_state
+    from paddle_dense.cost import affordable
     from paddle_dense.models.recognise import give_memory
     from paddle_dense.profiling import profile
 
@@ -233,7 +234,13 @@ def _with_network(
         return info
     info = replace(info, config=model.config)
     try:
-        size = profile(model)
+        with affordable(model, "its MACs are not counted"):
+            size = profile(model)
+    except WeightsError as error:
+        notes.append(str(error))
+        return info
+    except MemoryError:
+        raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
         notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
         return info
@@ -300,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = OK
     for path in args.files:
         try:
-            info = describe_weights(path)
+            with enough_memory(path):
+                info = describe_weights(path)
         except (WeightsError, OSError) as error:
             status = FAILED
             if args.json:

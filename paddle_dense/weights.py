@@ -266,26 +266,6 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for someone to write
 
 
-def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
-    """The bytes of a small file, such as the JSON beside weights, of which nobody knows who made it.
-
-    Args:
-        path: the file.
-        limit: how many bytes it may have.
-
-    Raises:
-        WeightsError: it has more, or as `read_file`.
-    """
-    with open_file(path) as file:
-        try:
-            content = file.read(limit + 1)
-        except OSError as error:
-            raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
-    if len(content) > limit:
-        raise WeightsError(f"has more than {limit:,} bytes, which no such file has: move it away, or give another name")
-    return content
-
-
 def _memory(size: int) -> mmap.mmap:
     """Memory for a file; it can be read like one, too."""
     if size > free_memory():

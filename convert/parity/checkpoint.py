@@ -121,15 +121,18 @@ def check_checkpoint(path: Path, options: Options = Options(), section: Section 
     warnings = section.warnings
     warnings += said
     with naming(path), conversion.on_cpu():
+        from paddle_dense.cost import affordable
+
         reference, model, replaced = _pair(original, source, found, options)
         warnings += replaced
         warnings += conversion.check_stated(checkpoint, found, model, options)
         conversion.describe(section, model, source, options)
         channels, size = model.config["in_channels"], options.size or model.input_size
-        batches = random_batches(channels, size, (options.seed, options.seed + 1))
-        if options.images:
-            batches += image_batches(options.images, model.preprocessing, channels)
-        forward, said = settled(reference, model, batches, options.atol)
+        with affordable(model, "compare with a smaller --size", size, batch=2):
+            batches = random_batches(channels, size, (options.seed, options.seed + 1))
+            if options.images:
+                batches += image_batches(options.images, model.preprocessing, channels)
+            forward, said = settled(reference, model, batches, options.atol)
         warnings += said
         section.parity, section.atol = forward, options.atol
         if options.report:
@@ -243,10 +246,15 @@ def _check_condensed(
     original: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray], found: Architecture, options: Options
 ) -> list[str]:
     """Compare the condensed form with the reference; warnings, or WeightsError if it differs."""
+    from paddle_dense.cost import CostError
+
     try:
         state, architecture = conversion.condensed_form(source, found)
     except WeightsError as error:
         return [f"the condensed form was not compared: {error}"]
     outline = conversion.outline_of(architecture, options)
-    _, warnings = conversion.check(original, state, found, outline, options)
+    try:
+        _, warnings = conversion.check(original, state, found, outline, options)
+    except CostError as error:
+        return [f"the condensed form was not compared: {error}"]
     return warnings

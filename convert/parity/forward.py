@@ -163,8 +163,9 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
     theirs, ours = [], []
     with evaluation(torch_model, paddle_model):
         for batch in batches:
-            theirs.append(torch_model(torch.from_numpy(batch).to(like)).cpu().numpy())
+            # Paddle first: whoever bounds what the network may cost does so there.
             ours.append(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype())).numpy())
+            theirs.append(torch_model(torch.from_numpy(batch).to(like)).cpu().numpy())
     expected, found = np.concatenate(theirs), np.concatenate(ours)
     if expected.shape != found.shape:
         raise WeightsError(f"PyTorch answers {list(expected.shape)} and Paddle {list(found.shape)}")

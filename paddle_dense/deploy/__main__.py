@@ -29,7 +29,7 @@ from paddle_dense.command import (
     warn,
 )
 from paddle_dense.deploy.environment import cpu_environment
-from paddle_dense.errors import WeightsError, printable
+from paddle_dense.errors import WeightsError, enough_memory, naming, printable
 from paddle_dense.sidecar import with_its_sidecar
 from paddle_dense.weights import read_bounded
 from paddle_dense.writing import overlap, refuse_existing, temporary_folder
@@ -78,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for option in ("size", "batch"):
             if getattr(args, option) is not None and getattr(args, option) < 1:
                 raise UsageError(f"--{option} {getattr(args, option)} must be 1 or more")
-        load_paddle()
-        _run(args)
+        with enough_memory(args.checkpoint):
+            load_paddle()
+            _run(args)
         return OK
     except UsageError as error:
         complain(error)
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: Any) -> None:
     start = time.perf_counter()
     labels = _labels(args.labels) if args.labels else None
+    from paddle_dense.cost import check_cost
     from paddle_dense.deploy.export import exported_files
 
     target = _target(args)
@@ -110,6 +112,8 @@ def _run(args: Any) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         model = _network(args.checkpoint)
+    with naming(args.checkpoint):
+        check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
     notes = [str(warning.message) for warning in said]
     for note in notes:
         warn(note)

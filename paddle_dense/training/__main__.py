@@ -23,7 +23,7 @@ from paddle_dense.command import (
     program,
     stoppable,
 )
-from paddle_dense.errors import WeightsError, printable
+from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.training import LEAST
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return plot.main(arguments[1:])
     try:
         args = parser().parse_args(arguments)
-        return _run(args)
+        with enough_memory("training"):
+            return _run(args)
     except UsageError as error:
         complain(error)
         return USAGE

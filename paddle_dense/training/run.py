@@ -15,8 +15,9 @@ from paddle import distributed, nn
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
 from paddle_dense.command import SIGNALS, Stopped
 from paddle_dense.condense import condense
+from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
-from paddle_dense.errors import WeightsError
+from paddle_dense.errors import WeightsError, naming
 from paddle_dense.models.arguments import check_arguments
 from paddle_dense.models.registry import build_network, config_keys, network_class
 from paddle_dense.training import LEAST
@@ -127,6 +128,9 @@ class Run:
         self.train_data = open_data(settings.data, "train")
         self.network = saved.build_network() if saved else _network(settings, self.train_data)
         self.preprocessing = _preprocessing(self.network, self.train_data)
+        if saved or settings.pretrained:
+            with naming(saved.path if saved else cast("str", settings.pretrained)):
+                check_cost(self.network, "take another checkpoint", self.preprocessing.input_size)
         self.test_data = Augmented(open_data(settings.data, "test"), eval_transforms(self.preprocessing))
 
     def evaluate(self, network: nn.Layer | None = None) -> Accuracy:
