@@ -22,6 +22,7 @@ import pytest
 from convert.checkpoint import read_checkpoint
 from paddle_dense import CondenseNet, CondenseNetV2, load_model, save_weights
 from paddle_dense.errors import WeightsError
+from paddle_dense.info import describe_weights
 from paddle_dense.layers.room import Room, check_room, within
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.unpickle import unpickle
@@ -130,7 +131,8 @@ def test_sparse_files_larger_than_the_memory(tmp_path):
     with open(path, "wb") as file:
         file.write(b"\x80\x02}.")
         file.truncate(1 << 42)
-    assert "more than there is memory free" in refused(read_weights, path, factor=0)
+    for reader in (read_weights, describe_weights):  # the latter would hash zeros for hours
+        assert "more than there is memory free" in refused(reader, path, factor=0)
 
 
 # Files that are repeated work
