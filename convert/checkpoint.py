@@ -616,9 +616,7 @@ def _entries(root: Any) -> tuple[Mapping[Any, Any], Layers]:
             raise WeightsError(f"holds modules inside modules without end, {DAMAGED}")
         if id(module.state) not in seen:
             seen[id(module.state)] = _facts(module.name, module.state)
-        stated = layers_of_all[prefix[:-1]] = seen[id(module.state)]
-        if stated["class"] != module.name:  # whoever could lend attributes to many classes could have many of them
-            raise WeightsError(f"holds a layer {shown(prefix)} with the attributes of another: {_SAVE}")
+        layers_of_all[prefix[:-1]] = seen[id(module.state)]
         parameters, buffers, layers = parts
         temporary = module.state.get("_non_persistent_buffers_set")
         temporary = {name for name in temporary if isinstance(name, str)} if isinstance(temporary, list) else set()

@@ -220,7 +220,8 @@ def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
     """
     with open_file(path) as file:
         try:
-            content = file.read(limit + 1)
+            # Not simply `limit + 1`, for which memory would be made.
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
         except OSError as error:
             raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
     if len(content) > limit:

@@ -207,16 +207,23 @@ def test_names_in_modules_cannot_be_multiplied(tmp_path):
     assert "modules inside modules without end" in refused(read_checkpoint, tmp_path / "x.pth", content)
 
 
-def test_what_layers_state_cannot_be_multiplied(tmp_path):
+@pytest.mark.parametrize(
+    ("attributes", "layers", "message"),
+    [
+        (50, 20, "with the attributes of another"),
+        (5000, 2000, "takes more instructions to read than a weight file has"),
+    ],
+)
+def test_what_layers_state_cannot_be_multiplied(tmp_path, attributes, layers, message):
     """One long dict of attributes, used as the state of layers of ever new classes."""
-    attributes = b"".join(text(f"a{number}") + b"K\x01" for number in range(5000))
+    attributes = b"".join(text(f"a{number}") + b"K\x01" for number in range(attributes))
     parts = b"".join(text(key) + b"}" for key in ("_parameters", "_buffers", "_modules"))
     state = b"}(" + parts + attributes + b"uq\xc8"
     first = name("my", "Net") + b")\x81" + state + b"b"
-    layers = b"".join(text(f"b{n}") + name("my", f"N{n}") + b")\x81h\xc8b" for n in range(1, 2000))
+    layers = b"".join(text(f"b{n}") + name("my", f"N{n}") + b")\x81h\xc8b" for n in range(1, layers))
     root = module(b"}" + text("p") + tensor(count=0, shape=(0,)) + b"s", b"}(" + text("b0") + first + layers + b"u")
     content = archive({"net/data.pkl": program(root), "net/data/0": b""})
-    assert "with the attributes of another" in refused(read_checkpoint, tmp_path / "x.pth", content)
+    assert message in refused(read_checkpoint, tmp_path / "x.pth", content)
 
 
 @pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
@@ -486,7 +493,7 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 @pytest.mark.parametrize("size", [1 << 21, 1 << 36], ids=["2 MB", "64 GB"])
 def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
     """It may be anybody's and of any size: it is in the way, and costs no memory."""
-    from convert.conversion import Options, refuse_existing
+    from convert.conversion import Options, check_targets
     from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
 
     target = tmp_path / "v.pdparams"
@@ -497,7 +504,7 @@ def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
     try:
         assert not is_left_over(sidecar_path(target))
         with pytest.raises(WeightsError, match="exists already"):
-            refuse_existing([sidecar_path(target)], Options())
+            check_targets([sidecar_path(target)], [], Options())
         with pytest.raises(WeightsError, match=r"v\.json: has more than 1,048,576 bytes.*: move it away"):
             write_with_sidecar({"w": np.ones(2, "f4")}, target, {"arch": "x"})
         assert tracemalloc.get_traced_memory()[1] < 5 * MEGABYTE
