@@ -207,23 +207,18 @@ def test_names_in_modules_cannot_be_multiplied(tmp_path):
     assert "modules inside modules without end" in refused(read_checkpoint, tmp_path / "x.pth", content)
 
 
-@pytest.mark.parametrize(
-    ("attributes", "layers", "message"),
-    [
-        (50, 20, "with the attributes of another"),
-        (5000, 2000, "takes more instructions to read than a weight file has"),
-    ],
-)
-def test_what_layers_state_cannot_be_multiplied(tmp_path, attributes, layers, message):
+def test_what_layers_state_cannot_be_multiplied(tmp_path):
     """One long dict of attributes, used as the state of layers of ever new classes."""
-    attributes = b"".join(text(f"a{number}") + b"K\x01" for number in range(attributes))
+    attributes = b"".join(text(f"a{number}") + b"K\x01" for number in range(5000))
     parts = b"".join(text(key) + b"}" for key in ("_parameters", "_buffers", "_modules"))
     state = b"}(" + parts + attributes + b"uq\xc8"
     first = name("my", "Net") + b")\x81" + state + b"b"
-    layers = b"".join(text(f"b{n}") + name("my", f"N{n}") + b")\x81h\xc8b" for n in range(1, layers))
+    layers = b"".join(text(f"b{n}") + name("my", f"N{n}") + b")\x81h\xc8b" for n in range(1, 2000))
     root = module(b"}" + text("p") + tensor(count=0, shape=(0,)) + b"s", b"}(" + text("b0") + first + layers + b"u")
     content = archive({"net/data.pkl": program(root), "net/data/0": b""})
-    assert message in refused(read_checkpoint, tmp_path / "x.pth", content)
+    assert "takes more instructions to read than a weight file has" in refused(
+        read_checkpoint, tmp_path / "x.pth", content
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
