@@ -10,8 +10,9 @@
 from typing import Any as _Any
 from typing import Callable as _Callable
 
-from paddle_dense.models.registry import Preset as _Preset
-from paddle_dense.models.registry import presets as _presets
+from paddle_dense.models.network import Preset as _Preset
+from paddle_dense.models.network import presets as _presets
+from paddle_dense.zoo import create_model as _create_model
 
 dependencies = ["paddle", "numpy"]
 
@@ -20,7 +21,7 @@ def _entry_point(preset: _Preset) -> _Callable:
     """A preset as a function: paddle.hub shows the docstring of what it finds here."""
 
     def build(pretrained: bool = False, return_transforms: bool = False, **config: _Any) -> _Any:
-        return preset(pretrained, return_transforms, **config)
+        return _create_model(preset.name, pretrained, return_transforms, **config)
 
     config = ", ".join(f"{key}={value!r}" for key, value in preset.config.items())
     build.__name__ = build.__qualname__ = preset.name

@@ -55,7 +55,7 @@ def cost(*command: str) -> tuple[float, float]:
 def condensing_seconds(network: str, **config: Any) -> float | None:
     """How long `pd_.condense` takes on a trained network; None where there is nothing to condense."""
     import paddle_dense as pd_
-    from paddle_dense.models.registry import config_keys, network_class
+    from paddle_dense.models.network import config_keys, network_class
     from paddle_dense.training import set_progress
 
     if "condensed" not in config_keys(network_class(network)):

@@ -41,7 +41,7 @@ from paddle_dense.deploy.fused_layers import (
     to_array,
 )
 from paddle_dense.errors import WeightsError
-from paddle_dense.models.registry import create_model, list_models
+from paddle_dense.zoo import create_model, list_models
 
 Forms = dict[str, nn.Layer]
 _ROUNDS, _RUNS = 8, 12

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.conversion import alone, condensing_seconds, cost, write_checkpoint
 from benchmarks.latency import machine, measure
 from benchmarks.training import compare
-from paddle_dense.models.registry import preset
+from paddle_dense.models.network import preset
 
 NETWORK = "cdnv2_a"
 RUNNERS = ("paddle_inference_fused", "openvino_fused", "torch_eager", "openvino_twin")

@@ -97,7 +97,7 @@ def prepare(network: str, folder: Path, size: int | None = None, **config: Any) 
     import paddle
 
     import paddle_dense as pd_
-    from paddle_dense.models.registry import config_keys, network_class
+    from paddle_dense.models.network import config_keys, network_class
     from paddle_dense.training import set_progress
 
     paddle.seed(0)

@@ -30,7 +30,7 @@ def _described(folder: Path) -> dict[str, Any]:
 def _paddle_model(folder: Path) -> Any:
     import paddle_dense as pd_
     from paddle_dense.checkpoints import set_state
-    from paddle_dense.models.registry import build_network
+    from paddle_dense.models.network import build_network
 
     told = _described(folder)
     model = build_network(told["arch"], told["config"])
@@ -100,8 +100,8 @@ def _torch_model(folder: Path) -> Any:
     from convert.conversion import build_twin
     from convert.mapping import to_torch
     from convert.parity import load_torch_state
+    from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture
-    from paddle_dense.models.registry import network_class
 
     told = _described(folder)
     twin = build_twin(Architecture(told["arch"], network_class(told["arch"]), told["config"]))

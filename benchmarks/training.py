@@ -25,7 +25,7 @@ def paddle_step(network: str, batch: int, size: int | None = None, **config: obj
     import paddle
 
     import paddle_dense as pd_
-    from paddle_dense.models.registry import config_keys, network_class
+    from paddle_dense.models.network import config_keys, network_class
 
     if "condensed" in config_keys(network_class(network)):
         config["condensed"] = False
@@ -50,8 +50,8 @@ def torch_step(network: str, batch: int, size: int | None = None, **config: obje
 
     import paddle_dense as pd_
     from convert.conversion import build_twin
+    from paddle_dense.models.network import config_keys, network_class
     from paddle_dense.models.recognise import Architecture
-    from paddle_dense.models.registry import config_keys, network_class
 
     torch.set_num_threads(THREADS)
     ours = pd_.create_model(network, **config)

@@ -98,7 +98,7 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     if not args.atol >= 0:
         raise UsageError(f"--atol {args.atol} must be 0 or more")
     if args.arch:
-        from paddle_dense.models.registry import preset
+        from paddle_dense.models.network import preset
 
         try:
             preset(args.arch)

@@ -46,10 +46,10 @@ _HOMES = {
         "CondenseNetV2",
         "DenseNet",
         "EfficientNetCondConv",
-        "create_model",
-        "list_models",
+        "Network",
     ),
     "paddle_dense.profiling": ("Profile", "profile"),
+    "paddle_dense.zoo": ("create_model", "list_models"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = ("deploy", "training")
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     # What is in no list may be a preset, such as cdnv2_a.
-    home = "paddle_dense.models" if name not in _HOME_OF and not name.startswith("_") else _HOME_OF.get(name)
+    home = "paddle_dense.zoo" if name not in _HOME_OF and not name.startswith("_") else _HOME_OF.get(name)
     try:
         value = getattr(import_module(home), name) if home else None
     except AttributeError:

@@ -6,46 +6,16 @@ import json
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.pretrained import manifest
 
-# Parameters, multiply-accumulates as the papers count and as executed, from `profile`, which takes a minute for all:
-# the tests measure them again.
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tf_efficientnet_cc_b0_4e": (13_314_116, 396_513_888, 396_513_888),
-    "tf_efficientnet_cc_b0_8e": (24_013_284, 407_213_024, 407_213_024),
-    "tf_efficientnet_cc_b1_8e": (39_715_968, 723_282_704, 723_282_704),
-    "efficientnet_cc_b0_4e": (13_314_116, 396_513_888, 396_513_888),
-    "efficientnet_cc_b0_8e": (24_013_284, 407_213_024, 407_213_024),
-    "efficientnet_cc_b1_8e": (39_715_968, 723_282_704, 723_282_704),
-    "condensenet74_c4": (4_773_944, 529_327_264, 516_640_576),
-    "condensenet74_c8": (2_935_416, 274_232_480, 261_545_792),
-    "condensenet50": (214_186, 28_639_504, 27_183_376),
-    "condensenet74": (402_026, 51_893_616, 49_204_592),
-    "condensenet86": (516_202, 65_812_384, 62_377_888),
-    "condensenet98": (643_882, 81_258_960, 76_992_976),
-    "condensenet110": (785_066, 98_233_344, 93_049_856),
-    "condensenet122": (939_754, 116_735_536, 110_548_528),
-    "condensenet182": (4_209_226, 512_658_864, 493_916_592),
-    "cdnv2_a": (2_038_444, 45_874_350, 64_568_928),
-    "cdnv2_b": (3_592_662, 146_469_057, 203_878_576),
-    "cdnv2_c": (6_177_512, 309_740_977, 514_605_088),
-    "densenet121": (7_978_856, 2_850_581_760, 2_834_161_664),
-    "densenet161": (28_681_000, 7_758_539_520, 7_727_907_072),
-    "densenet169": (14_149_480, 3_379_675_392, 3_359_843_328),
-    "densenet201": (20_013_928, 4_316_943_104, 4_291_365_888),
-    "cspdensenet121": (6_239_336, 17_944_754_176, 17_838_280_704),
-    "cspdensenet161": (23_262_088, 69_345_891_456, 69_064_554_624),
-    "cspdensenet169": (11_486_184, 33_301_338_624, 33_098_527_232),
-    "cspdensenet201": (16_292_584, 47_882_210_816, 47_587_878_400),
-    "cspresnet50": (21_616_168, 4_517_306_368, 4_517_240_832),
-    "cspresnext50": (20_569_896, 4_015_079_424, 4_014_948_352),
-    "cspdarknet53": (27_642_184, 6_533_718_016, 6_533_652_480),
-}
+if TYPE_CHECKING:
+    from paddle_dense.models.network import Preset, Size
+
 # The CondenseNets' papers count activations and pooling with the products; everybody else counts the products.
-_COUNT_EVERYTHING = ("CondenseNet", "CondenseNetV2")
+COUNT_EVERYTHING = ("CondenseNet", "CondenseNetV2")
 
 
 def catalogue(pattern: str = "*") -> list[dict[str, Any]]:
@@ -59,28 +29,28 @@ def catalogue(pattern: str = "*") -> list[dict[str, Any]]:
         `executed_macs`, `input_size` (pixels), `note` (published figures) and `pretrained`: framework, file, source and
         note of every released checkpoint, those in Paddle's format being what ``pretrained=True`` downloads.
     """
-    from paddle_dense.models.registry import presets
+    from paddle_dense.models import presets
 
     return [_entry(preset) for preset in presets() if fnmatchcase(preset.name, pattern)]
 
 
-def measured(name: str) -> tuple[int, int, int]:
-    """Parameters and both counts of multiply-accumulates of a preset, at its own picture size."""
-    from paddle_dense.models import create_model
+def measured(preset: Preset) -> Size:
+    """The exact size of a preset, which takes some seconds."""
+    from paddle_dense.models.network import Size
     from paddle_dense.profiling import profile
 
-    size = profile(create_model(name))
-    return size.params, size.macs, size.executed_macs
+    size = profile(preset.build({}))
+    return Size(size.params, size.macs, size.executed_macs)
 
 
-def _entry(preset: Any) -> dict[str, Any]:
-    params, macs, executed = SIZES.get(preset.name) or measured(preset.name)
+def _entry(preset: Preset) -> dict[str, Any]:
+    params, macs, executed = preset.size or measured(preset)
     family = preset.network.__name__
     return {
         "name": preset.name,
         "family": family,
         "params": params,
-        "macs": macs if family in _COUNT_EVERYTHING else executed,
+        "macs": macs if family in COUNT_EVERYTHING else executed,
         "executed_macs": executed,
         "input_size": preset.preprocessing.input_size,
         "note": preset.note,

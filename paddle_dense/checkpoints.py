@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
@@ -66,19 +65,16 @@ def load_weights(
     return [name for name in expected if name not in fitting], [name for name in state if name not in fitting]
 
 
-def load_pretrained(model: nn.Layer, source: PathLike) -> None:
+def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     """Fill a preset with released weights; a classifier for another number of classes is left as it is.
 
     Args:
         model: a network that `create_model` built.
-        source: name of a released checkpoint, or a file's path.
+        path: ``.pdparams`` or ``.safetensors``.
 
     Raises:
-        WeightsError: the weights do not fit or are PyTorch's, or there are none of this name.
+        WeightsError: the weights do not fit, or are PyTorch's.
     """
-    from paddle_dense.pretrained import download
-
-    path = source if Path(source).suffix or Path(source).exists() else download(str(source))
     state, fresh = _without_other_classifier(_without_head(_read_for(model.state_dict(), path), model), model)
     if fresh:
         warnings.warn(

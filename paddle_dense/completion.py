@@ -52,7 +52,7 @@ def _prepare(command: argparse.ArgumentParser) -> None:
     """Tell shtab which arguments are files, folders and presets."""
     import shtab
 
-    from paddle_dense.models import list_models
+    from paddle_dense.zoo import list_models
 
     for action in command._actions:
         if action.dest in _TAKES_A_PRESET:

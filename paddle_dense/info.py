@@ -190,8 +190,8 @@ def _architecture(
     """What the sidecar describes, if the tensors are those of such a network, or else what the tensors show."""
     from paddle_dense.checkpoints import check_state
     from paddle_dense.layers.room import Room
+    from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture, recognise
-    from paddle_dense.models.registry import network_class
 
     if described:
         try:

@@ -107,7 +107,7 @@ def test_every_public_name_is_there(name):
 
 def test_every_preset_is_a_public_name():
     for name in paddle_dense.list_models():
-        assert getattr(paddle_dense, name).name == name
+        assert getattr(paddle_dense, name).args == (name,)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -22,7 +22,7 @@ paddle = pytest.importorskip("paddle")
 import paddle_dense as pd_
 from convert.checkpoint import read_checkpoint
 from paddle_dense.evaluation import evaluation
-from paddle_dense.models import registry
+from paddle_dense.models import network
 from paddle_dense.weights import write_weights
 from tests.peers import peer
 
@@ -275,7 +275,7 @@ def test_python_blocks(document, workplace, monkeypatch):
     for package in NEEDS.get(_name(document), []):
         peer(package) if package == "timm" else pytest.importorskip(package)
     for name in ("_PRESETS", "_NETWORKS"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+        monkeypatch.setattr(network, name, dict(getattr(network, name)))
     code = python(document)
     for name, make in FILES.items():
         if f'"{name}"' in "".join(code):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.sizes import PUBLISHED, row, sizes
-from paddle_dense import list_models
+from benchmarks.sizes import row, sizes
+from paddle_dense.models import presets
 
 EXACT = {
     "cdnv2_a": 2_038_444,
@@ -31,14 +31,13 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_parameters_and_macs_are_the_published_ones(name):
-    params, macs = sizes(name)
-    print(row(name))
-    published_params, published_macs = PUBLISHED[name]
-    if name in EXACT:
-        assert params == EXACT[name]
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+def test_parameters_and_macs_are_the_published_ones(preset):
+    params, macs = sizes(preset)
+    print(row(preset))
+    if preset.name in EXACT:
+        assert params == EXACT[preset.name]
     else:
-        assert params / 1e6 == pytest.approx(published_params, rel=0.02)
-    if published_macs:
-        assert macs == pytest.approx(published_macs, rel=0.02)
+        assert params / 1e6 == pytest.approx(preset.published.params, rel=0.02)
+    if preset.published.macs:
+        assert macs == pytest.approx(preset.published.macs, rel=0.02)

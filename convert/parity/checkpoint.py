@@ -199,8 +199,8 @@ def described(
 ) -> Architecture | None:
     """The network that the sidecar of Paddle weights tells of, unless the user says what it is."""
     from paddle_dense.layers.room import Room
+    from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture
-    from paddle_dense.models.registry import network_class
 
     network = None if options.arch else described_network(path, told)
     if network is None:

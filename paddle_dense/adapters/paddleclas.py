@@ -23,7 +23,8 @@ from typing import Any, Callable
 
 from paddle import nn
 
-from paddle_dense.models.registry import Preset, presets
+from paddle_dense.models.network import Preset, presets
+from paddle_dense.zoo import create_model
 
 # A clone of PaddleClas, and the package that pip installs.
 _HOMES = ("ppcls", "paddleclas.ppcls")
@@ -61,7 +62,7 @@ def architecture(preset: Preset) -> Callable[..., nn.Layer]:
     ) -> nn.Layer:
         if use_ssld:
             raise ValueError(f"no SSLD weights are released for {preset.name}: leave use_ssld out")
-        return preset(_with_suffix(pretrained), num_classes=class_num, **config)
+        return create_model(preset.name, _with_suffix(pretrained), num_classes=class_num, **config)
 
     build.__name__ = build.__qualname__ = preset.name
     build.__doc__ = f"{preset.network.__name__}: {preset.note}."

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from paddle_dense.adapters.pyramid import Pyramid
-from paddle_dense.models.registry import presets
+from paddle_dense.models.network import presets
 
 try:
     from paddleseg.cvlibs import manager

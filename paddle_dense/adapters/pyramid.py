@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from paddle_dense.models import create_model
+from paddle_dense.zoo import create_model
 
 
 class Pyramid(nn.Layer):

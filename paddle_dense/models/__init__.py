@@ -5,7 +5,7 @@ from paddle_dense.models.condensenet import CondenseNet
 from paddle_dense.models.condensenetv2 import CondenseNetV2
 from paddle_dense.models.cspnet import CSPDenseNet, CSPNet
 from paddle_dense.models.densenet import DenseNet
-from paddle_dense.models.registry import build_network, create_model, list_models, preset
+from paddle_dense.models.network import Network, build_network, preset, presets
 
 __all__ = [
     "CSPDenseNet",
@@ -14,15 +14,8 @@ __all__ = [
     "CondenseNetV2",
     "DenseNet",
     "EfficientNetCondConv",
+    "Network",
     "build_network",
-    "create_model",
-    "list_models",
     "preset",
+    "presets",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Every preset is a name of this package too: ``paddle_dense.models.cdnv2_a``."""
-    if name in list_models():
-        return preset(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,9 @@ from paddle.nn.initializer import Constant, Normal, Uniform
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers.condconv import RoutedCondConv2D
+from paddle_dense.models.arguments import Count, Epsilon, Factor, FromZero, Share
+from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, count_classes
-from paddle_dense.models.registry import register_model, register_network
 
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 # Each stage of EfficientNet-B0: blocks, kernel size, stride of the first block, expansion, channels.
@@ -142,7 +143,7 @@ class InvertedResidual(nn.Layer):
 
 
 @register_network
-class EfficientNetCondConv(nn.Layer):
+class EfficientNetCondConv(Network):
     """EfficientNet-CondConv: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
 
     Args:
@@ -165,29 +166,23 @@ class EfficientNetCondConv(nn.Layer):
     """
 
     head_prefixes = ("conv_head.", "bn2.", "classifier.")
-    classifier_name = "classifier"
     called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU", "mean"]}
-    input_size = 224
 
     def __init__(
         self,
-        channel_multiplier: float = 1.0,
-        depth_multiplier: float = 1.0,
-        num_experts: int = 4,
-        num_classes: int = 1000,
-        in_channels: int = 3,
+        channel_multiplier: Factor = 1.0,
+        depth_multiplier: Factor = 1.0,
+        num_experts: FromZero = 4,
+        num_classes: FromZero = 1000,
+        in_channels: Count = 3,
         same_padding: bool = False,
-        bn_eps: float = 1e-5,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        bn_eps: Epsilon = 1e-5,
+        drop_rate: Share = 0.0,
+        drop_path_rate: Share = 0.0,
         features_only: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.features_only = features_only
-        self.feature_channels: list[int] = []
-        self.feature_strides: list[int] = []
-
+        super().__init__(locals())
+        pyramid: list[tuple[int, int]] = []  # channels and strides
         channels = scaled_channels(STEM_CHANNELS, channel_multiplier)
         self.conv_stem = _conv(in_channels, channels, 3, 2, same_padding=same_padding)
         self.bn1 = nn.BatchNorm2D(channels, epsilon=bn_eps)
@@ -210,8 +205,8 @@ class EfficientNetCondConv(nn.Layer):
             self.blocks.append(nn.Sequential(*blocks))
             total_stride *= stride
             if index in _LAST_OF_STRIDE:
-                self.feature_channels.append(channels)
-                self.feature_strides.append(total_stride)
+                pyramid.append((channels, total_stride))
+        self.describe(224, *zip(*pyramid))
         if features_only:
             return
         features = scaled_channels(HEAD_CHANNELS, channel_multiplier)
@@ -330,50 +325,56 @@ _TENSORFLOW = {"same_padding": True, "bn_eps": 1e-3}
 _INCEPTION: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 # The forms with TensorFlow's padding come first: a file fits both, and only they have released checkpoints.
-tf_efficientnet_cc_b0_4e = register_model(
+register_model(
     "tf_efficientnet_cc_b0_4e",
     EfficientNetCondConv,
-    "13.3 M parameters, 402 M MACs, 22.7 % top-1 error",
     Preprocessing(interpolation="bicubic", **_INCEPTION),
+    Published(params=13.3, macs=402, top1_error=22.7),
+    Size(13_314_116, 396_513_888, 396_513_888),
     num_experts=4,
     **_TENSORFLOW,
 )
-tf_efficientnet_cc_b0_8e = register_model(
+register_model(
     "tf_efficientnet_cc_b0_8e",
     EfficientNetCondConv,
-    "24.0 M parameters, 413 M MACs, 22.1 % top-1 error",
     Preprocessing(interpolation="bicubic", **_INCEPTION),
+    Published(params=24.0, macs=413, top1_error=22.1),
+    Size(24_013_284, 407_213_024, 407_213_024),
     num_experts=8,
     **_TENSORFLOW,
 )
-tf_efficientnet_cc_b1_8e = register_model(
+register_model(
     "tf_efficientnet_cc_b1_8e",
     EfficientNetCondConv,
-    "39.7 M parameters, 614 M MACs at 224 pixels, 20.7 % top-1 error",
     Preprocessing(240, 272, "bicubic", **_INCEPTION),
+    Published(params=39.7, top1_error=20.7, remark="614 M MACs at 224 pixels"),
+    Size(39_715_968, 723_282_704, 723_282_704),
     depth_multiplier=1.1,
     num_experts=8,
     **_TENSORFLOW,
 )
-efficientnet_cc_b0_4e = register_model(
+register_model(
     "efficientnet_cc_b0_4e",
     EfficientNetCondConv,
-    "13.3 M parameters, 402 M MACs",
     Preprocessing(interpolation="bicubic"),
+    Published(params=13.3, macs=402),
+    Size(13_314_116, 396_513_888, 396_513_888),
     num_experts=4,
 )
-efficientnet_cc_b0_8e = register_model(
+register_model(
     "efficientnet_cc_b0_8e",
     EfficientNetCondConv,
-    "24.0 M parameters, 413 M MACs",
     Preprocessing(interpolation="bicubic"),
+    Published(params=24.0, macs=413),
+    Size(24_013_284, 407_213_024, 407_213_024),
     num_experts=8,
 )
-efficientnet_cc_b1_8e = register_model(
+register_model(
     "efficientnet_cc_b1_8e",
     EfficientNetCondConv,
-    "39.7 M parameters, 614 M MACs at 224 pixels",
     Preprocessing(240, 272, "bicubic"),
+    Published(params=39.7, remark="614 M MACs at 224 pixels"),
+    Size(39_715_968, 723_282_704, 723_282_704),
     depth_multiplier=1.1,
     num_experts=8,
 )

@@ -24,6 +24,8 @@ from paddle import Tensor, nn
 from paddle_dense.condense import condense_lgc, learned_layers
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
+from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount, Share
+from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import (
     Recognised,
     condensed_groups,
@@ -32,7 +34,6 @@ from paddle_dense.models.recognise import (
     rename,
     trained_groups,
 )
-from paddle_dense.models.registry import register_model, register_network
 
 
 class DenseLayer(nn.Layer):
@@ -124,7 +125,7 @@ class DenseFeatures(nn.Sequential):
 
 
 @register_network
-class CondenseNet(nn.Layer):
+class CondenseNet(Network):
     """CondenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
 
     Args:
@@ -150,31 +151,25 @@ class CondenseNet(nn.Layer):
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
     """
 
-    head_prefixes = ("classifier.",)
-    classifier_name = "classifier"
-
     def __init__(
         self,
-        stages: Sequence[int],
-        growth: Sequence[int],
-        group_1x1: int = 4,
-        group_3x3: int = 4,
-        bottleneck: int = 4,
-        condense_factor: int | None = None,
-        dropout_rate: float = 0.0,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        init_stride: int | None = None,
+        stages: Counts,
+        growth: Counts,
+        group_1x1: Count = 4,
+        group_3x3: Count = 4,
+        bottleneck: Count = 4,
+        condense_factor: OptionalCount = None,
+        dropout_rate: Share = 0.0,
+        num_classes: FromZero = 1000,
+        in_channels: Count = 3,
+        init_stride: OptionalCount = None,
         condensed: bool = True,
         condense_classifier: bool = True,
         features_only: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(locals())
         stride = init_stride or default_init_stride(stages)
         factor = condense_factor or group_1x1
-        self.input_size = 32 if stride == 1 else 224
-        self.num_classes = num_classes
-        self.features_only = features_only
         self.features = DenseFeatures(
             in_channels,
             stages,
@@ -184,8 +179,7 @@ class CondenseNet(nn.Layer):
                 channels, k, bottleneck, group_1x1, group_3x3, factor, dropout_rate, condensed
             ),
         )
-        self.feature_channels = self.features.channels
-        self.feature_strides = self.features.strides
+        self.describe(32 if stride == 1 else 224, self.features.channels, self.features.strides)
         if features_only:
             return
         self.features.add_sublayer("pool_last", nn.AdaptiveAvgPool2D(1))
@@ -273,75 +267,84 @@ _IMAGENET = {"stages": [4, 6, 8, 10, 8], "growth": [8, 16, 32, 64, 128], "init_s
 _CIFAR = {"growth": [8, 16, 32], "init_stride": 1, "num_classes": 10}
 _CIFAR_PREPROCESSING = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
 
-condensenet74_c4 = register_model(
+register_model(
     "condensenet74_c4",
     CondenseNet,
-    "4.8 M parameters, 529 M MACs, 26.2 % top-1 and 8.3 % top-5 error on ImageNet",
     Preprocessing(),
+    Published(params=4.8, macs=529, top1_error=26.2, top5_error=8.3),
+    Size(4_773_944, 529_327_264, 516_640_576),
     **_IMAGENET,
 )
-condensenet74_c8 = register_model(
+register_model(
     "condensenet74_c8",
     CondenseNet,
-    "2.9 M parameters, 274 M MACs, 29.0 % top-1 and 10.0 % top-5 error on ImageNet",
     Preprocessing(),
+    Published(params=2.9, macs=274, top1_error=29.0, top5_error=10.0),
+    Size(2_935_416, 274_232_480, 261_545_792),
     group_1x1=8,
     group_3x3=8,
     **_IMAGENET,
 )
-condensenet50 = register_model(
+register_model(
     "condensenet50",
     CondenseNet,
-    "0.22 M parameters, 28.6 M MACs, 6.22 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.22, macs=28.6, top1_error=6.22, data="CIFAR-10"),
+    Size(214_186, 28_639_504, 27_183_376),
     stages=[8, 8, 8],
     **_CIFAR,
 )
-condensenet74 = register_model(
+register_model(
     "condensenet74",
     CondenseNet,
-    "0.41 M parameters, 51.9 M MACs, 5.28 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.41, macs=51.9, top1_error=5.28, data="CIFAR-10"),
+    Size(402_026, 51_893_616, 49_204_592),
     stages=[12, 12, 12],
     **_CIFAR,
 )
-condensenet86 = register_model(
+register_model(
     "condensenet86",
     CondenseNet,
-    "0.52 M parameters, 65.8 M MACs, 5.06 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.52, macs=65.8, top1_error=5.06, data="CIFAR-10"),
+    Size(516_202, 65_812_384, 62_377_888),
     stages=[14, 14, 14],
     **_CIFAR,
 )
-condensenet98 = register_model(
+register_model(
     "condensenet98",
     CondenseNet,
-    "0.65 M parameters, 81.3 M MACs, 4.83 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.65, macs=81.3, top1_error=4.83, data="CIFAR-10"),
+    Size(643_882, 81_258_960, 76_992_976),
     stages=[16, 16, 16],
     **_CIFAR,
 )
-condensenet110 = register_model(
+register_model(
     "condensenet110",
     CondenseNet,
-    "0.79 M parameters, 98.2 M MACs, 4.63 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.79, macs=98.2, top1_error=4.63, data="CIFAR-10"),
+    Size(785_066, 98_233_344, 93_049_856),
     stages=[18, 18, 18],
     **_CIFAR,
 )
-condensenet122 = register_model(
+register_model(
     "condensenet122",
     CondenseNet,
-    "0.95 M parameters, 116.7 M MACs, 4.48 % error on CIFAR-10",
     _CIFAR_PREPROCESSING,
+    Published(params=0.95, macs=116.7, top1_error=4.48, data="CIFAR-10"),
+    Size(939_754, 116_735_536, 110_548_528),
     stages=[20, 20, 20],
     **_CIFAR,
 )
-condensenet182 = register_model(
+register_model(
     "condensenet182",
     CondenseNet,
-    "4.2 M parameters, 513 M MACs, 3.76 % error on CIFAR-10, trained with dropout",
     _CIFAR_PREPROCESSING,
+    Published(params=4.2, macs=513, top1_error=3.76, data="CIFAR-10", remark="trained with dropout"),
+    Size(4_209_226, 512_658_864, 493_916_592),
     stages=[30, 30, 30],
     dropout_rate=0.1,
     **{**_CIFAR, "growth": [12, 24, 48]},

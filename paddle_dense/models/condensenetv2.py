@@ -15,7 +15,7 @@ number, they are grouped convolutions with an index (`CondenseLGC`, `CondenseSFR
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -24,9 +24,10 @@ from paddle import Tensor, nn
 from paddle_dense.condense import condense_lgc, condense_sfr
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear, share
+from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount
 from paddle_dense.models.condensenet import DenseFeatures, default_init_stride, read_dense_blocks
+from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, condensed_groups, trained_groups, unless_same
-from paddle_dense.models.registry import register_model, register_network
 
 _FACTOR = "parts (the condensation factor)"
 
@@ -74,7 +75,7 @@ class DenseLayer(nn.Layer):
 
 
 @register_network
-class CondenseNetV2(nn.Layer):
+class CondenseNetV2(Network):
     """CondenseNet V2: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
 
     Args:
@@ -105,35 +106,31 @@ class CondenseNetV2(nn.Layer):
     """
 
     head_prefixes = ("features.se_last.", "fc.", "classifier.")
-    classifier_name = "classifier"
 
     def __init__(
         self,
-        stages: Sequence[int],
-        growth: Sequence[int],
-        HS_start_block: int = 2,
-        SE_start_block: int = 3,
-        fc_channel: int = 1024,
-        group_1x1: int = 8,
-        group_3x3: int = 8,
-        group_trans: int = 8,
-        bottleneck: int = 4,
-        last_se_reduction: int = 16,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        init_stride: int | None = None,
-        condense_factor: int | None = None,
-        trans_factor: int | None = None,
+        stages: Counts,
+        growth: Counts,
+        HS_start_block: FromZero = 2,
+        SE_start_block: FromZero = 3,
+        fc_channel: Count = 1024,
+        group_1x1: Count = 8,
+        group_3x3: Count = 8,
+        group_trans: Count = 8,
+        bottleneck: Count = 4,
+        last_se_reduction: Count = 16,
+        num_classes: FromZero = 1000,
+        in_channels: Count = 3,
+        init_stride: OptionalCount = None,
+        condense_factor: OptionalCount = None,
+        trans_factor: OptionalCount = None,
         condensed: bool = True,
         features_only: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(locals())
         groups = (group_1x1, group_3x3, group_trans)
         factors = (condense_factor or group_1x1, trans_factor or group_trans)
         stride = init_stride or default_init_stride(stages)
-        self.input_size = 32 if stride == 1 else 224
-        self.num_classes = num_classes
-        self.features_only = features_only
 
         def dense_layer(block: int, channels: int, k: int) -> DenseLayer:
             activation = "HS" if block >= HS_start_block else "ReLU"
@@ -141,8 +138,7 @@ class CondenseNetV2(nn.Layer):
             return DenseLayer(channels, k, bottleneck, groups, factors, activation, use_se, condensed)
 
         self.features = DenseFeatures(in_channels, stages, growth, stride, dense_layer)
-        self.feature_channels = self.features.channels
-        self.feature_strides = self.features.strides
+        self.describe(32 if stride == 1 else 224, self.features.channels, self.features.strides)
         if features_only:
             return
         channels = self.feature_channels[-1]
@@ -208,21 +204,23 @@ def _reduction(channels: int, hidden: int) -> int:
 
 _BICUBIC = Preprocessing(interpolation="bicubic")
 
-cdnv2_a = register_model(
+register_model(
     "cdnv2_a",
     CondenseNetV2,
-    "2.0 M parameters, 46 M MACs, 35.6 % top-1 error",
     _BICUBIC,
+    Published(params=2.0, macs=46, top1_error=35.6),
+    Size(2_038_444, 45_874_350, 64_568_928),
     stages=[1, 1, 4, 6, 8],
     growth=[8, 8, 16, 32, 64],
     fc_channel=828,
     init_stride=2,
 )
-cdnv2_b = register_model(
+register_model(
     "cdnv2_b",
     CondenseNetV2,
-    "3.6 M parameters, 146 M MACs, 28.1 % top-1 error",
     _BICUBIC,
+    Published(params=3.6, macs=146, top1_error=28.1),
+    Size(3_592_662, 146_469_057, 203_878_576),
     stages=[2, 4, 6, 8, 6],
     growth=[6, 12, 24, 48, 96],
     group_1x1=6,
@@ -230,11 +228,12 @@ cdnv2_b = register_model(
     group_trans=6,
     init_stride=2,
 )
-cdnv2_c = register_model(
+register_model(
     "cdnv2_c",
     CondenseNetV2,
-    "6.1 M parameters, 309 M MACs, 24.1 % top-1 error",
     Preprocessing(),
+    Published(params=6.1, macs=309, top1_error=24.1),
+    Size(6_177_512, 309_740_977, 514_605_088),
     stages=[4, 6, 8, 10, 8],
     growth=[8, 16, 32, 64, 128],
     init_stride=2,

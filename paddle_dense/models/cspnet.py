@@ -33,9 +33,10 @@ from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import conv2d
+from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
+from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, count_classes
-from paddle_dense.models.registry import register_model, register_network
 from paddle_dense.names import renamed
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
@@ -101,36 +102,28 @@ class CSPDenseNet(DenseBackbone):
 
     def __init__(
         self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int = 64,
-        bn_size: int = 4,
-        drop_rate: float = 0.0,
-        num_classes: int = 1000,
+        growth_rate: Count = 32,
+        block_config: Counts = (6, 12, 24, 16),
+        num_init_features: Count = 64,
+        bn_size: Count = 4,
+        drop_rate: Share = 0.0,
+        num_classes: FromZero = 1000,
         memory_efficient: bool = False,
         mode: str = "fusionlast",
-        in_channels: int = 3,
+        in_channels: Count = 3,
         features_only: bool = False,
     ) -> None:
+        super().__init__(locals())
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         inside, between = MODES[mode]
         if num_init_features < 2:
             raise ValueError(f"num_init_features={num_init_features} must be 2 or more: each block splits its input")
 
-        def block(num_layers: int) -> Callable[[int], CSPDenseBlock]:
-            return lambda channels: CSPDenseBlock(
-                num_layers,
-                channels,
-                growth_rate,
-                with_transition=inside,
-                bn_size=bn_size,
-                drop_rate=drop_rate,
-                memory_efficient=memory_efficient,
-            )
-
-        blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, between, num_classes, features_only)
+        layer: dict[str, Any] = {"bn_size": bn_size, "drop_rate": drop_rate, "memory_efficient": memory_efficient}
+        self.build(
+            lambda depth, channels: CSPDenseBlock(depth, channels, growth_rate, inside, **layer), transitions=between
+        )
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
@@ -239,7 +232,7 @@ class CrossStage(nn.Layer):
 
 
 @register_network
-class CSPNet(nn.Layer):
+class CSPNet(Network):
     """CSPResNet, CSPResNeXt or CSPDarkNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
 
     Args:
@@ -271,26 +264,23 @@ class CSPNet(nn.Layer):
     def __init__(
         self,
         backbone: str,
-        depths: Sequence[int],
-        channels: Sequence[int],
-        expand_ratio: Sequence[float],
-        bottle_ratio: Sequence[float],
-        groups: int = 1,
-        stem_channels: int = 64,
-        num_classes: int = 1000,
-        in_channels: int = 3,
+        depths: Counts,
+        channels: Counts,
+        expand_ratio: Factors,
+        bottle_ratio: Factors,
+        groups: Count = 1,
+        stem_channels: Count = 64,
+        num_classes: FromZero = 1000,
+        in_channels: Count = 3,
         features_only: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(locals())
         if backbone not in ("resnet", "darknet"):
             raise ValueError(f"unknown backbone {backbone!r}: choose one of resnet, darknet")
         dark = backbone == "darknet"
         widths = _widths(dark, depths, channels, expand_ratio, bottle_ratio, groups, stem_channels)
-        self.input_size = 256
-        self.num_classes = num_classes
-        self.features_only = features_only
-        self.feature_channels = [stem_channels, *channels]
-        self.feature_strides = [(1 if dark else 2) * 2**level for level in range(len(channels) + 1)]
+        strides = [(1 if dark else 2) * 2**level for level in range(len(channels) + 1)]
+        self.describe(256, [stem_channels, *channels], strides)
 
         self.stem = nn.Sequential(("conv1", ConvNormAct(in_channels, stem_channels, *((3, 1) if dark else (7, 2)))))
         if not dark:
@@ -401,55 +391,61 @@ def _count(state: Mapping[str, np.ndarray], template: str) -> int:
     return number
 
 
-cspdensenet121 = register_model(
+register_model(
     "cspdensenet121",
     CSPDenseNet,
-    "6.2 M parameters, 17838 M MACs, no released checkpoint",
     Preprocessing(),
+    Published(remark="no released checkpoint"),
+    Size(6_239_336, 17_944_754_176, 17_838_280_704),
     block_config=[6, 12, 24, 16],
 )
-cspdensenet161 = register_model(
+register_model(
     "cspdensenet161",
     CSPDenseNet,
-    "23.3 M parameters, 69065 M MACs, no released checkpoint",
     Preprocessing(),
+    Published(remark="no released checkpoint"),
+    Size(23_262_088, 69_345_891_456, 69_064_554_624),
     growth_rate=48,
     block_config=[6, 12, 36, 24],
     num_init_features=96,
 )
-cspdensenet169 = register_model(
+register_model(
     "cspdensenet169",
     CSPDenseNet,
-    "11.5 M parameters, 33099 M MACs, no released checkpoint",
     Preprocessing(),
+    Published(remark="no released checkpoint"),
+    Size(11_486_184, 33_301_338_624, 33_098_527_232),
     block_config=[6, 12, 32, 32],
 )
-cspdensenet201 = register_model(
+register_model(
     "cspdensenet201",
     CSPDenseNet,
-    "16.3 M parameters, 47588 M MACs, no released checkpoint",
     Preprocessing(),
+    Published(remark="no released checkpoint"),
+    Size(16_292_584, 47_882_210_816, 47_587_878_400),
     block_config=[6, 12, 48, 32],
 )
 
 _TIMM = Preprocessing(input_size=256, resize=288)
 
-cspresnet50 = register_model(
+register_model(
     "cspresnet50",
     CSPNet,
-    "21.6 M parameters, 4517 M MACs, 20.4 % top-1 error",
     _TIMM,
+    Published(params=21.6, top1_error=20.4),
+    Size(21_616_168, 4_517_306_368, 4_517_240_832),
     backbone="resnet",
     depths=[3, 3, 5, 2],
     channels=[128, 256, 512, 1024],
     expand_ratio=[2.0, 2.0, 2.0, 2.0],
     bottle_ratio=[0.5, 0.5, 0.5, 0.5],
 )
-cspresnext50 = register_model(
+register_model(
     "cspresnext50",
     CSPNet,
-    "20.6 M parameters, 4015 M MACs, 19.5 % top-1 error",
     _TIMM,
+    Published(params=20.6, top1_error=19.5),
+    Size(20_569_896, 4_015_079_424, 4_014_948_352),
     backbone="resnet",
     depths=[3, 3, 5, 2],
     channels=[256, 512, 1024, 2048],
@@ -457,11 +453,12 @@ cspresnext50 = register_model(
     bottle_ratio=[1.0, 1.0, 1.0, 1.0],
     groups=32,
 )
-cspdarknet53 = register_model(
+register_model(
     "cspdarknet53",
     CSPNet,
-    "27.6 M parameters, 6534 M MACs, 19.9 % top-1 error",
     _TIMM,
+    Published(params=27.6, top1_error=19.9),
+    Size(27_642_184, 6_533_718_016, 6_533_652_480),
     backbone="darknet",
     depths=[1, 2, 8, 8, 4],
     channels=[64, 128, 256, 512, 1024],

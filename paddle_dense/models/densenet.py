@@ -27,8 +27,9 @@ from paddle.nn.initializer import KaimingNormal, Uniform
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers.conv import convolve
+from paddle_dense.models.arguments import Count, Counts, FromZero, Share
+from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, count_classes, count_layers
-from paddle_dense.models.registry import register_model, register_network
 from paddle_dense.names import renamed
 
 
@@ -142,36 +143,20 @@ def transition(channels: int, pool: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class DenseBackbone(nn.Layer):
-    """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier.
+class DenseBackbone(Network):
+    """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier."""
 
-    Args:
-        in_channels: channels of the pictures.
-        num_init_features: channels of the stem.
-        blocks: one function for each block, from the channels of its input to the block.
-        transitions: whether a transition stands between two blocks.
-        num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
-        features_only: return the pyramid instead of logits.
-    """
+    def build(self, make_block: Callable[[int, int], DenseBlock], transitions: bool) -> None:
+        """Add the layers.
 
-    head_prefixes = ("classifier.",)
-    classifier_name = "classifier"
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_init_features: int,
-        blocks: Sequence[Callable[[int], DenseBlock]],
-        transitions: bool,
-        num_classes: int,
-        features_only: bool,
-    ) -> None:
-        super().__init__()
-        self.input_size = 224
-        self.num_classes = num_classes
-        self.features_only = features_only
-        self.feature_channels = [num_init_features]
-        self.feature_strides = [2]
+        Args:
+            make_block: from (layers, channels of the input) to a block.
+            transitions: whether a transition stands between two blocks.
+        """
+        in_channels, num_init_features, depths = (
+            self.config[key] for key in ("in_channels", "num_init_features", "block_config")
+        )
+        pyramid, strides = [num_init_features], [2]
         self.features = nn.Sequential(
             ("conv0", conv(in_channels, num_init_features, 7, stride=2)),
             ("norm0", nn.BatchNorm2D(num_init_features)),
@@ -179,25 +164,26 @@ class DenseBackbone(nn.Layer):
             ("pool0", nn.MaxPool2D(3, 2, padding=1)),
         )
         channels, stride = num_init_features, 4
-        for number, make_block in enumerate(blocks, start=1):
-            block = make_block(channels)
+        for number, depth in enumerate(depths, start=1):
+            block = make_block(depth, channels)
             channels = block.out_channels
             self.features.add_sublayer(f"denseblock{number}", block)
-            self.feature_channels.append(channels)
-            self.feature_strides.append(stride)
-            if transitions and number < len(blocks):
+            pyramid.append(channels)
+            strides.append(stride)
+            if transitions and number < len(depths):
                 self.features.add_sublayer(f"transition{number}", transition(channels))
                 channels, stride = channels // 2, stride * 2
         self.features.add_sublayer("norm5", nn.BatchNorm2D(channels))
         self.relu5 = nn.ReLU()
-        if features_only:
+        self.describe(224, pyramid, strides)
+        if self.features_only:
             return
         self.pool5 = nn.AdaptiveAvgPool2D(1)
-        if num_classes:
+        if self.num_classes:
             bound = 1 / sqrt(channels)
             # The bias starts at Paddle's default, 0, as the original's does.
             self.classifier = nn.Linear(
-                channels, num_classes, weight_attr=ParamAttr(initializer=Uniform(-bound, bound))
+                channels, self.num_classes, weight_attr=ParamAttr(initializer=Uniform(-bound, bound))
             )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -242,28 +228,19 @@ class DenseNet(DenseBackbone):
 
     def __init__(
         self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int = 64,
-        bn_size: int = 4,
-        drop_rate: float = 0.0,
-        num_classes: int = 1000,
+        growth_rate: Count = 32,
+        block_config: Counts = (6, 12, 24, 16),
+        num_init_features: Count = 64,
+        bn_size: Count = 4,
+        drop_rate: Share = 0.0,
+        num_classes: FromZero = 1000,
         memory_efficient: bool = False,
-        in_channels: int = 3,
+        in_channels: Count = 3,
         features_only: bool = False,
     ) -> None:
-        def block(num_layers: int) -> Callable[[int], DenseBlock]:
-            return lambda channels: DenseBlock(
-                num_layers,
-                channels,
-                growth_rate,
-                bn_size=bn_size,
-                drop_rate=drop_rate,
-                memory_efficient=memory_efficient,
-            )
-
-        blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, True, num_classes, features_only)
+        super().__init__(locals())
+        layer: dict[str, Any] = {"bn_size": bn_size, "drop_rate": drop_rate, "memory_efficient": memory_efficient}
+        self.build(lambda depth, channels: DenseBlock(depth, channels, growth_rate, **layer), transitions=True)
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
@@ -336,33 +313,37 @@ def _from_paddle_vision(name: str) -> str:
     return name
 
 
-densenet121 = register_model(
+register_model(
     "densenet121",
     DenseNet,
-    "8.0 M parameters, 2834 M MACs, 25.6 % top-1 error",
     Preprocessing(),
+    Published(params=8.0, macs=2834, top1_error=25.6),
+    Size(7_978_856, 2_850_581_760, 2_834_161_664),
     block_config=[6, 12, 24, 16],
 )
-densenet161 = register_model(
+register_model(
     "densenet161",
     DenseNet,
-    "28.7 M parameters, 7728 M MACs, 22.9 % top-1 error",
     Preprocessing(),
+    Published(params=28.7, macs=7728, top1_error=22.9),
+    Size(28_681_000, 7_758_539_520, 7_727_907_072),
     growth_rate=48,
     block_config=[6, 12, 36, 24],
     num_init_features=96,
 )
-densenet169 = register_model(
+register_model(
     "densenet169",
     DenseNet,
-    "14.1 M parameters, 3360 M MACs, 24.4 % top-1 error",
     Preprocessing(),
+    Published(params=14.1, macs=3360, top1_error=24.4),
+    Size(14_149_480, 3_379_675_392, 3_359_843_328),
     block_config=[6, 12, 32, 32],
 )
-densenet201 = register_model(
+register_model(
     "densenet201",
     DenseNet,
-    "20.0 M parameters, 4291 M MACs, 23.1 % top-1 error",
     Preprocessing(),
+    Published(params=20.0, macs=4291, top1_error=23.1),
+    Size(20_013_928, 4_316_943_104, 4_291_365_888),
     block_config=[6, 12, 48, 32],
 )

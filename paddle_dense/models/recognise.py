@@ -15,7 +15,7 @@ from paddle import LazyGuard, nn
 from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers.room import Room, within
-from paddle_dense.models.registry import Preset, build_network, config_keys, networks, preset, presets
+from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
 from paddle_dense.names import renamed
 
 # Arguments that differ between two uses of one preset.
@@ -134,7 +134,7 @@ def _settled(
     ]
 
 
-def _find(state: Mapping[str, np.ndarray]) -> tuple[type[nn.Layer], Recognised]:
+def _find(state: Mapping[str, np.ndarray]) -> tuple[type[Network], Recognised]:
     for network in networks():
         try:
             found = network.recognise(state)

@@ -36,8 +36,8 @@ from paddle_dense.models.effects import (
     effect_in_network,
     is_known,
 )
+from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import Architecture, canonical, full_config
-from paddle_dense.models.registry import presets
 
 if TYPE_CHECKING:
     from typing_extensions import TypeGuard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,8 @@ from paddle_dense.condense import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.models.arguments import check_arguments
-from paddle_dense.models.registry import build_network, config_keys, network_class
-from paddle_dense.training import LEAST
+from paddle_dense.models.arguments import FromZero, OptionalCount, OptionalFactor, OptionalText, check_arguments
+from paddle_dense.models.network import build_network, config_keys, network_class
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
 from paddle_dense.training.batches import TrainingBatches
@@ -59,24 +58,18 @@ class Settings:
 
     data: str
     recipe: str
-    model: str | None = None
+    model: OptionalText = None
     config: dict[str, Any] = field(default_factory=dict)
-    pretrained: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    seed: int = 0
+    pretrained: OptionalText = None
+    epochs: OptionalCount = None
+    batch_size: OptionalCount = None
+    learning_rate: OptionalFactor = None
+    seed: FromZero = 0
     amp: bool = False
     ema: bool = False
 
     def __post_init__(self) -> None:
-        check_arguments({entry.name: str(entry.type) for entry in fields(self)}, vars(self))
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be {least} or more")
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        check_arguments(type(self), vars(self))
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_timms_networks(capsys, tmp_path, name):
 
 def test_condconv_comes_back_in_the_order_of_its_file(capsys, tmp_path):
     """timm lists the routing behind the convolutions, Paddle's network before them."""
-    preset = paddle_dense.models.registry.preset("tf_efficientnet_cc_b0_4e")
+    preset = paddle_dense.models.network.preset("tf_efficientnet_cc_b0_4e")
     state = condconv.EfficientNetCondConv(**preset.config, num_classes=3).state_dict()
     state = dict(sorted(state.items(), key=lambda item: ".routing_fn." in item[0]))
     torch.save(state, tmp_path / "source.pth")
@@ -178,7 +178,7 @@ def test_the_originals_logits(capsys, data, tmp_path, tiny, difference, converte
 def test_the_official_checkpoint_there_and_back(capsys, oracles, tmp_path, difference):
     back = there_and_back(capsys, oracles / "cdnv2_a.pth", tmp_path, options=["--no-verify"])
     assert_identical(tensors(back), tensors(oracles / "cdnv2_a.pth"))
-    twin = condensenetv2.CondenseNetV2(**paddle_dense.models.registry.preset("cdnv2_a").config).eval()
+    twin = condensenetv2.CondenseNetV2(**paddle_dense.models.network.preset("cdnv2_a").config).eval()
     twin.load_state_dict(torch.load(back, weights_only=True), strict=True)
     oracle = np.load(oracles / "cdnv2_a_io.npz")
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_a_network_that_was_trained_in_paddle(capsys, tmp_path, randomise, diffe
     status, [result], err = run(paddle2torch, capsys, tmp_path / "run.pdparams")
     assert status == OK and result["arch"] == "condensenet50" and result["verified"], err
 
-    preset = paddle_dense.models.registry.preset("condensenet50")
+    preset = paddle_dense.models.network.preset("condensenet50")
     twin = condensenet.CondenseNet(**preset.config, condensed=False).eval()
     twin.load_state_dict(torch.load(tmp_path / "run.pth", weights_only=True), strict=True)
     model.eval()

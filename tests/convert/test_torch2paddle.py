@@ -158,7 +158,7 @@ def test_odd_configurations_are_read_from_the_tensors(capsys, tmp_path, config):
 
 @pytest.mark.parametrize("arch", ["cdnv2_b", "cdnv2_c"])
 def test_presets_b_and_c_in_the_trained_form(capsys, tmp_path, arch):
-    preset = paddle_dense.models.registry.preset(arch)
+    preset = paddle_dense.models.network.preset(arch)
     twin = trained_twin({**preset.config, "num_classes": 37})
     torch.save({"model": twin.state_dict()}, tmp_path / "checkpoint.pt")
 

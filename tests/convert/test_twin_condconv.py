@@ -11,7 +11,7 @@ import pytest
 from convert.mapping import to_paddle
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models import condconv as networks
-from paddle_dense.models.registry import presets
+from paddle_dense.models.network import presets
 
 torch = pytest.importorskip("torch", reason="the twins are PyTorch networks")
 
@@ -121,7 +121,7 @@ def test_every_preset_is_timms_key_for_key_and_number_for_number(preset, timm, r
 def test_every_preset_answers_alike_in_both_frameworks(preset, randomise, difference):
     pictures = random_pictures(66)
     twin = twin_of(preset, randomise, pictures)
-    network = preset().to(dtype="float64")
+    network = preset.build({}).to(dtype="float64")
     missing, unexpected = network.set_state_dict(to_paddle(arrays(twin)))
     assert not missing
     assert not unexpected

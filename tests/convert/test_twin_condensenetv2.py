@@ -10,7 +10,7 @@ from convert.checkpoint import read_checkpoint
 from convert.mapping import to_paddle
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.models import CondenseNetV2 as PaddleNetwork
-from paddle_dense.models import cdnv2_a
+from paddle_dense.zoo import cdnv2_a
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 

@@ -11,8 +11,8 @@ from convert.mapping import to_paddle
 from convert.parity import exact_pair
 from convert.torch2paddle import OK, main
 from paddle_dense.models import cspnet as networks
+from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import canonical
-from paddle_dense.models.registry import presets
 
 torch = pytest.importorskip("torch", reason="the twins are PyTorch networks")
 
@@ -87,7 +87,7 @@ def test_presets_answer_as_timm_and_paddle(preset, timm, randomise, difference):
     y = answers(twin, x)
     assert (y[0] - y[1]).abs().max() > 1e-3 * y.abs().max()  # the pictures do matter
     assert difference(y, answers(theirs, x)) < 1e-6
-    assert difference(answers(in_paddle(twin, preset()), x), y) < 1e-5
+    assert difference(answers(in_paddle(twin, preset.build({})), x), y) < 1e-5
 
 
 @pytest.mark.slow
@@ -98,13 +98,13 @@ def test_dense_presets_answer_alike(preset, mode, randomise, difference):
     x = pictures(2, 3, 64, 64)
     y = answers(twin, x)
     assert (y[0] - y[1]).abs().max() > 1e-3 * y.abs().max()
-    assert difference(answers(in_paddle(twin, preset(mode=mode)), x), y) < 1e-5
+    assert difference(answers(in_paddle(twin, preset.build({"mode": mode})), x), y) < 1e-5
 
 
 @pytest.mark.parametrize("preset", TIMM)
 def test_pyramid_is_timms(preset, timm, randomise, difference):
     theirs = randomise(timm.create_model(preset.name, features_only=True))
-    ours = preset(features_only=True)
+    ours = preset.build({"features_only": True})
     # timm flattens the names here: stem_conv1.conv, stages_0.conv_exp ...
     state = {
         name.replace("stem_", "stem.", 1).replace("stages_", "stages.", 1): value

@@ -10,8 +10,8 @@ import paddle_dense as pd_
 from convert.mapping import to_paddle
 from convert.torch2paddle import OK, main
 from paddle_dense.models import densenet as networks
+from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import canonical
-from paddle_dense.models.registry import presets
 
 torch = pytest.importorskip("torch", reason="the twins are PyTorch networks")
 
@@ -66,7 +66,7 @@ def test_presets_answer_as_torchvision_timm_and_paddle(preset, originals, random
     for theirs in (getattr(torchvision.models, preset.name)(), timm.create_model(preset.name)):
         theirs.load_state_dict(twin.state_dict(), strict=True)
         assert difference(y, answers(theirs, x)) < 1e-6
-    assert difference(answers(in_paddle(twin, preset()), x), y) < 1e-5
+    assert difference(answers(in_paddle(twin, preset.build({})), x), y) < 1e-5
 
 
 def test_pyramid_is_timms(originals, randomise, difference):

@@ -24,7 +24,7 @@ from paddle_dense.deploy.fused_layers import (
 )
 from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet, EfficientNetCondConv
-from paddle_dense.models.registry import create_model, list_models
+from paddle_dense.zoo import create_model, list_models
 
 # What float32 leaves; a rule that is wrong anywhere is wrong by a hundred times as much.
 ROUNDING = 3e-6

@@ -10,8 +10,8 @@ from paddle.static import InputSpec
 from convert.mapping import to_paddle
 from paddle_dense.errors import WeightsError
 from paddle_dense.models.condconv import EfficientNetCondConv
+from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import recognise
-from paddle_dense.models.registry import presets
 from paddle_dense.weights import read_weights, write_weights
 from tests.peers import tool
 
@@ -69,7 +69,7 @@ def test_it_answers_what_the_original_answers(oracles, difference):
 
 @EVERY_PRESET
 def test_presets_have_the_published_sizes_and_are_recognised(preset):
-    network = preset()
+    network = preset.build({})
     state = arrays(network)
     assert count(state) == PARAMETERS[preset.name[preset.name.index("cc_") :]]
     assert network.feature_channels == [16, 24, 40, 112, 320]
@@ -137,7 +137,7 @@ def test_any_size_gives_logits_features_and_a_pyramid(size, same_padding, small)
 @EVERY_PRESET
 @pytest.mark.slow
 def test_presets_run_at_their_native_size(preset):
-    network = preset(in_channels=1)
+    network = preset.build({"in_channels": 1})
     network.eval()
     logits = network(pictures(preset.preprocessing.input_size, batch=1, channels=1))
     assert logits.shape == [1, 1000]

@@ -156,13 +156,6 @@ def test_no_classes_means_no_classifier(randomise, difference):
     assert difference(whole.classifier(features), answer(whole, x)) < 1e-6
 
 
-def test_class_dim_is_another_name_for_num_classes():
-    model = CondenseNetV2(**{key: value for key, value in SMALL.items() if key != "num_classes"}, class_dim=9)
-    assert model.num_classes == model.config["num_classes"] == 9
-    assert "class_dim" not in model.config
-    assert model.classifier.weight.shape == [24, 9]
-
-
 @pytest.mark.parametrize(
     ("config", "strides"), [(SMALL, [1, 2, 4]), (FIVE_BLOCKS, [2, 4, 8, 16, 32])], ids=["CIFAR form", "ImageNet form"]
 )

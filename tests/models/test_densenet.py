@@ -12,7 +12,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.recognise import recognise
-from paddle_dense.models.registry import create_model
+from paddle_dense.zoo import create_model
 from tests.peers import tool
 
 PARAMETERS = {

@@ -7,8 +7,9 @@ import paddle
 import pytest
 
 import paddle_dense
-from paddle_dense.models import CondenseNetV2, build_network, cdnv2_a, create_model, list_models
-from paddle_dense.models.registry import config_keys, networks, preset, presets
+from paddle_dense.models import CondenseNetV2, build_network
+from paddle_dense.models.network import config_keys, networks, preset, presets
+from paddle_dense.zoo import cdnv2_a, create_model, list_models
 
 SMALL = {"stages": [1, 1], "growth": [8, 8], "fc_channel": 8, "num_classes": 3, "in_channels": 1}
 
@@ -32,7 +33,8 @@ def test_create_model_and_the_function_of_the_same_name_agree():
 def test_every_preset_holds_its_published_figures(name):
     entry = preset(name)
     assert entry.name == name and entry.network is CondenseNetV2
-    assert "parameters" in entry.note and "MACs" in entry.note and "top-1" in entry.note
+    assert entry.published.params and entry.published.macs and entry.published.top1_error
+    assert str(entry.published).count(",") == 2
     assert entry in presets(CondenseNetV2) and entry in presets()
 
 

@@ -15,7 +15,7 @@ from paddle_dense import create_model
 from paddle_dense.cost import CostError, affordable, check_cost
 from paddle_dense.errors import WeightsError, enough_memory
 from paddle_dense.info import describe_weights
-from paddle_dense.models.registry import networks, presets
+from paddle_dense.models.network import networks, presets
 from paddle_dense.weights import read_weights, write_weights
 from tests.security.hostile import COSTLY_NETWORKS, costly_state
 

@@ -1,0 +1,268 @@
+"""What every network here is, and the presets: how they are declared, found and built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from paddle import nn
+
+from paddle_dense.data import Preprocessing
+from paddle_dense.layers.room import check_room
+from paddle_dense.models.arguments import check_arguments
+
+if TYPE_CHECKING:
+    from paddle_dense.models.recognise import Recognised
+
+_NETWORKS: dict[str, type[Network]] = {}
+_PRESETS: dict[str, Preset] = {}
+
+
+class Network(nn.Layer):
+    """What the networks here have in common: each can be rebuilt from its `config`.
+
+    A subclass hands its constructor's arguments over at once, and says in `describe` what it makes of a picture::
+
+        def __init__(self, width: Count = 8, num_classes: FromZero = 10, in_channels: Count = 3,
+                     features_only: bool = False) -> None:
+            super().__init__(locals())
+            ...
+            self.describe(input_size=32, feature_channels=[width], feature_strides=[2])
+
+    Attributes:
+        classifier_name: the layer that tells the classes apart.
+        head_prefixes: how the names of those tensors begin that `features_only` leaves out.
+        config: the constructor's arguments, every one.
+        arch: name of the preset, or of the class.
+        num_classes: classes; 0 for none.
+        features_only: whether it returns the pyramid instead of logits.
+        input_size: side of the pictures that it was made for, in pixels.
+        feature_channels: channels of each tensor of the pyramid.
+        feature_strides: pixels of the picture for each pixel of it.
+        preprocessing: how pictures are prepared for it.
+    """
+
+    classifier_name = "classifier"
+    head_prefixes: tuple[str, ...] = ("classifier.",)
+    input_size: int
+    feature_channels: Sequence[int]
+    feature_strides: Sequence[int]
+    preprocessing: Preprocessing
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """Record the arguments.
+
+        Args:
+            arguments: the constructor's, by name: its `locals()` before it does anything else.
+
+        Raises:
+            ValueError: an argument is of another kind than its annotation says, or out of range.
+        """
+        super().__init__()
+        # Lists are copied: a model's config is its own, whoever changes the preset's or the caller's.
+        config: dict[str, Any] = {
+            key: list(value) if isinstance(value, (list, tuple)) else value
+            for key, value in ((key, arguments[key]) for key in config_keys(type(self)))
+        }
+        check_arguments(type(self).__init__, config)
+        self.config = config
+        self.arch = type(self).__name__
+        self.num_classes: int = config["num_classes"]
+        self.features_only: bool = config["features_only"]
+
+    def describe(self, input_size: int, feature_channels: Sequence[int], feature_strides: Sequence[int]) -> None:
+        """Set what the network makes of a picture.
+
+        Raises:
+            ValueError: the strides leave nothing of one.
+        """
+        if feature_strides[-1] > input_size:
+            raise ValueError(
+                f"{type(self).__name__} would leave nothing of a picture of {input_size} pixels, one for every "
+                f"{feature_strides[-1]}: take fewer blocks or smaller strides"
+            )
+        self.input_size = input_size
+        self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
+        check_room(self.config["in_channels"])
+        self.preprocessing = Preprocessing.for_network(input_size, self.config["in_channels"])
+
+    @staticmethod
+    def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
+        """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
+        raise NotImplementedError
+
+    @staticmethod
+    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The network's own names for a state_dict under names that other code gives to the same tensors."""
+        return dict(state)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper, or the page of the weights, says of a preset.
+
+    Attributes:
+        params: parameters, in millions.
+        macs: multiply-accumulates, in millions, at the preset's own picture size; the CondenseNets' papers count
+            activations and pooling with the products, everybody else the products alone.
+        top1_error, top5_error: in percent.
+        data: what the errors were measured on.
+        remark: what else is to be known, in a few words.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    top1_error: float | None = None
+    top5_error: float | None = None
+    data: str = "ImageNet"
+    remark: str = ""
+
+    def __str__(self) -> str:
+        errors = [(self.top1_error, "top-1"), (self.top5_error, "top-5")]
+        figures = [
+            f"{number} M {what}" for number, what in ((self.params, "parameters"), (self.macs, "MACs")) if number
+        ]
+        said = " and ".join(f"{error} % {which}" for error, which in errors if error is not None)
+        figures += [f"{said} error on {self.data}"] if said else []
+        return ", ".join([*figures, *([self.remark] if self.remark else [])])
+
+
+class Size(NamedTuple):
+    """The exact size of a preset, as `paddle_dense.profile` counts it at the preset's own picture size."""
+
+    params: int
+    macs: int
+    executed_macs: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named network of a paper.
+
+    Attributes:
+        name: the name that `create_model` takes.
+        network: the class of the network.
+        config: the constructor's arguments that make this preset.
+        preprocessing: how the pictures were prepared that the published figure was measured on.
+        published: the published figures.
+        size: the exact ones, where they have been measured.
+    """
+
+    name: str
+    network: type[Network]
+    config: dict[str, Any] = field(compare=False)
+    preprocessing: Preprocessing
+    published: Published = Published()
+    size: Size | None = None
+
+    @property
+    def note(self) -> str:
+        """The published figures in one line, and the measured size where none is published."""
+        published = self.published
+        if self.size and published.params is None:
+            params, macs = round(self.size.params / 1e6, 1), round(self.size.executed_macs / 1e6)
+            published = replace(published, params=params, macs=macs)
+        return str(published)
+
+    def build(self, config: Mapping[str, Any]) -> Network:
+        """A new network with fresh weights; ValueError if an argument in `config` is unknown or cannot be used."""
+        model = build_network(self.network.__name__, {**self.config, **_with_alias(config)})
+        model.arch = self.name
+        model.preprocessing = self.preprocessing
+        model.input_size = self.preprocessing.input_size
+        return model
+
+
+def register_network(network: type[Network]) -> type[Network]:
+    """Class decorator: `network` can be rebuilt from the name of its class and its `config`, and is recognised."""
+    _NETWORKS[network.__name__] = network
+    return network
+
+
+def register_model(
+    name: str,
+    network: type[Network],
+    preprocessing: Preprocessing,
+    published: Published = Published(),
+    size: Size | None = None,
+    **config: Any,
+) -> None:
+    """Declare a preset, which `create_model` builds and files are recognised as.
+
+    Args:
+        name: the name that `create_model` takes.
+        network: the class of the network.
+        preprocessing: how pictures are prepared for it.
+        published: figures that were published of it.
+        size: its exact size, where that has been measured.
+        config: the constructor's arguments that make this preset.
+    """
+    _PRESETS[name] = Preset(name, network, config, preprocessing, published, size)
+
+
+def _with_alias(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with ppim's name of `num_classes`, `class_dim`, put right."""
+    if {"class_dim", "num_classes"} <= set(config):
+        raise ValueError("class_dim and num_classes are two names for one argument: give one of them")
+    return {"num_classes" if key == "class_dim" else key: value for key, value in config.items()}
+
+
+def config_keys(network: type[Network]) -> Sequence[str]:
+    """Names of the arguments that a network's constructor takes."""
+    return list(inspect.signature(network.__init__).parameters)[1:]
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: there is none; the message lists what there is.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(_PRESETS)}")
+    return _PRESETS[name]
+
+
+def presets(network: type[Network] | None = None) -> list[Preset]:
+    """All presets, family by family, or those of one network."""
+    return [entry for entry in _PRESETS.values() if network in (None, entry.network)]
+
+
+def network_class(arch: str) -> type[Network]:
+    """The class behind the name of a preset or of a network.
+
+    Raises:
+        ValueError: there is no such name; the message lists what there is.
+    """
+    if arch in _PRESETS:
+        return _PRESETS[arch].network
+    if arch not in _NETWORKS:
+        raise ValueError(f"unknown network {arch!r}: choose one of {', '.join([*_PRESETS, *_NETWORKS])}")
+    return _NETWORKS[arch]
+
+
+def networks() -> list[type[Network]]:
+    """The networks that presets are made of, one or more for each paper."""
+    return list(_NETWORKS.values())
+
+
+def build_network(arch: str, config: Mapping[str, Any]) -> Network:
+    """Build a network from the name of its class, or of a preset, and a complete or partial config.
+
+    Raises:
+        ValueError: the name or an argument is unknown, or no network has such numbers.
+    """
+    network = network_class(arch)
+    if arch in _PRESETS:
+        return _PRESETS[arch].build(config)
+    unknown = set(config) - set(config_keys(network))
+    if unknown:
+        raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
+    try:
+        return network(**config)
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, SystemError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ValueError(f"{arch} cannot be built with the arguments {dict(config)}: {reason[0]}") from error
