@@ -56,7 +56,7 @@ from convert.conversion import build_twin, condensed_form
 from convert.mapping import to_paddle
 from convert.parity import load_torch_state
 from paddle_dense.checkpoints import check_state
-from paddle_dense.condense import learned_layers
+from paddle_dense.layers.choices import learned_layers
 from paddle_dense.models.recognise import recognise
 
 Arrays = dict[str, np.ndarray]

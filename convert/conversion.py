@@ -22,7 +22,6 @@ from convert.original import remembered
 from convert.report.section import Section, summarise
 from convert.versions import versions
 from paddle_dense.command import importing, signals_waiting
-from paddle_dense.condense import binary_mask, condense_linear, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.names import paddle_sign, refuse_mixture
 from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
@@ -290,6 +289,8 @@ def condensed_form(source: Mapping[str, np.ndarray], found: Architecture) -> tup
     Raises:
         WeightsError: it is not condensed far enough.
     """
+    from paddle_dense.condensing import condense_state
+
     state = condense_state(source, lambda layer: found.network.condensing(layer, found.config))
     return state, replace(found, config={**found.config, "condensed": True})
 
@@ -303,6 +304,8 @@ def _with_condensed_classifier(
             f"--condense-classifier is for a CondenseNet with a whole classifier, in the condensed form, and this is "
             f"{found.arch}: leave the option out"
         )
+    from paddle_dense.layers.linear import condense_linear
+
     name = found.network.classifier_name
     whole = {key: state[f"{name}.{key}"] for key in ("weight", "bias")}
     halved = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
@@ -322,6 +325,8 @@ def outline_of(architecture: Architecture, options: Options) -> nn.Layer:
 
 def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same state with averaged masks put back to 0 and 1, and the counters beside them to whole numbers."""
+    from paddle_dense.layers.choices import binary_mask, learned_layers
+
     rounded = dict(state)
     for layer in learned_layers(state):
         mask = state[f"{layer}._mask"]
@@ -355,6 +360,7 @@ def check(
     from convert import parity
     from paddle_dense.checkpoints import set_state
     from paddle_dense.cost import affordable
+    from paddle_dense.layers.choices import learned_layers
     from paddle_dense.models.recognise import give_memory
 
     replaced: list[str] = []

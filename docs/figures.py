@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import paddle_dense as pd_  # noqa: E402
-from paddle_dense.condense import condense_sfr  # noqa: E402
 from paddle_dense.layers import LGC, SFR, CondConv2D, CondenseSFR  # noqa: E402
 from paddle_dense.layers.condconv import mixed_conv2d  # noqa: E402
-from paddle_dense.layers.learned_group import LearnedConnections, due_stage  # noqa: E402
+from paddle_dense.layers.learned import LearnedConnections, due_stage  # noqa: E402
+from paddle_dense.layers.sfr import condense_sfr  # noqa: E402
 from paddle_dense.models import condensenet, condensenetv2, densenet  # noqa: E402
 from paddle_dense.training import plot_connectivity  # noqa: E402
 

@@ -9,11 +9,6 @@ import zlib  # noqa: F401  Paddle 2.6 crashes if this is first imported after it
 from importlib import import_module, util
 from typing import Any
 
-from paddle_dense.command import signals_waiting
-
-with signals_waiting():  # for NumPy starts threads, through which signals would reach Paddle while it is imported
-    from paddle_dense.condense import condense
-
 __version__ = "0.1.0"
 
 if util.find_spec("paddle") is None:
@@ -23,6 +18,7 @@ if util.find_spec("paddle") is None:
 
 _HOMES = {
     "paddle_dense.checkpoints": ("load_model", "load_weights", "save_weights"),
+    "paddle_dense.condensing": ("condense",),
     "paddle_dense.layers": (
         "CondConv2D",
         "CondConvLinear",
@@ -54,7 +50,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = ("deploy", "training")
 
-__all__ = ["__version__", "condense", *_SUBPACKAGES, *sorted(_HOME_OF)]
+__all__ = ["__version__", *_SUBPACKAGES, *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
-from paddle_dense.condense import binary_mask, condense_state, learned_layers
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable, shown
 from paddle_dense.names import AVERAGED, pytorch_sign
 from paddle_dense.pretrained import manifest
@@ -269,6 +268,9 @@ def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: nn.L
 
 def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
     """Add how far a network in the trained form has been condensed."""
+    from paddle_dense.condensing import condense_state
+    from paddle_dense.layers.choices import binary_mask, learned_layers
+
     masks = [binary_mask(state[f"{layer}._mask"], layer) for layer in learned_layers(state)]
     info = replace(info, connections=sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1))
     try:

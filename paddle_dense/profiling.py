@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import HS, CondConv2D, CondConvLinear, CondenseSFR, RoutedCondConv2D
-from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections
 
 
 @dataclass(frozen=True)

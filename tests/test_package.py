@@ -42,7 +42,6 @@ def said(script: str, *options: str, **environment: str) -> str:
     "statement",
     [
         "import paddle_dense",
-        "from paddle_dense import condense",
         "import paddle_dense.errors, paddle_dense.weights, paddle_dense.sidecar",
         "import convert",
         "import convert.checkpoint, convert.mapping, convert.torch2paddle, convert.conversion",
@@ -126,25 +125,6 @@ def test_a_star_brings_the_public_names():
     """)
         == "[]"
     )
-
-
-@pytest.mark.parametrize(
-    "statements",
-    [
-        "import paddle_dense, paddle_dense.condense",
-        "from paddle_dense.condense import condense_lgc; import paddle_dense",
-        "import paddle_dense.models; import paddle_dense.condense",
-        "import importlib; importlib.import_module('paddle_dense.condense'); import paddle_dense",
-    ],
-)
-def test_condense_stays_the_function(statements):
-    out = said(f"""
-        {statements}
-        from paddle_dense import condense
-        from paddle_dense.condense import condense as function
-        print(paddle_dense.condense is condense is function, callable(condense))
-    """)
-    assert out == "True True"
 
 
 def test_the_version_is_that_of_the_package():

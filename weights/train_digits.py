@@ -29,8 +29,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convert.torch_models.condensenetv2 import CondenseNetV2, LearnedConnections
-from paddle_dense.condense import condense_lgc, condense_sfr, condense_state
+from paddle_dense.condensing import condense_state
 from paddle_dense.data import load_digits
+from paddle_dense.layers.lgc import condense_lgc
+from paddle_dense.layers.sfr import condense_sfr
 
 GROUPS = 4
 CONFIG = {

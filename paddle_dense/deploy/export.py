@@ -35,10 +35,12 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from paddle_dense import __version__
+from paddle_dense.deploy.fused_layers import fused_sfr
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import CondenseLGC, CondenseSFR
-from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.surgery import Rules, rewrite
 from paddle_dense.writing import move_together, temporary_folder, unwritable
 
 PathLike = Union[str, os.PathLike]
@@ -235,33 +237,14 @@ def _plain_lgc(layer: CondenseLGC) -> nn.Layer:
     return nn.Sequential(_Gather(layer.index), layer.norm, layer.activation, layer.conv, _Gather(order))
 
 
-def _plain_sfr(layer: CondenseSFR) -> nn.Layer:
-    """Its dense convolution with the weight computed once and for all, where the layer does so in each pass."""
-    weight = layer.dense_weight()
-    out_channels, in_channels, *kernel_size = weight.shape
-    conv = nn.Conv2D(in_channels, out_channels, kernel_size, layer.stride, layer.padding, bias_attr=False)
-    conv.weight.set_value(weight)
-    return nn.Sequential(layer.norm, layer.activation, conv)
-
-
 def _plain_leaky_relu(layer: nn.LeakyReLU) -> nn.Layer:
     return nn.PReLU(1, layer._negative_slope)
 
 
-Substitutes = tuple[tuple[type[nn.Layer], Callable[[Any], nn.Layer]], ...]
-
 # Paddle Inference 3.3 crashes where it fuses a LeakyReLU into the convolution before it, and paddle2onnx 2.1 loses the
 # slope of one.
-_FOR_PADDLE: Substitutes = ((CondenseSFR, _plain_sfr), (nn.LeakyReLU, _plain_leaky_relu))
-_FOR_ONNX: Substitutes = (*_FOR_PADDLE, (CondenseLGC, _plain_lgc))
-
-
-def _substitute(network: nn.Layer, substitutes: Substitutes) -> None:
-    for parent in network.sublayers(include_self=True):
-        for name, child in list(parent._sub_layers.items()):
-            for kind, plain in substitutes:
-                if isinstance(child, kind):
-                    setattr(parent, name, plain(child))
+_FOR_PADDLE: Rules = {CondenseSFR: fused_sfr, nn.LeakyReLU: _plain_leaky_relu}
+_FOR_ONNX: Rules = {**_FOR_PADDLE, CondenseLGC: _plain_lgc}
 
 
 # Paddle Inference
@@ -282,12 +265,10 @@ def _write_paddle(
     return (*files, beside)
 
 
-def _write_program(
-    network: nn.Sequential, stem: Path, shape: list[int | None], substitutes: Substitutes
-) -> tuple[Path, Path]:
+def _write_program(network: nn.Sequential, stem: Path, shape: list[int | None], rules: Rules) -> tuple[Path, Path]:
     """Trace the network into ``STEM.json`` (or ``.pdmodel``) and ``STEM.pdiparams``."""
     with paddle.no_grad():
-        _substitute(network, substitutes)
+        rewrite(network, rules)
     _forget_aborted_traces()
     try:
         with quiet():

@@ -47,8 +47,9 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
             runtime is unknown.
         RuntimeError: the outputs are not the same on random inputs.
     """
-    from paddle_dense.deploy.fusing_rules import RULES, rewrite
+    from paddle_dense.deploy.fusing_rules import RULES
     from paddle_dense.evaluation import evaluation
+    from paddle_dense.surgery import rewrite
 
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
@@ -62,7 +63,7 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
 
 
 def _check(model: nn.Layer) -> None:
-    from paddle_dense.layers.learned_group import LearnedConnections
+    from paddle_dense.layers.learned import LearnedConnections
 
     kind = type(model).__name__
     if not hasattr(model, "config"):

@@ -103,7 +103,7 @@ def fused_sfr(sfr: CondenseSFR) -> nn.Sequential:
     BN and activation stay: the layer's input goes elsewhere too, so that the BN cannot move into what makes it.
     """
     weight = to_array(sfr.dense_weight())
-    conv = convolution(weight, sfr.conv.weight, stride=sfr.stride, padding=sfr.padding)
+    conv = convolution(weight, sfr.conv.weight)
     return nn.Sequential(sfr.norm, sfr.activation, conv)
 
 

@@ -7,7 +7,7 @@ A function takes a layer, which it may take apart, and returns what stands in it
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 from paddle import nn
 
@@ -26,8 +26,7 @@ from paddle_dense.deploy.fused_layers import (
 )
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.models import condconv, condensenet, condensenetv2, cspnet, densenet
-
-Rule = Callable[[Any], nn.Layer]
+from paddle_dense.surgery import Rule, Rules
 
 
 def condensed_for_paddle(layer: nn.Layer) -> nn.Layer:
@@ -121,28 +120,18 @@ def pool_early(layer: nn.Layer) -> nn.Layer:
     return layer
 
 
-def _if_pointwise(rule: Rule) -> Rule:
-    """The rule for an LGC that stands alone: one with another kernel than the papers' stays as it is."""
-
-    def checked(lgc: CondenseLGC) -> nn.Layer:
-        pointwise = (lgc.conv._kernel_size, lgc.conv._stride, lgc.conv._padding) == ([1, 1], [1, 1], 0)
-        return rule(lgc) if pointwise else lgc
-
-    return checked
-
-
-_EVERYWHERE: dict[type[nn.Layer], Rule] = {
+_EVERYWHERE: Rules = {
     nn.Dropout: lambda dropout: nn.Identity(),
     CondenseSFR: fused_sfr,
     densenet.DenseBackbone: pool_early,
 }
 
 # Paddle's own kernels on a CPU. No BN is folded: it would leave a bias, which costs them more (see `fuse`).
-_PADDLE: dict[type[nn.Layer], Rule] = {
+_PADDLE: Rules = {
     **_EVERYWHERE,
     condensenet.DenseLayer: condensed_for_paddle,
     condensenetv2.DenseLayer: condensed_for_paddle,
-    CondenseLGC: _if_pointwise(GatheredProduct),
+    CondenseLGC: GatheredProduct,
     nn.AvgPool2D: lambda pool: PoolingProduct() if _halves(pool) else pool,
 }
 
@@ -151,11 +140,11 @@ def _folding(*pairs: tuple[str, str]) -> Rule:
     return partial(fold_norms, pairs=pairs)
 
 
-_ENGINES: dict[type[nn.Layer], Rule] = {
+_ENGINES: Rules = {
     **_EVERYWHERE,
     condensenet.DenseLayer: condensed_for_engines,
     condensenetv2.DenseLayer: condensed_for_engines,
-    CondenseLGC: _if_pointwise(lgc_for_engines),
+    CondenseLGC: lgc_for_engines,
     densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
     densenet.DenseLayer: _folding(("conv1", "norm2")),
     cspnet.ConvNormAct: _folding(("conv", "bn")),
@@ -164,21 +153,4 @@ _ENGINES: dict[type[nn.Layer], Rule] = {
     condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
 }
 
-RULES = {"paddle": _PADDLE, "onnx": _ENGINES}
-
-
-def rewrite(layer: nn.Layer, rules: dict[type[nn.Layer], Rule]) -> nn.Layer:
-    """A layer with everything in it rewritten that a rule stands for; a layer in two places stays one."""
-    return _rewrite(layer, rules, {})
-
-
-def _rewrite(layer: nn.Layer, rules: dict[type[nn.Layer], Rule], done: dict[nn.Layer, nn.Layer]) -> nn.Layer:
-    if layer not in done:
-        rule = next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
-        new = layer if rule is None else rule(layer)
-        done[layer] = done[new] = new
-        # Not `named_children`, which names a layer that stands in two places only once.
-        for name, child in list(new._sub_layers.items()):
-            if child is not None:
-                setattr(new, name, _rewrite(child, rules, done))
-    return done[layer]
+RULES: dict[str, Rules] = {"paddle": _PADDLE, "onnx": _ENGINES}

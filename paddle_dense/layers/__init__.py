@@ -2,10 +2,11 @@
 
 from paddle_dense.layers.activation import HS, activation
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
-from paddle_dense.layers.condense import CondenseConv, CondenseLGC, CondenseLinear, CondenseSFR
-from paddle_dense.layers.conv import Conv, conv2d, linear, share
-from paddle_dense.layers.learned_group import LGC, SFR, LearnedGroupConv
+from paddle_dense.layers.conv import Conv, conv2d, share
+from paddle_dense.layers.lgc import LGC, CondenseConv, CondenseLGC, LearnedGroupConv
+from paddle_dense.layers.linear import CondenseLinear, linear
 from paddle_dense.layers.se import SELayer
+from paddle_dense.layers.sfr import SFR, CondenseSFR
 from paddle_dense.layers.shuffle import ShuffleLayer, ShuffleLayerTrans
 
 __all__ = [

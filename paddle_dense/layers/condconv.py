@@ -20,7 +20,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Initializer, Normal, Uniform
 
-from paddle_dense.layers.conv import linear
+from paddle_dense.layers.linear import linear
 
 Pair = Union[int, tuple[int, int], list[int]]
 Geometry = tuple[Pair, Union[Pair, Literal["SAME"]], Pair]  # stride, padding, dilation

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers as the original networks initialise them."""
+"""Convolutions as the original networks initialise them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import sqrt
 import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
-from paddle.nn.initializer import Constant, Normal, Uniform
+from paddle.nn.initializer import Normal
 
 from paddle_dense.layers.activation import activation as make_activation
 
@@ -89,18 +89,6 @@ def share(channels: int, parts: int, what: str) -> int:
     if channels % parts:
         raise ValueError(f"{channels} channels do not divide into {parts} {what}: change the growth rate or the number")
     return channels // parts
-
-
-def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bool = False) -> nn.Linear:
-    """A linear layer drawn from U(-b, b), ``b = 1 / sqrt(in_features)``, as PyTorch does; the bias too, or 0."""
-    bound = 1.0 / sqrt(in_features)
-    bias_initializer = Constant(0.0) if zero_bias else Uniform(-bound, bound)
-    return nn.Linear(
-        in_features,
-        out_features,
-        weight_attr=ParamAttr(initializer=Uniform(-bound, bound)),
-        bias_attr=ParamAttr(initializer=bias_initializer) if bias else False,
-    )
 
 
 class Conv(nn.Sequential):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paddle import Tensor, nn
 
-from paddle_dense.layers.conv import linear
+from paddle_dense.layers.linear import linear
 
 
 class SELayer(nn.Layer):

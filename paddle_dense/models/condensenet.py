@@ -21,9 +21,10 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.condense import condense_lgc, learned_layers
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
+from paddle_dense.layers.choices import learned_layers
+from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount, Share
 from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import (
@@ -211,7 +212,7 @@ class CondenseNet(Network):
 
     @staticmethod
     def condensing(layer: str, config: Mapping[str, Any]) -> tuple:
-        """How to condense one learned layer: see `paddle_dense.condense.condense_state`."""
+        """How to condense one learned layer: see `paddle_dense.condensing.condense_state`."""
         return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]
 
 

@@ -21,9 +21,10 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.condense import condense_lgc, condense_sfr
 from paddle_dense.data import Preprocessing
 from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear, share
+from paddle_dense.layers.lgc import condense_lgc
+from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount
 from paddle_dense.models.condensenet import DenseFeatures, default_init_stride, read_dense_blocks
 from paddle_dense.models.network import Network, Published, Size, register_model, register_network
@@ -163,7 +164,7 @@ class CondenseNetV2(Network):
 
     @staticmethod
     def condensing(layer: str, config: Mapping[str, object]) -> tuple:
-        """How to condense one learned layer: see `paddle_dense.condense.condense_state`."""
+        """How to condense one learned layer: see `paddle_dense.condensing.condense_state`."""
         if layer.endswith(".sfr"):
             return condense_sfr, config["group_trans"], config["trans_factor"] or config["group_trans"]
         return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]

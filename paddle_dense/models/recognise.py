@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from paddle import LazyGuard, nn
 
-from paddle_dense.condense import binary_mask, learned_layers
 from paddle_dense.errors import WeightsError
+from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.layers.room import Room, within
 from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
 from paddle_dense.names import renamed

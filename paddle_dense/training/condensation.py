@@ -1,6 +1,6 @@
 """Condensing while a network learns: who tells the learned layers how far training is, and the loss that helps them.
 
-The learned layers do the dropping (`paddle_dense.layers.learned_group`); here is what connects them to `paddle.Model`.
+The learned layers do the dropping (`paddle_dense.layers.learned`); here is what connects them to `paddle.Model`.
 Everything belongs to one network: two models in one process do not disturb each other.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import paddle
 from paddle import Tensor, distributed, nn
 
-from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections
 
 
 def learned_connections(network: nn.Layer) -> dict[str, LearnedConnections]:

@@ -21,7 +21,7 @@ from paddle import Tensor, nn
 from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
 from paddle_dense.errors import WeightsError, printable
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
-from paddle_dense.layers.learned_group import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
 from paddle_dense.sidecar import with_its_sidecar
 from paddle_dense.training.resume import load_network

@@ -14,7 +14,7 @@ from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
 from paddle_dense.command import SIGNALS, Stopped
-from paddle_dense.condense import condense
+from paddle_dense.condensing import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming

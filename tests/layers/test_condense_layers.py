@@ -138,14 +138,6 @@ def test_contributions_to_one_column_add_up(targets, randomise, difference):
     assert difference(*gradients) < 2e-6
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (1, 2, 0)])
-def test_condense_sfr_with_larger_kernels(kernel_size, stride, padding, randomise, difference):
-    layer = randomise(CondenseSFR(8, 16, kernel_size, stride, padding, groups=4))
-    layer.eval()
-    x = paddle.randn([2, 8, 7, 9])
-    assert difference(layer(x), explicit_product(layer, x)) < 1e-6
-
-
 def test_the_dense_weight_is_one_convolution(randomise, difference):
     layer = randomise(CondenseSFR(8, 16, groups=4))
     layer.eval()

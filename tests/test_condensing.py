@@ -7,9 +7,12 @@ import paddle
 import pytest
 
 from paddle_dense import condense, load_weights, save_weights
-from paddle_dense.condense import binary_mask, condense_lgc, condense_sfr, condense_state, learned_layers
+from paddle_dense.condensing import condense_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
+from paddle_dense.layers.choices import binary_mask, learned_layers
+from paddle_dense.layers.lgc import condense_lgc
+from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models import CondenseNetV2
 
 # channels in, channels out, groups G, condensation factor C
@@ -359,10 +362,3 @@ def test_masks_near_0_and_1_are_rounded():
 def test_a_condensed_model_is_refused_by_its_name(tiny):
     with pytest.raises(ValueError, match="CondenseNetV2 has no LGC or SFR layer: it is condensed already"):
         condense(CondenseNetV2(**tiny))
-
-
-def test_the_function_and_the_module_share_a_name():
-    """`import paddle_dense.condense` in one place must not take the function from another."""
-    import paddle_dense.condense
-
-    assert callable(paddle_dense.condense) and paddle_dense.condense is condense

@@ -1,4 +1,4 @@
-r"""Learned group convolution (LGC) and sparse feature reactivation (SFR), in the form they are trained in.
+"""LGC and SFR in training: the schedule by which connections are dropped, and what is dropped.
 
 Both are BN -> activation -> 1x1 convolution whose dense weight W [out, in] is multiplied by a 0/1 mask. While the
 network learns, the mask loses the connections whose weights are smallest, until 1/C of them are left:
@@ -8,9 +8,8 @@ network learns, the mask loses the connections whose weights are smallest, until
 * SFR lets each group of *inputs* choose the outputs it reactivates. Column c belongs to group ``c mod G``; output i
   matters to group g by ``sum(|W[i, c]| for c in g)``.
 
-They are one idea seen from its two sides, so one class holds the schedule, the dropping and the group lasso, and LGC
-and SFR say only what is summed and what the result covers. Once 1/C is reached the masked layer equals the grouped
-convolution of `paddle_dense.layers.condense`, where the algebra that links the two forms stands.
+They are one idea seen from its two sides, so one class holds the schedule, the dropping and the group lasso, and `LGC`
+and `SFR` say only what is summed and what the result covers.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
-from paddle_dense.condense import binary_fault
 from paddle_dense.layers.activation import activation as make_activation
+from paddle_dense.layers.choices import binary_fault
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.room import check_room
 
@@ -57,7 +56,6 @@ class LearnedConnections(nn.Layer):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: 1; nothing else can be condensed.
         groups: number of groups G.
         condense_factor: the condensation factor C; G unless given.
         dropout_rate: dropout before the convolution.
@@ -74,15 +72,12 @@ class LearnedConnections(nn.Layer):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 1,
         groups: int = 1,
         condense_factor: int | None = None,
         dropout_rate: float = 0.0,
         activation: str = "ReLU",
     ) -> None:
         super().__init__()
-        if kernel_size != 1:
-            raise ValueError(f"{type(self).__name__} is a 1x1 convolution: kernel_size={kernel_size} must be 1")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
@@ -186,47 +181,3 @@ class LearnedConnections(nn.Layer):
     def _spread(self, keep: Tensor) -> Tensor:
         """Lay each group's choice [G, candidates] over all weights: [out, in]."""
         raise NotImplementedError
-
-
-class LGC(LearnedConnections):
-    """Learned group convolution in training: every group of outputs chooses in/C of the inputs.
-
-    See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.1).
-    """
-
-    _divisible = (("out_channels", "groups"), ("in_channels", "condense_factor"))
-    _grouped_axis = 0
-
-    @property
-    def _candidates(self) -> int:
-        return self.in_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([-1, self.groups, self.in_channels]).sum(0)
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.tile([self.out_channels // self.groups, 1])
-
-
-# The name that CondenseNet's paper has for the same layer, always with ReLU.
-LearnedGroupConv = LGC
-
-
-class SFR(LearnedConnections):
-    """Sparse feature reactivation in training: every group of inputs chooses out/C of the outputs to reactivate.
-
-    See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.2).
-    """
-
-    _divisible = (("in_channels", "groups"), ("out_channels", "condense_factor"))
-    _grouped_axis = 1
-
-    @property
-    def _candidates(self) -> int:
-        return self.out_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([self.out_channels, -1, self.groups]).sum(1).t()
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.t().tile([1, self.in_channels // self.groups])

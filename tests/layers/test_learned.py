@@ -10,7 +10,7 @@ import pytest
 
 from convert.mapping import to_paddle
 from paddle_dense.layers import LGC, SFR
-from paddle_dense.layers.learned_group import due_stage
+from paddle_dense.layers.learned import due_stage
 
 # channels in, channels out, groups G, condensation factor C
 SIZES = {
@@ -311,8 +311,6 @@ def test_gradients_of_the_group_lasso_are_finite_and_right(kind, progress):
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
-        (LGC, {"kernel_size": 3}, "kernel_size=3"),
-        (SFR, {"kernel_size": 3}, "kernel_size=3"),
         (LGC, {"out_channels": 18, "groups": 4}, "out_channels=18"),
         (LGC, {"in_channels": 18, "groups": 4}, "in_channels=18"),
         (LGC, {"groups": 4, "condense_factor": 3}, "condense_factor=3"),
