@@ -321,60 +321,29 @@ def _multiplier(scaled: Callable[[int, float], int], base: Sequence[int], found:
     )
 
 
-_TENSORFLOW = {"same_padding": True, "bn_eps": 1e-3}
+# Table 3 of the paper. The forms with TensorFlow's padding come first: a file fits both, and only they have released
+# checkpoints. The sizes are exact: parameters, MACs with and without activations.
 _INCEPTION: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-
-# The forms with TensorFlow's padding come first: a file fits both, and only they have released checkpoints.
-register_model(
-    "tf_efficientnet_cc_b0_4e",
-    EfficientNetCondConv,
-    Preprocessing(interpolation="bicubic", **_INCEPTION),
-    Published(params=13.3, macs=402, top1_error=22.7),
-    Size(13_314_116, 396_513_888, 396_513_888),
-    num_experts=4,
-    **_TENSORFLOW,
-)
-register_model(
-    "tf_efficientnet_cc_b0_8e",
-    EfficientNetCondConv,
-    Preprocessing(interpolation="bicubic", **_INCEPTION),
-    Published(params=24.0, macs=413, top1_error=22.1),
-    Size(24_013_284, 407_213_024, 407_213_024),
-    num_experts=8,
-    **_TENSORFLOW,
-)
-register_model(
-    "tf_efficientnet_cc_b1_8e",
-    EfficientNetCondConv,
-    Preprocessing(240, 272, "bicubic", **_INCEPTION),
-    Published(params=39.7, top1_error=20.7, remark="614 M MACs at 224 pixels"),
-    Size(39_715_968, 723_282_704, 723_282_704),
-    depth_multiplier=1.1,
-    num_experts=8,
-    **_TENSORFLOW,
-)
-register_model(
-    "efficientnet_cc_b0_4e",
-    EfficientNetCondConv,
-    Preprocessing(interpolation="bicubic"),
-    Published(params=13.3, macs=402),
-    Size(13_314_116, 396_513_888, 396_513_888),
-    num_experts=4,
-)
-register_model(
-    "efficientnet_cc_b0_8e",
-    EfficientNetCondConv,
-    Preprocessing(interpolation="bicubic"),
-    Published(params=24.0, macs=413),
-    Size(24_013_284, 407_213_024, 407_213_024),
-    num_experts=8,
-)
-register_model(
-    "efficientnet_cc_b1_8e",
-    EfficientNetCondConv,
-    Preprocessing(240, 272, "bicubic"),
-    Published(params=39.7, remark="614 M MACs at 224 pixels"),
-    Size(39_715_968, 723_282_704, 723_282_704),
-    depth_multiplier=1.1,
-    num_experts=8,
-)
+_SIZES = {
+    "b0_4e": Size(13_314_116, 396_513_888, 396_513_888),
+    "b0_8e": Size(24_013_284, 407_213_024, 407_213_024),
+    "b1_8e": Size(39_715_968, 723_282_704, 723_282_704),
+}
+_NETWORKS: list[tuple[str, dict[str, Any], tuple[int, int], float, float | None, float]] = [
+    ("b0_4e", {"num_experts": 4}, (224, 256), 13.3, 402, 22.7),
+    ("b0_8e", {"num_experts": 8}, (224, 256), 24.0, 413, 22.1),
+    ("b1_8e", {"num_experts": 8, "depth_multiplier": 1.1}, (240, 272), 39.7, None, 20.7),
+]
+for _tensorflow in (True, False):
+    for _name, _numbers, _pixels, _params, _macs, _error in _NETWORKS:
+        register_model(
+            f"{'tf_' if _tensorflow else ''}efficientnet_cc_{_name}",
+            EfficientNetCondConv,
+            Preprocessing(*_pixels, "bicubic", **(_INCEPTION if _tensorflow else {})),
+            Published(
+                _params, _macs, _error if _tensorflow else None, remark="" if _macs else "614 M MACs at 224 pixels"
+            ),
+            _SIZES[_name],
+            **_numbers,
+            **({"same_padding": True, "bn_eps": 1e-3} if _tensorflow else {}),
+        )

@@ -264,89 +264,31 @@ _PYTORCHCV = (
     (re.compile(r"^output\."), "classifier."),
 )
 
+# The papers' tables; the sizes are exact: parameters, MACs as the paper counts, and as executed.
 _IMAGENET = {"stages": [4, 6, 8, 10, 8], "growth": [8, 16, 32, 64, 128], "init_stride": 2}
-_CIFAR = {"growth": [8, 16, 32], "init_stride": 1, "num_classes": 10}
 _CIFAR_PREPROCESSING = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
-
-register_model(
-    "condensenet74_c4",
-    CondenseNet,
-    Preprocessing(),
-    Published(params=4.8, macs=529, top1_error=26.2, top5_error=8.3),
-    Size(4_773_944, 529_327_264, 516_640_576),
-    **_IMAGENET,
-)
-register_model(
-    "condensenet74_c8",
-    CondenseNet,
-    Preprocessing(),
-    Published(params=2.9, macs=274, top1_error=29.0, top5_error=10.0),
-    Size(2_935_416, 274_232_480, 261_545_792),
-    group_1x1=8,
-    group_3x3=8,
-    **_IMAGENET,
-)
-register_model(
-    "condensenet50",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.22, macs=28.6, top1_error=6.22, data="CIFAR-10"),
-    Size(214_186, 28_639_504, 27_183_376),
-    stages=[8, 8, 8],
-    **_CIFAR,
-)
-register_model(
-    "condensenet74",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.41, macs=51.9, top1_error=5.28, data="CIFAR-10"),
-    Size(402_026, 51_893_616, 49_204_592),
-    stages=[12, 12, 12],
-    **_CIFAR,
-)
-register_model(
-    "condensenet86",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.52, macs=65.8, top1_error=5.06, data="CIFAR-10"),
-    Size(516_202, 65_812_384, 62_377_888),
-    stages=[14, 14, 14],
-    **_CIFAR,
-)
-register_model(
-    "condensenet98",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.65, macs=81.3, top1_error=4.83, data="CIFAR-10"),
-    Size(643_882, 81_258_960, 76_992_976),
-    stages=[16, 16, 16],
-    **_CIFAR,
-)
-register_model(
-    "condensenet110",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.79, macs=98.2, top1_error=4.63, data="CIFAR-10"),
-    Size(785_066, 98_233_344, 93_049_856),
-    stages=[18, 18, 18],
-    **_CIFAR,
-)
-register_model(
-    "condensenet122",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=0.95, macs=116.7, top1_error=4.48, data="CIFAR-10"),
-    Size(939_754, 116_735_536, 110_548_528),
-    stages=[20, 20, 20],
-    **_CIFAR,
-)
-register_model(
-    "condensenet182",
-    CondenseNet,
-    _CIFAR_PREPROCESSING,
-    Published(params=4.2, macs=513, top1_error=3.76, data="CIFAR-10", remark="trained with dropout"),
-    Size(4_209_226, 512_658_864, 493_916_592),
-    stages=[30, 30, 30],
-    dropout_rate=0.1,
-    **{**_CIFAR, "growth": [12, 24, 48]},
-)
+# fmt: off
+for _groups, _figures, _size in (
+    (4, Published(4.8, 529, 26.2, 8.3), Size(4_773_944, 529_327_264, 516_640_576)),
+    (8, Published(2.9, 274, 29.0, 10.0), Size(2_935_416, 274_232_480, 261_545_792)),
+):
+    register_model(
+        f"condensenet74_c{_groups}", CondenseNet, Preprocessing(), _figures, _size,
+        group_1x1=_groups, group_3x3=_groups, **_IMAGENET,
+    )
+for _depth, _layers, _growth, _params, _macs, _error, _size in (
+    (50, 8, 8, 0.22, 28.6, 6.22, Size(214_186, 28_639_504, 27_183_376)),
+    (74, 12, 8, 0.41, 51.9, 5.28, Size(402_026, 51_893_616, 49_204_592)),
+    (86, 14, 8, 0.52, 65.8, 5.06, Size(516_202, 65_812_384, 62_377_888)),
+    (98, 16, 8, 0.65, 81.3, 4.83, Size(643_882, 81_258_960, 76_992_976)),
+    (110, 18, 8, 0.79, 98.2, 4.63, Size(785_066, 98_233_344, 93_049_856)),
+    (122, 20, 8, 0.95, 116.7, 4.48, Size(939_754, 116_735_536, 110_548_528)),
+    (182, 30, 12, 4.2, 513, 3.76, Size(4_209_226, 512_658_864, 493_916_592)),
+):
+    _dropout = {"dropout_rate": 0.1} if _depth == 182 else {}
+    register_model(
+        f"condensenet{_depth}", CondenseNet, _CIFAR_PREPROCESSING,
+        Published(_params, _macs, _error, data="CIFAR-10", remark="trained with dropout" if _dropout else ""), _size,
+        stages=3 * [_layers], growth=[_growth, 2 * _growth, 4 * _growth], init_stride=1, num_classes=10, **_dropout,
+    )
+# fmt: on

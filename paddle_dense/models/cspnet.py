@@ -391,78 +391,32 @@ def _count(state: Mapping[str, np.ndarray], template: str) -> int:
     return number
 
 
-register_model(
-    "cspdensenet121",
-    CSPDenseNet,
-    Preprocessing(),
-    Published(remark="no released checkpoint"),
-    Size(6_239_336, 17_944_754_176, 17_838_280_704),
-    block_config=[6, 12, 24, 16],
-)
-register_model(
-    "cspdensenet161",
-    CSPDenseNet,
-    Preprocessing(),
-    Published(remark="no released checkpoint"),
-    Size(23_262_088, 69_345_891_456, 69_064_554_624),
-    growth_rate=48,
-    block_config=[6, 12, 36, 24],
-    num_init_features=96,
-)
-register_model(
-    "cspdensenet169",
-    CSPDenseNet,
-    Preprocessing(),
-    Published(remark="no released checkpoint"),
-    Size(11_486_184, 33_301_338_624, 33_098_527_232),
-    block_config=[6, 12, 32, 32],
-)
-register_model(
-    "cspdensenet201",
-    CSPDenseNet,
-    Preprocessing(),
-    Published(remark="no released checkpoint"),
-    Size(16_292_584, 47_882_210_816, 47_587_878_400),
-    block_config=[6, 12, 48, 32],
-)
-
+# The sizes are exact: parameters, MACs with and without activations; timm publishes the second half.
 _TIMM = Preprocessing(input_size=256, resize=288)
-
+# fmt: off
+for _name, _size, _numbers in (
+    ("cspdensenet121", Size(6_239_336, 17_944_754_176, 17_838_280_704), {"block_config": [6, 12, 24, 16]}),
+    ("cspdensenet161", Size(23_262_088, 69_345_891_456, 69_064_554_624),
+     {"growth_rate": 48, "block_config": [6, 12, 36, 24], "num_init_features": 96}),
+    ("cspdensenet169", Size(11_486_184, 33_301_338_624, 33_098_527_232), {"block_config": [6, 12, 32, 32]}),
+    ("cspdensenet201", Size(16_292_584, 47_882_210_816, 47_587_878_400), {"block_config": [6, 12, 48, 32]}),
+):
+    register_model(
+        _name, CSPDenseNet, Preprocessing(), Published(remark="no released checkpoint"), _size, **_numbers
+    )
 register_model(
-    "cspresnet50",
-    CSPNet,
-    _TIMM,
-    Published(params=21.6, top1_error=20.4),
-    Size(21_616_168, 4_517_306_368, 4_517_240_832),
-    backbone="resnet",
-    depths=[3, 3, 5, 2],
-    channels=[128, 256, 512, 1024],
-    expand_ratio=[2.0, 2.0, 2.0, 2.0],
-    bottle_ratio=[0.5, 0.5, 0.5, 0.5],
+    "cspresnet50", CSPNet, _TIMM, Published(21.6, top1_error=20.4), Size(21_616_168, 4_517_306_368, 4_517_240_832),
+    backbone="resnet", depths=[3, 3, 5, 2], channels=[128, 256, 512, 1024],
+    expand_ratio=[2.0, 2.0, 2.0, 2.0], bottle_ratio=[0.5, 0.5, 0.5, 0.5],
 )
 register_model(
-    "cspresnext50",
-    CSPNet,
-    _TIMM,
-    Published(params=20.6, top1_error=19.5),
-    Size(20_569_896, 4_015_079_424, 4_014_948_352),
-    backbone="resnet",
-    depths=[3, 3, 5, 2],
-    channels=[256, 512, 1024, 2048],
-    expand_ratio=[1.0, 1.0, 1.0, 1.0],
-    bottle_ratio=[1.0, 1.0, 1.0, 1.0],
-    groups=32,
+    "cspresnext50", CSPNet, _TIMM, Published(20.6, top1_error=19.5), Size(20_569_896, 4_015_079_424, 4_014_948_352),
+    backbone="resnet", depths=[3, 3, 5, 2], channels=[256, 512, 1024, 2048], groups=32,
+    expand_ratio=[1.0, 1.0, 1.0, 1.0], bottle_ratio=[1.0, 1.0, 1.0, 1.0],
 )
 register_model(
-    "cspdarknet53",
-    CSPNet,
-    _TIMM,
-    Published(params=27.6, top1_error=19.9),
-    Size(27_642_184, 6_533_718_016, 6_533_652_480),
-    backbone="darknet",
-    depths=[1, 2, 8, 8, 4],
-    channels=[64, 128, 256, 512, 1024],
-    expand_ratio=[2.0, 1.0, 1.0, 1.0, 1.0],
-    bottle_ratio=[0.5, 1.0, 1.0, 1.0, 1.0],
-    stem_channels=32,
+    "cspdarknet53", CSPNet, _TIMM, Published(27.6, top1_error=19.9), Size(27_642_184, 6_533_718_016, 6_533_652_480),
+    backbone="darknet", depths=[1, 2, 8, 8, 4], channels=[64, 128, 256, 512, 1024], stem_channels=32,
+    expand_ratio=[2.0, 1.0, 1.0, 1.0, 1.0], bottle_ratio=[0.5, 1.0, 1.0, 1.0, 1.0],
 )
+# fmt: on

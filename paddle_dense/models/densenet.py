@@ -313,37 +313,17 @@ def _from_paddle_vision(name: str) -> str:
     return name
 
 
-register_model(
-    "densenet121",
-    DenseNet,
-    Preprocessing(),
-    Published(params=8.0, macs=2834, top1_error=25.6),
-    Size(7_978_856, 2_850_581_760, 2_834_161_664),
-    block_config=[6, 12, 24, 16],
-)
-register_model(
-    "densenet161",
-    DenseNet,
-    Preprocessing(),
-    Published(params=28.7, macs=7728, top1_error=22.9),
-    Size(28_681_000, 7_758_539_520, 7_727_907_072),
-    growth_rate=48,
-    block_config=[6, 12, 36, 24],
-    num_init_features=96,
-)
-register_model(
-    "densenet169",
-    DenseNet,
-    Preprocessing(),
-    Published(params=14.1, macs=3360, top1_error=24.4),
-    Size(14_149_480, 3_379_675_392, 3_359_843_328),
-    block_config=[6, 12, 32, 32],
-)
-register_model(
-    "densenet201",
-    DenseNet,
-    Preprocessing(),
-    Published(params=20.0, macs=4291, top1_error=23.1),
-    Size(20_013_928, 4_316_943_104, 4_291_365_888),
-    block_config=[6, 12, 48, 32],
-)
+# Published parameters and errors are torchvision's; the sizes are exact: parameters, MACs with and without activations.
+# fmt: off
+for _name, _published, _size, _numbers in (
+    ("densenet121", (8.0, 2834, 25.6), Size(7_978_856, 2_850_581_760, 2_834_161_664),
+     {"block_config": [6, 12, 24, 16]}),
+    ("densenet161", (28.7, 7728, 22.9), Size(28_681_000, 7_758_539_520, 7_727_907_072),
+     {"growth_rate": 48, "block_config": [6, 12, 36, 24], "num_init_features": 96}),
+    ("densenet169", (14.1, 3360, 24.4), Size(14_149_480, 3_379_675_392, 3_359_843_328),
+     {"block_config": [6, 12, 32, 32]}),
+    ("densenet201", (20.0, 4291, 23.1), Size(20_013_928, 4_316_943_104, 4_291_365_888),
+     {"block_config": [6, 12, 48, 32]}),
+):
+    register_model(_name, DenseNet, Preprocessing(), Published(*_published), _size, **_numbers)
+# fmt: on

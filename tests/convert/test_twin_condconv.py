@@ -11,7 +11,7 @@ import pytest
 from convert.mapping import to_paddle
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models import condconv as networks
-from paddle_dense.models.network import presets
+from paddle_dense.models.network import preset, presets
 
 torch = pytest.importorskip("torch", reason="the twins are PyTorch networks")
 
@@ -134,7 +134,7 @@ def test_every_preset_answers_alike_in_both_frameworks(preset, randomise, differ
 def test_what_no_file_shows_changes_the_answers(change, randomise, difference):
     """So a guess must be told to the user."""
     pictures = random_pictures(64)
-    twin = twin_of(networks.tf_efficientnet_cc_b0_4e, randomise, pictures)
+    twin = twin_of(preset("tf_efficientnet_cc_b0_4e"), randomise, pictures)
     other = (
         twins.EfficientNetCondConv(num_experts=4, **{"same_padding": True, "bn_eps": 1e-3, **change}).double().eval()
     )

@@ -10,7 +10,7 @@ import paddle_dense as pd_
 from convert.mapping import to_paddle
 from convert.torch2paddle import OK, main
 from paddle_dense.models import densenet as networks
-from paddle_dense.models.network import presets
+from paddle_dense.models.network import preset, presets
 from paddle_dense.models.recognise import canonical
 
 torch = pytest.importorskip("torch", reason="the twins are PyTorch networks")
@@ -71,7 +71,7 @@ def test_presets_answer_as_torchvision_timm_and_paddle(preset, originals, random
 
 def test_pyramid_is_timms(originals, randomise, difference):
     theirs = randomise(originals[1].create_model("densenet121", features_only=True))
-    ours = networks.densenet121(features_only=True)
+    ours = preset("densenet121").build({"features_only": True})
     # timm flattens the names here: features_denseblock1.denselayer1 ...
     state = {name.replace("features_", "features.", 1): value for name, value in arrays(theirs).items()}
     missing, unexpected = ours.set_state_dict(to_paddle(state))
@@ -107,7 +107,7 @@ def test_gradients_are_alike(randomise, difference):
 
 
 def test_starts_alike():
-    twin, ours = twins.DenseNet(), networks.densenet121()
+    twin, ours = twins.DenseNet(), preset("densenet121").build({})
     for name, parameter in twin.named_parameters():
         if parameter.numel() > 10_000:
             mine = dict(ours.named_parameters())[name]
