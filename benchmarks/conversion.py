@@ -34,7 +34,7 @@ def write_checkpoint(network: str, path: Path, **config: Any) -> None:
     import torch
 
     from benchmarks.latency import prepare
-    from convert.mapping import to_torch
+    from paddle_dense.files.layout import to_torch
 
     with tempfile.TemporaryDirectory() as folder:
         prepare(network, Path(folder), **config)

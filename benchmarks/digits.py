@@ -21,8 +21,8 @@ import paddle
 import paddle_dense as pd_
 from paddle_dense.data import load_digits
 from paddle_dense.evaluation import evaluation
+from paddle_dense.files.atomic import atomic_write
 from paddle_dense.training.run import Run, Settings
-from paddle_dense.writing import atomic_write
 
 GROUPS = {"group_1x1": 4, "group_3x3": 4}
 NETWORKS = {

@@ -11,7 +11,7 @@ includes the 1x1 convolution that makes the layer's input of three channels.
 
 from __future__ import annotations
 
-from paddle_dense.deploy.environment import set_cpu_environment
+from paddle_dense.environment import set_cpu_environment
 
 set_cpu_environment()
 

@@ -24,9 +24,9 @@ from typing import Any, Callable
 import numpy as np
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.sidecar import is_left_over, told_of, write_with_sidecar
-from paddle_dense.weights import read_weights, write_weights
-from paddle_dense.writing import move_together, temporary_folder
+from paddle_dense.files.atomic import move_together, temporary_folder
+from paddle_dense.files.sidecar import is_left_over, told_of, write_with_sidecar
+from paddle_dense.files.weights import read_weights, write_weights
 
 OLD, NEW, NONE, BROKEN = "old", "new", "none", "broken"
 # What Python does to names of files; the audit hook hears of it beforehand.
@@ -272,8 +272,8 @@ class Conversions:
     """A conversion that is killed: the command on one checkpoint, over another's result or where nothing is."""
 
     def __init__(self, folder: Path, random: np.random.Generator) -> None:
-        from convert.checkpoint import read_checkpoint
-        from convert.torch_file import write_torch
+        from paddle_dense.files.torch_archive import write_torch
+        from paddle_dense.files.torch_file import read_checkpoint
         from paddle_dense.pretrained import shipped_folder
 
         self.random = random

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runners import OWN_WEIGHTS, PEERS, RUNNERS, THREADS
-from paddle_dense.writing import atomic_write
+from paddle_dense.files.atomic import atomic_write
 
 NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 PEER_NAMES = [runner.__name__ for runner in PEERS]
@@ -183,7 +183,7 @@ def best_product() -> float:
     code = (
         "import sys, time\n"
         "if {paddle}:\n"
-        "    from paddle_dense.deploy.environment import set_cpu_environment; set_cpu_environment()\n"
+        "    from paddle_dense.environment import set_cpu_environment; set_cpu_environment()\n"
         "    import paddle as t; x = t.randn([1536, 1536]); f = lambda: t.matmul(x, x).numpy()\n"
         "else:\n"
         "    import torch as t; t.set_num_threads({threads}); x = t.randn(1536, 1536); f = lambda: t.mm(x, x)\n"

@@ -12,9 +12,9 @@ named, and the status is 1.
 What is correct depends on what the file can show:
 
 * An output must hold exactly the numbers that an independent reader finds in the damaged file, under the names and in
-  the layout of `convert.mapping`, condensed if the file holds the trained form. The independent readers are PyTorch's
-  own, safetensors' own, and Python's pickle with a list of what it may import. Where they cannot read the file any
-  more, the output must be that of the sound file: the damage has hit nothing that matters, such as the optimizer.
+  the layout of `paddle_dense.files.layout`, condensed if the file holds the trained form. The independent readers are
+  PyTorch's own, safetensors' own, and Python's pickle with a list of what it may import. Where they cannot read the
+  file any more, the output must be that of the sound file: the damage has hit nothing that matters.
 * A zip file (.pth, .pth.tar, modules) has checksums. PyTorch ignores them; the independent reader here does not, so no
   flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are mended.
 * An old .pth, a .safetensors and a .pdparams file have none. A flipped bit of a tensor is another number there, and a
@@ -53,9 +53,9 @@ from safetensors.numpy import load_file, save_file
 
 from convert import paddle2torch, torch2paddle
 from convert.conversion import build_twin, condensed_form
-from convert.mapping import to_paddle
 from convert.parity import load_torch_state
 from paddle_dense.checkpoints import check_state
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.choices import learned_layers
 from paddle_dense.models.recognise import recognise
 

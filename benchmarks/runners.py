@@ -98,8 +98,8 @@ def _torch_model(folder: Path) -> Any:
     import torch
 
     from convert.conversion import build_twin
-    from convert.mapping import to_torch
     from convert.parity import load_torch_state
+    from paddle_dense.files.layout import to_torch
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture
 
@@ -226,7 +226,7 @@ def main(name: str, folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print is no answer
     if name.startswith(("paddle", "ppim")):
-        from paddle_dense.deploy.environment import set_cpu_environment
+        from paddle_dense.environment import set_cpu_environment
 
         set_cpu_environment()
     (folder / name).mkdir(exist_ok=True)

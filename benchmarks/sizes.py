@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_dense.catalogue import COUNT_EVERYTHING, measured
+from paddle_dense.commands.list import COUNT_EVERYTHING, measured
 from paddle_dense.models import presets
 from paddle_dense.models.network import Preset
 

@@ -100,7 +100,7 @@ def _pictures(batch: int, size: int, channels: int = 3) -> np.ndarray:
 def serve(what: str, arguments: dict) -> None:
     """In a process of its own: say what a run costs, in milliseconds, whenever a line comes in."""
     if what != "torch_step":
-        from paddle_dense.deploy.environment import set_cpu_environment
+        from paddle_dense.environment import set_cpu_environment
 
         set_cpu_environment()
     run = {"paddle_step": paddle_step, "torch_step": torch_step, "condconv": condconv}[what](**arguments)

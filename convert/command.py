@@ -13,20 +13,11 @@ from typing import Any, Callable, TypeVar
 from convert import conversion
 from convert.conversion import Conversion, default_target
 from convert.report import SUFFIXES, Section, check_report, write_report
-from paddle_dense.command import (
-    FAILED,
-    OK,
-    USAGE,
-    UsageError,
-    complain,
-    is_of_output,
-    key_values,
-    signals_waiting,
-    warn,
-)
+from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
-from paddle_dense.sidecar import sidecar_path, with_its_sidecar
-from paddle_dense.writing import file_key, overlap
+from paddle_dense.files.atomic import file_key, overlap
+from paddle_dense.files.sidecar import sidecar_path, with_its_sidecar
+from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, signals_waiting, warn
 
 Options = TypeVar("Options", bound=conversion.Options)
 

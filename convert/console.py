@@ -27,7 +27,7 @@ def paddle_dense() -> NoReturn:
 
 def _run(module: str) -> NoReturn:
     try:
-        from paddle_dense.command import as_process
+        from paddle_dense.process import as_process
 
         main = import_module(module).main
     except ImportError as error:

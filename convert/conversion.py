@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.mapping import to_paddle
 from convert.original import remembered
 from convert.report.section import Section, summarise
 from convert.versions import versions
-from paddle_dense.command import importing, signals_waiting
 from paddle_dense.errors import WeightsError, naming, shown
-from paddle_dense.names import paddle_sign, refuse_mixture
-from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
-from paddle_dense.weights import read_file
-from paddle_dense.writing import make_folder, overlap, refuse_existing
+from paddle_dense.files.atomic import make_folder, overlap, refuse_existing
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.names import paddle_sign, refuse_mixture
+from paddle_dense.files.sidecar import is_left_over, sidecar_path, write_with_sidecar
+from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
+from paddle_dense.files.weights import read_file
+from paddle_dense.process import importing, signals_waiting
 
 if TYPE_CHECKING:
     import torch

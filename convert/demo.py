@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from convert.conversion import Options, build_twin, convert_checkpoint
-from paddle_dense.command import FAILED, as_process, complain, stoppable
+from paddle_dense.files.atomic import temporary_folder
 from paddle_dense.pretrained import shipped_folder
-from paddle_dense.writing import temporary_folder
+from paddle_dense.process import FAILED, as_process, complain, stoppable
 
 NEEDS = {"torch": "torch", "scikit-learn": "sklearn"}
 
@@ -21,7 +20,6 @@ NEEDS = {"torch": "torch", "scikit-learn": "sklearn"}
 @stoppable
 def main() -> int:
     """Convert, evaluate in both frameworks on the held-out digits, and print what was seen; 0 if they agree."""
-    warnings.filterwarnings("ignore", message="No ccache found")
     missing = [name for name, module in NEEDS.items() if find_spec(module) is None]
     if missing:
         complain(f"the demo compares with PyTorch on scikit-learn's digits: pip install {' '.join(missing)}")
@@ -68,9 +66,9 @@ def _paddle_logits(path: Path, images: np.ndarray) -> np.ndarray:
 def _torch_logits(path: Path, images: np.ndarray) -> np.ndarray:
     import torch
 
-    from convert.checkpoint import read_checkpoint
-    from convert.mapping import to_paddle
     from convert.parity import load_torch_state
+    from paddle_dense.files.layout import to_paddle
+    from paddle_dense.files.torch_file import read_checkpoint
     from paddle_dense.models.recognise import recognise
 
     state = read_checkpoint(path).state

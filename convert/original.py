@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.mapping import to_paddle, to_torch
 from paddle_dense.errors import WeightsError
-from paddle_dense.names import COUNTER
-from paddle_dense.sidecar import sidecar_path
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.names import COUNTER
+from paddle_dense.files.sidecar import sidecar_path
 
 
 def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,14 @@ try:
     from convert.original import recalled, restored
     from convert.parity.checkpoint import described
     from convert.report import Section
-    from convert.torch_file import write_torch
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
+    from paddle_dense.cli import Parser, program, run
     from paddle_dense.errors import WeightsError, naming
-    from paddle_dense.names import pytorch_sign, refuse_mixture
-    from paddle_dense.sidecar import in_one_moment, sidecar_path, told_of, with_its_sidecar
-    from paddle_dense.weights import read_file, read_metadata, read_weights, write_weights
-    from paddle_dense.writing import atomic_write, make_folder
+    from paddle_dense.files.atomic import atomic_write, make_folder
+    from paddle_dense.files.names import pytorch_sign, refuse_mixture
+    from paddle_dense.files.sidecar import in_one_moment, sidecar_path, told_of, with_its_sidecar
+    from paddle_dense.files.torch_archive import write_torch
+    from paddle_dense.files.weights import read_file, read_metadata, read_weights, write_weights
+    from paddle_dense.process import FAILED, OK, USAGE, as_process
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -68,18 +68,14 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    # Paddle says on import that it found no compiler cache, which is no news to someone who converts a file.
-    warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        args = parser().parse_args(arguments)
-        outputs = targets(args, FORMATS, origin_path, sidecar_path)
-        options = read_options(args, Options)
-    except UsageError as error:
-        complain(error)
-        return USAGE
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
+    outputs = targets(args, FORMATS, origin_path, sidecar_path)
+    options = read_options(args, Options)
 
     def work(number: int, section: Section) -> int:
         refuse_written(outputs, number)

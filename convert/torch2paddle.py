@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +20,15 @@ try:
     )
     from convert.conversion import Options, convert_checkpoint, origin_path
     from convert.report import Section
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
-    from paddle_dense.sidecar import sidecar_path
+    from paddle_dense.cli import Parser, program, run
+    from paddle_dense.files.sidecar import sidecar_path
+    from paddle_dense.process import FAILED, OK, USAGE, as_process
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
     sys.exit(f"error: {error}")
 
-__all__ = ["FAILED", "OK", "USAGE", "convert_all", "main", "parser"]
+__all__ = ["FAILED", "OK", "USAGE", "main", "parser"]
 
 FORMATS = ("pdparams", "safetensors")
 
@@ -56,30 +56,21 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    # Paddle says on import that it found no compiler cache, which is no news to someone who converts a file.
-    warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        args = parser().parse_args(arguments)
-        outputs = targets(args, FORMATS, sidecar_path, origin_path)
-        options = read_options(args, Options)
-    except UsageError as error:
-        complain(error)
-        return USAGE
-    return convert_all(args.checkpoints, outputs, options, args.json)
+    return run(parser, _run, arguments)
 
 
-def convert_all(paths: Sequence[Path], outputs: Sequence[Path], options: Options, as_json: bool) -> int:
-    """Convert one file after the other; a bad one does not stop the others."""
+def _run(args: argparse.Namespace) -> int:
+    outputs = targets(args, FORMATS, sidecar_path, origin_path)
+    options = read_options(args, Options)
 
     def work(number: int, section: Section) -> int:
         refuse_written(outputs, number)
-        tell_conversion(convert_checkpoint(paths[number], outputs[number], options, section), as_json)
+        tell_conversion(convert_checkpoint(args.checkpoints[number], outputs[number], options, section), args.json)
         return OK
 
-    return for_each(paths, work, {"output": None} if as_json else None, options.report, options.force)
+    return for_each(args.checkpoints, work, {"output": None} if args.json else None, options.report, options.force)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ COMMANDS = {
     "python -m convert.torch2paddle": "convert.torch2paddle",
     "python -m convert.paddle2torch": "convert.paddle2torch",
     "python -m convert.parity": "convert.parity.__main__",
-    "python -m paddle_dense info": "paddle_dense.info",
-    "python -m paddle_dense list": "paddle_dense.catalogue",
-    "python -m paddle_dense.training": "paddle_dense.training.__main__",
+    "python -m paddle_dense info": "paddle_dense.commands.info",
+    "python -m paddle_dense list": "paddle_dense.commands.list",
+    "python -m paddle_dense.training": "paddle_dense.commands.train",
     "python -m paddle_dense.training plot": "paddle_dense.training.plot",
-    "python -m paddle_dense.deploy": "paddle_dense.deploy.__main__",
-    "python -m paddle_dense completion": "paddle_dense.completion",
+    "python -m paddle_dense.deploy": "paddle_dense.commands.deploy",
+    "python -m paddle_dense completion": "paddle_dense.commands.completion",
 }
 
 
@@ -68,7 +68,7 @@ def _escaped(text: str) -> str:
 
 def presets() -> str:
     """Every preset: size, picture, published figures."""
-    from paddle_dense.catalogue import catalogue
+    from paddle_dense.commands.list import catalogue
 
     rows = [
         (

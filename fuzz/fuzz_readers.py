@@ -44,10 +44,10 @@ _fuzzing = __name__ == "__main__" and importlib.util.find_spec("atheris") is not
 if _fuzzing:
     import atheris
 with atheris.instrument_imports(include=["paddle_dense", "convert"]) if _fuzzing else nullcontext():
-    from convert.checkpoint import read_checkpoint
     from paddle_dense.errors import WeightsError
-    from paddle_dense.sidecar import is_left_over, read_sidecar, told_of
-    from paddle_dense.weights import read_metadata, read_weights
+    from paddle_dense.files.sidecar import is_left_over, read_sidecar, told_of
+    from paddle_dense.files.torch_file import read_checkpoint
+    from paddle_dense.files.weights import read_metadata, read_weights
 
 # How much a file may take. Most of it is Python's: an empty dict is one byte of a pickle and 64 bytes of memory.
 SECONDS, SECONDS_PER_BYTE = 2.0, 1e-4  # of the processor, with room for atheris

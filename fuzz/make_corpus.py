@@ -113,7 +113,7 @@ def write_own(folder: Path) -> None:
 
     The last is somebody else's and only resembles one of these: a page of a list, as servers give them.
     """
-    from paddle_dense.sidecar import write_with_sidecar
+    from paddle_dense.files.sidecar import write_with_sidecar
 
     state = {"w": np.arange(3, dtype="f4")}
     told = {"arch": "condensenet50", "config": {"num_classes": 5, "stages": [1, 2, 3]}, "torch": None}

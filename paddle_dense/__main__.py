@@ -7,19 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from paddle_dense.command import OK, USAGE, as_process, complain, stoppable
-
-# The modules have `parser()` and `main(arguments)`.
-COMMANDS = {
-    "info": ("paddle_dense.info", "say what a file of weights is"),
-    "list": ("paddle_dense.catalogue", "list the presets"),
-    "torch2paddle": ("convert.torch2paddle", "convert PyTorch checkpoints to Paddle"),
-    "paddle2torch": ("convert.paddle2torch", "convert Paddle weights to PyTorch"),
-    "parity": ("convert.parity.__main__", "compare a checkpoint's network in both frameworks"),
-    "train": ("paddle_dense.training.__main__", "train, continue, fine-tune, evaluate"),
-    "deploy": ("paddle_dense.deploy.__main__", "make a network fast and export it"),
-    "completion": ("paddle_dense.completion", "print a script that completes these commands in a shell"),
-}
+from paddle_dense.commands import COMMANDS
+from paddle_dense.process import OK, USAGE, as_process, complain, stoppable
 
 
 @stoppable

@@ -13,11 +13,11 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming, shown
-from paddle_dense.layers.room import Room
+from paddle_dense.files.names import STATISTICS, pytorch_sign
+from paddle_dense.files.sidecar import in_one_moment, read_sidecar, write_with_sidecar
+from paddle_dense.files.weights import read_metadata, read_weights
+from paddle_dense.layers.budget import Room
 from paddle_dense.models.recognise import Architecture, canonical, give_memory, recognise
-from paddle_dense.names import STATISTICS, pytorch_sign
-from paddle_dense.sidecar import in_one_moment, read_sidecar, write_with_sidecar
-from paddle_dense.weights import read_metadata, read_weights
 
 PathLike = Union[str, os.PathLike]
 

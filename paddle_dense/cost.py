@@ -22,9 +22,9 @@ from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation
+from paddle_dense.files.weights import free_memory
 from paddle_dense.layers import CondConv2D, CondConvLinear, CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.layers.learned import LearnedConnections
-from paddle_dense.weights import free_memory
 
 _ALL, _ALL_SPARE = 128, 1 << 30
 _ONE, _ONE_SPARE = 4, 1 << 28

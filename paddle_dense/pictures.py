@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from paddle_dense.errors import DataError
-from paddle_dense.weights import open_file
+from paddle_dense.files.weights import open_file
 
 # Pillow has many more, and hands some of them to other programs: EPS, whatever its name ends in, to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.writing import move_together, temporary_folder
+from paddle_dense.files.atomic import move_together, temporary_folder
 
 
 def shipped_folder() -> Path:

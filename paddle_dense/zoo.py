@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from paddle_dense.checkpoints import load_pretrained
+from paddle_dense.files.atomic import PathLike
 from paddle_dense.models import preset, presets
 from paddle_dense.pretrained import download
-from paddle_dense.writing import PathLike
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 
 HERE = Path(__file__).resolve().parent
 

@@ -16,9 +16,9 @@ import pytest
 from paddle_dense import cdnv2_a, create_model, load_model, load_weights, save_weights
 from paddle_dense.checkpoints import check_state
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.sidecar import write_with_sidecar
+from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models import CondenseNetV2
-from paddle_dense.sidecar import write_with_sidecar
-from paddle_dense.weights import read_weights, write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
@@ -321,7 +321,7 @@ def test_shapes_that_claim_a_giant_network_are_refused():
         import numpy as np
         from paddle_dense import CondenseNetV2, load_model
         from paddle_dense.errors import WeightsError
-        from paddle_dense.weights import write_weights
+        from paddle_dense.files.weights import write_weights
         import os, tempfile
 
         model = CondenseNetV2(**{SMALL})

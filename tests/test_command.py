@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_dense.command import complain, warn
 from paddle_dense.errors import printable
+from paddle_dense.process import complain, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = [sys.executable, "-W", "ignore", "-m", "paddle_dense", "list"]

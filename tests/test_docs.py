@@ -68,7 +68,7 @@ def test_tables_are_what_the_project_says():
 
 
 def test_every_command_is_in_the_reference():
-    from paddle_dense.__main__ import COMMANDS
+    from paddle_dense.commands import COMMANDS
 
     assert {module for module, _ in COMMANDS.values()} <= set(script("tables").COMMANDS.values())
 

@@ -18,10 +18,11 @@ import pytest
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
-from paddle_dense import catalogue, info
-from paddle_dense.__main__ import COMMANDS, main
+from paddle_dense.__main__ import main
+from paddle_dense.commands import COMMANDS, info
+from paddle_dense.commands import list as catalogue
+from paddle_dense.files.weights import write_weights
 from paddle_dense.models import preset
-from paddle_dense.weights import write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +107,7 @@ def test_a_sidecar_with_numbers_that_no_tensor_contradicts_and_no_network_has(st
 
 
 def test_safetensors_from_pytorch_are_read_as_such(data, tmp_path, capsys):
-    from convert.checkpoint import read_checkpoint
+    from paddle_dense.files.torch_file import read_checkpoint
 
     state = read_checkpoint(data / "cdnv2_tiny_converted.pth").state
     write_weights(state, tmp_path / "net.safetensors", {"format": "pt", "title": "a\x1b[31mred"})
@@ -296,7 +297,7 @@ def completed(tmp_path_factory):
     """``completed("paddle-dense list cdnv2_")``: what bash offers for the last word."""
     pytest.importorskip("shtab", reason="completes in a shell: pip install shtab")
     bash = shutil.which("bash") or pytest.skip("completes in bash, which is not there")
-    from paddle_dense.completion import PROGRAMS, script
+    from paddle_dense.commands.completion import PROGRAMS, script
 
     folder = tmp_path_factory.mktemp("completion")
     (folder / "net.pth").write_text("")

@@ -10,15 +10,16 @@ import paddle
 import pytest
 
 from convert import paddle2torch, torch2paddle
-from convert.mapping import to_paddle, to_torch
 from paddle_dense import create_model, load_model, load_weights
-from paddle_dense.command import FAILED, key_values
+from paddle_dense.cli import key_values
+from paddle_dense.commands.info import describe_weights
 from paddle_dense.errors import WeightsError
-from paddle_dense.info import describe_weights
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.names import renamed
+from paddle_dense.files.weights import read_metadata, write_weights
 from paddle_dense.models import CondenseNet, CSPNet, DenseNet
 from paddle_dense.models.recognise import canonical, recognise
-from paddle_dense.names import renamed
-from paddle_dense.weights import read_metadata, write_weights
+from paddle_dense.process import FAILED
 
 DENSE = {"growth_rate": 4, "block_config": [1, 1], "num_init_features": 8, "bn_size": 2, "num_classes": 3}
 # The classifier of 6 inputs and 6 classes is square.

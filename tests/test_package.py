@@ -42,9 +42,9 @@ def said(script: str, *options: str, **environment: str) -> str:
     "statement",
     [
         "import paddle_dense",
-        "import paddle_dense.errors, paddle_dense.weights, paddle_dense.sidecar",
+        "import paddle_dense.errors, paddle_dense.files.weights, paddle_dense.files.sidecar",
         "import convert",
-        "import convert.checkpoint, convert.mapping, convert.torch2paddle, convert.conversion",
+        "import paddle_dense.files.torch_file, paddle_dense.files.layout, convert.torch2paddle, convert.conversion",
     ],
 )
 def test_importing_loads_no_framework(statement):

@@ -20,10 +20,10 @@ import pytest
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
-from convert.checkpoint import read_checkpoint
 from paddle_dense.evaluation import evaluation
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.weights import write_weights
 from paddle_dense.models import network
-from paddle_dense.weights import write_weights
 from tests.peers import peer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def _digits_in_paddle(path: Path) -> None:
 
 
 def _renamed(path: Path) -> None:
-    from convert.torch_file import write_torch
+    from paddle_dense.files.torch_archive import write_torch
 
     state = read_checkpoint(DIGITS).state
     with open(path, "wb") as file:

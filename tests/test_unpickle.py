@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from paddle_dense.errors import HostileFileError, WeightsError
-from paddle_dense.unpickle import Inert, Key, Lazy, unpickle
+from paddle_dense.files.unpickle import Inert, Key, Lazy, unpickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -296,7 +296,7 @@ def test_deep_nesting_neither_recurses_nor_crashes(program):
     ids=lambda item: item[0],
 )
 def test_repeated_work_is_bounded(program, monkeypatch):
-    monkeypatch.setattr("paddle_dense.unpickle._MAX_STEPS", 100_000)
+    monkeypatch.setattr("paddle_dense.files.unpickle._MAX_STEPS", 100_000)
     with pytest.raises(WeightsError, match="more instructions to read than"):
         unpickle(memoryview(program[1]))
 

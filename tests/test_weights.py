@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from paddle_dense.errors import HostileFileError, WeightsError
-from paddle_dense.weights import atomic_write, read_weights, write_weights
+from paddle_dense.files.weights import atomic_write, read_weights, write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = [".pdparams", ".safetensors"]
@@ -156,7 +156,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from paddle_dense.errors import WeightsError
-from paddle_dense.weights import write_weights
+from paddle_dense.files.weights import write_weights
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     write_weights({"w": np.zeros(10**6)}, sys.argv[1])
@@ -188,7 +188,7 @@ def test_a_folder_that_must_not_be_written_to(tmp_path):
     import os, sys
     import numpy as np
     from paddle_dense.errors import WeightsError
-    from paddle_dense.weights import write_weights
+    from paddle_dense.files.weights import write_weights
     os.chdir(sys.argv[1])
     os.chmod(".", 0o555)
     if os.geteuid() == 0:
@@ -469,7 +469,7 @@ def test_damaged_files_end_in_one_kind_of_error(tmp_path, suffix):
 def test_reading_needs_neither_framework():
     program = """
     import sys
-    import paddle_dense.weights
+    import paddle_dense.files.weights
     print(sorted({"torch", "paddle"} & set(sys.modules)))
     """
     assert run_python(program).strip() == "[]"

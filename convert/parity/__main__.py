@@ -18,8 +18,9 @@ try:
     from convert.parity.forward import first_difference
     from convert.parity.training import Difference
     from convert.report import Section
-    from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, as_process, complain, program, stoppable
+    from paddle_dense.cli import Parser, UsageError, program, run
     from paddle_dense.errors import printable
+    from paddle_dense.process import FAILED, OK, as_process, complain
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -66,27 +67,23 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-@stoppable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     # Paddle's own words, which are no news to someone who compares frameworks.
-    warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    try:
-        args = parser().parse_args(arguments)
-        for name, least in (("steps", 0), ("batch_size", 2), ("size", 32), ("seed", 0)):
-            value = getattr(args, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
-        if not args.learning_rate >= 0:
-            raise UsageError(f"--learning-rate {args.learning_rate} must be 0 or more")
-        options = read_options(args, Options)
-    except UsageError as error:
-        complain(error)
-        return USAGE
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
+    for name, least in (("steps", 0), ("batch_size", 2), ("size", 32), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
+    if not args.learning_rate >= 0:
+        raise UsageError(f"--learning-rate {args.learning_rate} must be 0 or more")
+    options = read_options(args, Options)
     if util.find_spec("torch") is None:
-        complain("this command compares with PyTorch, which is not installed: pip install torch")
-        return FAILED
+        raise ImportError("this command compares with PyTorch, which is not installed: pip install torch")
 
     def work(number: int, section: Section) -> int:
         result = check_checkpoint(args.checkpoints[number], options, section)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import conversion
-from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.mapping import to_paddle, to_torch
 from convert.parity.forward import (
     LayerDifference,
     Parity,
@@ -28,9 +26,11 @@ from convert.parity.forward import (
 from convert.parity.training import Batch, TrainingParity, compare_training
 from convert.report.section import Section
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.names import paddle_sign, refuse_mixture
-from paddle_dense.sidecar import described_network, in_one_moment, told_of
-from paddle_dense.weights import read_weights
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.names import paddle_sign, refuse_mixture
+from paddle_dense.files.sidecar import described_network, in_one_moment, told_of
+from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
+from paddle_dense.files.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +198,7 @@ def described(
     path: Path, options: conversion.Options, tensors: Mapping[str, np.ndarray], told: Mapping[str, Any] | None
 ) -> Architecture | None:
     """The network that the sidecar of Paddle weights tells of, unless the user says what it is."""
-    from paddle_dense.layers.room import Room
+    from paddle_dense.layers.budget import Room
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture
 

@@ -41,9 +41,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.mapping import to_paddle
 from convert.parity.forward import exact_pair, first_difference, output_differences
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle
 
 if TYPE_CHECKING:
     import torch

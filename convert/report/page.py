@@ -22,7 +22,7 @@ from convert.report.plots import SIZE
 from convert.report.section import Section
 from convert.versions import versions
 from paddle_dense.errors import printable
-from paddle_dense.writing import atomic_write, make_folder, refuse_existing
+from paddle_dense.files.atomic import atomic_write, make_folder, refuse_existing
 
 SUFFIXES = (".html", ".md", ".json")
 TITLE = Label("权重报告", "Report on weights")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from paddle_dense.command import FAILED, OK, USAGE, complain
+from paddle_dense.process import FAILED, OK, USAGE, complain
 
 PACKAGES = ("paddleclas", "paddledet", "paddleseg")
 

@@ -38,10 +38,10 @@ from paddle_dense import __version__
 from paddle_dense.deploy.fused_layers import fused_sfr
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation
+from paddle_dense.files.atomic import move_together, temporary_folder, unwritable
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import Rules, rewrite
-from paddle_dense.writing import move_together, temporary_folder, unwritable
 
 PathLike = Union[str, os.PathLike]
 Runner = Callable[[np.ndarray], list[np.ndarray]]

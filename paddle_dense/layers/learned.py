@@ -20,9 +20,9 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers.activation import activation as make_activation
+from paddle_dense.layers.budget import check_room
 from paddle_dense.layers.choices import binary_fault
 from paddle_dense.layers.conv import conv2d
-from paddle_dense.layers.room import check_room
 
 
 def due_stage(progress: float, condense_factor: int) -> int:

@@ -11,8 +11,8 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Uniform
 
 from paddle_dense.layers import choices
+from paddle_dense.layers.budget import check_room
 from paddle_dense.layers.choices import Arrays
-from paddle_dense.layers.room import check_room
 
 
 def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bool = False) -> nn.Linear:

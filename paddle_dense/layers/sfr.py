@@ -24,10 +24,10 @@ from paddle.nn import functional as F
 
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
+from paddle_dense.layers.budget import check_room
 from paddle_dense.layers.choices import Arrays, binary_mask
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
-from paddle_dense.layers.room import check_room
 
 
 class SFR(LearnedConnections):

@@ -32,12 +32,12 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.files.names import renamed
 from paddle_dense.layers import conv2d
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
 from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, count_classes
-from paddle_dense.names import renamed
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
 MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}

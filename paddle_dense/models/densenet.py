@@ -26,11 +26,11 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import KaimingNormal, Uniform
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.files.names import renamed
 from paddle_dense.layers.conv import convolve
 from paddle_dense.models.arguments import Count, Counts, FromZero, Share
 from paddle_dense.models.network import Network, Published, Size, register_model, register_network
 from paddle_dense.models.recognise import Recognised, count_classes, count_layers
-from paddle_dense.names import renamed
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:

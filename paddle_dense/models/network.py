@@ -11,7 +11,7 @@ import numpy as np
 from paddle import nn
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers.room import check_room
+from paddle_dense.layers.budget import check_room
 from paddle_dense.models.arguments import check_arguments
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 from paddle import LazyGuard, nn
 
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.names import renamed
+from paddle_dense.layers.budget import Room, within
 from paddle_dense.layers.choices import binary_mask, learned_layers
-from paddle_dense.layers.room import Room, within
 from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
-from paddle_dense.names import renamed
 
 # Arguments that differ between two uses of one preset.
 _USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
@@ -80,7 +80,7 @@ def recognise(
     """Find the network and its numbers from the tensors.
 
     Args:
-        state: a state_dict in Paddle's layout (see `convert.mapping`).
+        state: a state_dict in Paddle's layout (see `paddle_dense.files.layout`).
         arch: the preset that it is said to be; it settles what the tensors do not show.
         overrides: arguments of the network that the caller knows better.
 

@@ -24,6 +24,7 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
+PLOT_FORMATS = (".png", ".svg", ".pdf")
 LEAST = {"epochs": 1, "batch_size": 1, "seed": 0}  # of the settings of a run
 
 

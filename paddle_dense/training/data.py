@@ -21,12 +21,12 @@ from paddle.vision.datasets import Cifar10, cifar
 from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
-from paddle_dense.command import Stopped, stop_if_asked
 from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
 from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
+from paddle_dense.files.unpickle import Lazy, describe, unpickle
+from paddle_dense.files.weights import open_file
 from paddle_dense.pictures import read_picture
-from paddle_dense.unpickle import Lazy, describe, unpickle
-from paddle_dense.weights import open_file
+from paddle_dense.process import Stopped, stop_if_asked
 
 
 class PictureData(Dataset):

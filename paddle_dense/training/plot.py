@@ -9,7 +9,6 @@ command ``python -m paddle_dense.training plot`` draw them.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 import numpy as np
 from paddle import Tensor, nn
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
-from paddle_dense.errors import WeightsError, printable
+from paddle_dense.files.atomic import atomic_write
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
-from paddle_dense.sidecar import with_its_sidecar
-from paddle_dense.training.resume import load_network
-from paddle_dense.writing import atomic_write, overlap, refuse_existing
+from paddle_dense.training import PLOT_FORMATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 PathLike = Union[str, os.PathLike]
-FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -110,8 +105,8 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
         WeightsError: the picture cannot be written there.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"{os.fspath(path)} has no suffix of a picture: end the name in {' or '.join(FORMATS)}")
+    if suffix not in PLOT_FORMATS:
+        raise ValueError(f"{os.fspath(path)} has no suffix of a picture: end the name in {' or '.join(PLOT_FORMATS)}")
     figure = _figure(connectivity(model), _name(model))
     with atomic_write(path) as file:
         figure.savefig(file, format=suffix[1:], dpi=150)
@@ -258,49 +253,3 @@ def _draw_map(axes: Axes, title: str, values: np.ndarray, found: Connectivity) -
 
 
 # The command
-
-
-def parser() -> Parser:
-    """The command line of ``plot``."""
-    command = Parser(
-        prog=program("train plot", "paddle_dense.training plot"),
-        description="Draw which features each layer of a densely connected network reads and, in a CondenseNet V2, "
-        "reactivates. The trained and the condensed form give the same picture.",
-        epilog="Exit status: 0 the picture was written, 1 the checkpoint is bad or has no dense layers, 2 wrong usage.",
-    )
-    add = command.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help=".pdparams or .safetensors")
-    picture = f"the picture, {' or '.join(FORMATS)} (default: NAME.png beside CKPT)"
-    add("-o", "--output", type=Path, metavar="FILE", help=picture)
-    add("--force", action="store_true", help="overwrite an existing picture")
-    return command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``plot``; returns its exit status."""
-    try:
-        args = parser().parse_args(argv)
-        target = args.output or args.checkpoint.with_suffix(".png")
-        if target.suffix.lower() not in FORMATS:
-            raise UsageError(f"-o {target} must end in {' or '.join(FORMATS)}")
-        clash = overlap([target], with_its_sidecar(args.checkpoint))
-        if clash:
-            raise UsageError(f"{clash} with -o")
-    except UsageError as error:
-        complain(error)
-        return USAGE
-    try:
-        refuse_existing(target, args.force)
-        with warnings.catch_warnings():
-            # What a file does not show, such as strides and activations, does not show in the picture either.
-            warnings.simplefilter("ignore")
-            model = load_network(args.checkpoint)
-        plot_connectivity(model, target)
-    except (WeightsError, OSError, ImportError) as error:
-        complain(error)
-        return FAILED
-    except ValueError as error:
-        complain(f"{args.checkpoint}: {error}")
-        return FAILED
-    print(printable(f"{args.checkpoint} -> {target}: {_name(model)}"))
-    return OK

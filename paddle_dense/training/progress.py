@@ -9,7 +9,7 @@ from typing import Any, Callable
 import paddle
 from paddle import distributed
 
-from paddle_dense.command import Stopped
+from paddle_dense.process import Stopped
 from paddle_dense.training.accuracy import Accuracy
 from paddle_dense.training.condensation import density, learned_connections
 

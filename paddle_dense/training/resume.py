@@ -24,13 +24,13 @@ from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 
 from paddle_dense.checkpoints import check_state, load_model, set_state
 from paddle_dense.errors import WeightsError, naming, shown
-from paddle_dense.layers.room import Room
+from paddle_dense.files.atomic import make_folder
+from paddle_dense.files.sidecar import network_in
+from paddle_dense.files.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
+from paddle_dense.layers.budget import Room
 from paddle_dense.models.recognise import Architecture
-from paddle_dense.sidecar import network_in
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.schedule import WarmupCosine
-from paddle_dense.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
-from paddle_dense.writing import make_folder
 
 OLDER = "remove it, and the run continues from the checkpoint before"
 _KEEP = 2

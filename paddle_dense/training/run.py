@@ -13,13 +13,13 @@ import paddle
 from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
-from paddle_dense.command import SIGNALS, Stopped
 from paddle_dense.condensing import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.models.arguments import FromZero, OptionalCount, OptionalFactor, OptionalText, check_arguments
 from paddle_dense.models.network import build_network, config_keys, network_class
+from paddle_dense.process import SIGNALS, Stopped
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
 from paddle_dense.training.batches import TrainingBatches

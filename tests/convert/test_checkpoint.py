@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.checkpoint import Checkpoint, read_checkpoint
 from paddle_dense.errors import HostileFileError, WeightsError
+from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = ROOT.parent / "shared" / "oracles"
@@ -726,7 +726,7 @@ def test_reading_a_large_file_costs_about_as_much_as_reading_its_bytes(tmp_path)
 
 
 def test_reading_needs_neither_framework():
-    program = "import sys, convert.checkpoint; print(sorted({'torch', 'paddle'} & set(sys.modules)))"
+    program = "import sys, paddle_dense.files.torch_file; print(sorted({'torch', 'paddle'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert.mapping import is_linear, to_paddle, to_torch
+from paddle_dense.files.layout import is_linear, to_paddle, to_torch
 
 
 def numbered(*shape: int) -> np.ndarray:
@@ -110,7 +110,7 @@ def test_the_original_becomes_what_paddle_expects(tiny, tiny_state):
 
 @pytest.mark.parametrize("name", ["converted.pth", "trained_unconverted.pth.tar"])
 def test_there_and_back_gives_the_originals_file(data, name):
-    from convert.checkpoint import read_checkpoint
+    from paddle_dense.files.torch_file import read_checkpoint
 
     original = read_checkpoint(data / f"cdnv2_tiny_{name}").state
     back = to_torch(to_paddle(original))

@@ -14,15 +14,15 @@ import pytest
 
 import paddle_dense
 from convert import paddle2torch, torch2paddle
-from convert.checkpoint import read_checkpoint
 from convert.conversion import Options, convert_checkpoint
 from convert.paddle2torch import FAILED, OK, USAGE
-from paddle_dense.weights import read_weights, write_weights
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.weights import read_weights, write_weights
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 
-from convert.torch_file import write_torch
 from convert.torch_models import condconv, condensenet, condensenetv2, cspnet, densenet
+from paddle_dense.files.torch_archive import write_torch
 from tests.peers import peer
 
 TINY = "HS_start_block=1,init_stride=1"

@@ -6,9 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import paddle_dense
-from paddle_dense.command import FAILED, OK, USAGE
+from paddle_dense.process import FAILED, OK, USAGE
 
 torch = pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
 

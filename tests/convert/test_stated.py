@@ -14,10 +14,10 @@ import paddle
 import pytest
 
 import paddle_dense
-from convert.checkpoint import read_checkpoint
 from convert.conversion import Conversion, Options, convert_checkpoint
+from paddle_dense.commands.info import describe_weights
 from paddle_dense.errors import WeightsError
-from paddle_dense.info import describe_weights
+from paddle_dense.files.torch_file import read_checkpoint
 from tests.peers import peer
 
 torch = pytest.importorskip("torch", reason="writes whole PyTorch modules: pip install torch")

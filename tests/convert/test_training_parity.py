@@ -8,11 +8,11 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle, to_torch
 from paddle_dense import models
 from paddle_dense.checkpoints import set_state
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import HS
 from paddle_dense.training import learned_connections, set_progress
 

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models import condconv as networks
 from paddle_dense.models.network import preset, presets

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.models import CondenseNetV2 as PaddleNetwork
 from paddle_dense.zoo import cdnv2_a

@@ -7,9 +7,9 @@ import paddle
 import pytest
 
 import paddle_dense as pd_
-from convert.mapping import to_paddle
 from convert.parity import exact_pair
 from convert.torch2paddle import OK, main
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.models import cspnet as networks
 from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import canonical

@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 import paddle_dense as pd_
-from convert.mapping import to_paddle
 from convert.torch2paddle import OK, main
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.models import densenet as networks
 from paddle_dense.models.network import preset, presets
 from paddle_dense.models.recognise import canonical

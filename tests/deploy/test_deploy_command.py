@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import paddle_dense as pd_
-from paddle_dense.command import FAILED, OK, USAGE
-from paddle_dense.deploy.__main__ import main
+from paddle_dense.commands.deploy import main
 from paddle_dense.deploy.export import PROGRAM_SUFFIX, load_onnx, load_paddle
+from paddle_dense.process import FAILED, OK, USAGE
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 PADDLE_FILES = [PROGRAM_SUFFIX, ".pdiparams", ".meta.json"]

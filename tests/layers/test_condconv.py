@@ -10,7 +10,7 @@ import pytest
 from paddle.nn import functional as F
 from paddle.static import InputSpec
 
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
 
 # The smallest that shows each feature; sizes (in, out, kernel) come first.

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers import CondenseLGC, CondenseSFR, ShuffleLayerTrans
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers.learned import due_stage
 

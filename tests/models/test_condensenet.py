@@ -7,9 +7,9 @@ import paddle
 import pytest
 
 import paddle_dense
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import CondenseConv, CondenseLinear, LearnedGroupConv
 from paddle_dense.models import CondenseNet
 from paddle_dense.models.recognise import recognise

@@ -8,9 +8,9 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle
 from paddle_dense import cdnv2_a, create_model, profile
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.models import CondenseNetV2
 

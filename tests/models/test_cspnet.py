@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 import paddle_dense as pd_
-from convert.mapping import to_paddle
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle
 from paddle_dense.models.cspnet import MODES, CSPDenseNet, CSPNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.recognise import recognise

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from convert import torch2paddle
-from convert.checkpoint import _MOVING, Checkpoint, read_checkpoint
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.torch_file import _MOVING, Checkpoint, read_checkpoint
 from tests.security import hostile
 from tests.security.hostile import (
     call,

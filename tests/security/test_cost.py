@@ -10,13 +10,13 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_torch
 from paddle_dense import create_model
+from paddle_dense.commands.info import describe_weights
 from paddle_dense.cost import CostError, affordable, check_cost
 from paddle_dense.errors import WeightsError, enough_memory
-from paddle_dense.info import describe_weights
+from paddle_dense.files.layout import to_torch
+from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models.network import networks, presets
-from paddle_dense.weights import read_weights, write_weights
 from tests.security.hostile import COSTLY_NETWORKS, costly_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def run(module: str, *arguments: object, limit: int = 1_200_000) -> subprocess.C
 
 def test_info_leaves_out_what_would_cost_too_much(costly):
     """5.3 GB and 21 s, or 13 GB and 37 s, without bounds."""
-    result = run("paddle_dense.info", costly, costly.with_name("theirs.safetensors"))
+    result = run("paddle_dense.commands.info", costly, costly.with_name("theirs.safetensors"))
     assert result.returncode == 0
     assert result.stdout.count("out of all proportion: its MACs are not counted") == 2
     info = describe_weights(costly)
@@ -68,8 +68,8 @@ def test_info_leaves_out_what_would_cost_too_much(costly):
         ("convert.torch2paddle", "theirs.safetensors", ["-o", "x.pdparams"], "convert it unchecked, with --no-verify"),
         ("convert.paddle2torch", "ours.pdparams", ["-o", "x.pth"], "convert it unchecked, with --no-verify"),
         ("convert.parity.__main__", "ours.pdparams", [], "compare with a smaller --size"),
-        ("paddle_dense.deploy.__main__", "ours.pdparams", ["-o", "x"], "give a smaller --size"),
-        ("paddle_dense.deploy.__main__", "theirs.safetensors", ["-o", "x"], "take another checkpoint"),
+        ("paddle_dense.commands.deploy", "ours.pdparams", ["-o", "x"], "give a smaller --size"),
+        ("paddle_dense.commands.deploy", "theirs.safetensors", ["-o", "x"], "take another checkpoint"),
     ],
     ids=["torch2paddle", "paddle2torch", "parity", "deploy", "deploy of PyTorch's"],
 )
@@ -103,7 +103,7 @@ def test_pretrained_weights_that_would_cost_too_much(costly):
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "x.png")
     options = ["--pretrained", costly, "--data", costly.parent / "data", "-o", costly.parent / "run", "--epochs", 1]
-    result = run("paddle_dense.training.__main__", *options)
+    result = run("paddle_dense.commands.train", *options)
     assert result.returncode == 1 and f"error: {costly}: running this network" in result.stderr
 
 

@@ -24,8 +24,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from fuzz.fuzz_readers import check
 from paddle_dense.errors import WeightsError
-from paddle_dense.unpickle import Key, unpickle
-from paddle_dense.weights import PYTORCH_MAGIC
+from paddle_dense.files.unpickle import Key, unpickle
+from paddle_dense.files.weights import PYTORCH_MAGIC
 
 EXAMPLES = pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
 
@@ -487,7 +487,7 @@ def test_safetensors_files_are_read_as_the_library_reads_them(examples):
 
 @EXAMPLES
 def test_sidecars_end_well(examples):
-    from paddle_dense.weights import tensors_sha256
+    from paddle_dense.files.weights import tensors_sha256
 
     state = {"w": np.arange(3, dtype="f4")}  # what the reader "sidecar" says the weights are
     fields = {"arch": st.text(max_size=200) | JSON, "config": st.dictionaries(st.text(max_size=9), JSON) | JSON}

@@ -16,10 +16,10 @@ from typing import Callable
 import pytest
 
 from convert import torch2paddle
-from convert.checkpoint import read_checkpoint
 from paddle_dense import cdnv2_a, load_model, load_weights
 from paddle_dense.errors import HostileFileError, WeightsError
-from paddle_dense.weights import read_metadata, read_weights
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.weights import read_metadata, read_weights
 from tests.security import hostile
 from tests.security.hostile import ARCHIVES, WEIGHT_FILES, Attack
 
@@ -275,7 +275,7 @@ def test_archives_of_pictures_run_nothing(tmp_path, file):
 
 
 def test_training_commands_say_one_sentence(tmp_path, capsys):
-    from paddle_dense.training.__main__ import main
+    from paddle_dense.commands.train import main
 
     canary = tmp_path / "canary"
     (tmp_path / "x.tar").write_bytes(ARCHIVES["data_batch_1.tar"](attacks(canary)["REDUCE"]))

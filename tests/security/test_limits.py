@@ -19,14 +19,14 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from convert.checkpoint import read_checkpoint
 from paddle_dense import CondenseNet, CondenseNetV2, load_model, save_weights
+from paddle_dense.commands.info import describe_weights
 from paddle_dense.errors import WeightsError
-from paddle_dense.info import describe_weights
-from paddle_dense.layers.room import Room, check_room, within
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.unpickle import unpickle
+from paddle_dense.files.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
+from paddle_dense.layers.budget import Room, check_room, within
 from paddle_dense.models.recognise import Architecture
-from paddle_dense.unpickle import unpickle
-from paddle_dense.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
 from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ def test_what_a_small_file_claims_costs_nothing(tmp_path, file, content):
 
 def test_files_larger_than_the_memory(tmp_path, monkeypatch):
     path = tmp_path / "x.pdparams"
-    monkeypatch.setattr("paddle_dense.weights.free_memory", lambda: 1000)
+    monkeypatch.setattr("paddle_dense.files.weights.free_memory", lambda: 1000)
     for reader in (read_weights, read_checkpoint):
         assert "has 1,001 bytes, more than there is memory free" in refused(reader, path, bytes(1001))
 
@@ -368,8 +368,8 @@ def test_a_file_that_changes_while_it_is_in_use(tmp_path, file, change):
     program = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from convert.checkpoint import read_checkpoint
-from paddle_dense.weights import read_weights
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.weights import read_weights
 path = {str(path)!r}
 state = read_checkpoint(path).state if path.endswith(".pth") else read_weights(path)
 size = os.path.getsize(path)
@@ -475,7 +475,7 @@ def test_sidecars_that_nobody_wrote(saved, content):
 @pytest.mark.parametrize("depth", [60, 500, 100_000])
 def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
     """Also where nobody looks for arguments: `info --json` prints what else a sidecar says."""
-    from paddle_dense.info import main
+    from paddle_dense.commands.info import main
 
     told = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
     saved.with_suffix(".json").write_text(told)
@@ -489,7 +489,7 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
     """It may be anybody's and of any size: it is in the way, and costs no memory."""
     from convert.conversion import Options, check_targets
-    from paddle_dense.sidecar import is_left_over, sidecar_path, write_with_sidecar
+    from paddle_dense.files.sidecar import is_left_over, sidecar_path, write_with_sidecar
 
     target = tmp_path / "v.pdparams"
     with open(sidecar_path(target), "wb") as file:

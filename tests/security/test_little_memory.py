@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.mapping import to_torch
-from paddle_dense.weights import write_weights
+from paddle_dense.files.layout import to_torch
+from paddle_dense.files.weights import write_weights
 from tests.security import hostile
 from tests.security.hostile import ARCHIVES, COSTLY_NETWORKS, WEIGHT_FILES
 
@@ -84,16 +84,16 @@ def runs(folder: Path, names: list[str]) -> list[list[str]]:
     weights = [str(path) for path in weight_files(folder, names)]
     out = str(folder / "out")
     commands = [
-        ["paddle_dense.info", *weights],
-        ["paddle_dense.info", "--json", *weights],
+        ["paddle_dense.commands.info", *weights],
+        ["paddle_dense.commands.info", "--json", *weights],
         ["convert.torch2paddle", *weights, "-o", f"{out}/"],
         ["convert.torch2paddle", *weights, "--no-verify", "--force", "-o", f"{out}/"],
         ["convert.paddle2torch", *weights, "-o", f"{out}/"],
         ["convert.paddle2torch", *weights, "--no-verify", "--force", "-o", f"{out}/"],
         ["convert.parity.__main__", *weights],
     ]
-    commands += [["paddle_dense.deploy.__main__", path, "-o", f"{out}/deployed"] for path in weights]
-    train = "paddle_dense.training.__main__"
+    commands += [["paddle_dense.commands.deploy", path, "-o", f"{out}/deployed"] for path in weights]
+    train = "paddle_dense.commands.train"
     commands += [[train, "--pretrained", path, "--data", "digits", "-o", f"{out}/run"] for path in weights]
     for number, path in enumerate(weights):
         run = folder / f"run{number}"

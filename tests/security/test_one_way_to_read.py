@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTEAD = (
-    "read Paddle's and safetensors files with paddle_dense.weights.read_weights, PyTorch's with "
-    "convert.checkpoint.read_checkpoint, any other pickle with paddle_dense.unpickle.unpickle"
+    "read Paddle's and safetensors files with paddle_dense.files.weights.read_weights, PyTorch's with "
+    "paddle_dense.files.torch_file.read_checkpoint, any other pickle with paddle_dense.files.unpickle.unpickle"
 )
 RUNS_PICKLES = {
     *(f"{module}.{name}" for module in ("pickle", "_pickle", "dill", "cloudpickle") for name in ("load", "loads")),
@@ -174,7 +174,7 @@ def test_what_runs_pickles_is_found(source):
         "import numpy as np\nnp.load('x')\nnp.load('x', allow_pickle=False)",
         "import json\njson.loads('1')",
         '"""What torch.load(path) reads."""\nimport torch\ntorch.save(1, 2)',
-        "from paddle_dense.weights import read_weights\nread_weights('x')",
+        "from paddle_dense.files.weights import read_weights\nread_weights('x')",
     ],
 )
 def test_what_does_not_is_not(source):

@@ -20,12 +20,12 @@ pytest.importorskip("fcntl", reason="locks of Unix")
 
 import paddle_dense as pd_
 from benchmarks.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
-from paddle_dense import writing
-from paddle_dense.command import FAILED, OK
 from paddle_dense.errors import WeightsError
-from paddle_dense.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
-from paddle_dense.weights import read_weights, write_weights
-from paddle_dense.writing import atomic_write, move_together, new_file, temporary_folder
+from paddle_dense.files import atomic as writing
+from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
+from paddle_dense.files.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
+from paddle_dense.files.weights import read_weights, write_weights
+from paddle_dense.process import FAILED, OK
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
@@ -274,8 +274,8 @@ def stop(event, arguments):
         os.kill(os.getpid(), {number})
 
 sys.addaudithook(stop)
-from paddle_dense.command import as_process
-from paddle_dense.deploy.__main__ import main
+from paddle_dense.process import as_process
+from paddle_dense.commands.deploy import main
 as_process(main)
 """
 
@@ -302,7 +302,7 @@ def stop(event, arguments):
 
 sys.addaudithook(stop)
 from convert.torch2paddle import main
-from paddle_dense.command import as_process
+from paddle_dense.process import as_process
 as_process(main)
 """
 
@@ -379,7 +379,7 @@ def test_signals_at_any_moment_of_a_command(tmp_path, command, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install paddle_dense[train]")
-    from paddle_dense.training.__main__ import main
+    from paddle_dense.commands.train import main
 
     done = threading.Event()
 
@@ -523,8 +523,8 @@ COMMANDS = {
     "convert.torch2paddle": [str(DIGITS), "--no-verify", "-o", "{disk}/net.pdparams"],
     "convert.torch2paddle into a new folder": [str(DIGITS), "--no-verify", "-o", "{disk}/new/net.pdparams"],
     "convert.paddle2torch": [str(DIGITS.with_suffix(".pdparams")), "--no-verify", "-o", "{disk}/new/net.pth"],
-    "paddle_dense.deploy.__main__": [str(DIGITS.with_suffix(".pdparams")), "-o", "{disk}/net", "--size", "32"],
-    "paddle_dense.training.__main__": [*TRAIN, "--epochs", "1", "-o", "{disk}/run"],
+    "paddle_dense.commands.deploy": [str(DIGITS.with_suffix(".pdparams")), "-o", "{disk}/net", "--size", "32"],
+    "paddle_dense.commands.train": [*TRAIN, "--epochs", "1", "-o", "{disk}/run"],
 }
 
 
@@ -560,7 +560,7 @@ def test_commands_on_a_disk_that_is_full(small_disk, capsys, command):
 
 def test_a_folder_in_the_way_of_a_trainings_weights(tmp_path, capsys):
     (tmp_path / "run" / "model.pdparams").mkdir(parents=True)
-    error = fails("paddle_dense.training.__main__", tmp_path, capsys)
+    error = fails("paddle_dense.commands.train", tmp_path, capsys)
     assert error.endswith("model.pdparams: cannot be written (Is a directory): give the name of a file")
     checkpoints = [name for name in names(tmp_path / "run") if name != "model.pdparams"]
     assert len(checkpoints) == 2 and all(name.startswith("checkpoint-") for name in checkpoints)  # nothing is lost
@@ -588,7 +588,7 @@ def test_a_folder_in_the_way_of_a_conversion(tmp_path, capsys, occupied):
 def test_a_lock_that_nobody_gives_back_is_not_waited_for_forever(tmp_path, monkeypatch):
     import fcntl
 
-    monkeypatch.setattr("paddle_dense.writing._PATIENCE", 0.1)
+    monkeypatch.setattr("paddle_dense.files.atomic._PATIENCE", 0.1)
     (tmp_path / LEFT).write_text("half")
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)

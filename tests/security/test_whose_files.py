@@ -18,18 +18,18 @@ import paddle
 import pytest
 
 from convert import paddle2torch, torch2paddle
-from convert.checkpoint import read_checkpoint
 from convert.command import refuse_written
 from convert.conversion import Options, convert_checkpoint
 from paddle_dense import load_model, save_weights
-from paddle_dense.command import FAILED, OK, USAGE
+from paddle_dense.commands.info import describe_weights
+from paddle_dense.commands.train import main as train
 from paddle_dense.errors import WeightsError
-from paddle_dense.info import describe_weights
-from paddle_dense.sidecar import in_one_moment, is_left_over, told_of, write_with_sidecar
-from paddle_dense.training.__main__ import main as train
+from paddle_dense.files.atomic import atomic_write, file_key, move_together, new_file, temporary_folder
+from paddle_dense.files.sidecar import in_one_moment, is_left_over, told_of, write_with_sidecar
+from paddle_dense.files.torch_file import read_checkpoint
+from paddle_dense.files.weights import read_weights, write_weights
+from paddle_dense.process import FAILED, OK, USAGE
 from paddle_dense.training.resume import saved_checkpoints
-from paddle_dense.weights import read_weights, write_weights
-from paddle_dense.writing import atomic_write, file_key, move_together, new_file, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
@@ -177,9 +177,9 @@ WORK = {
         "net.pdparams",
         'from convert.paddle2torch import main; main([path, "--no-verify", "-o", {target!r}])',
     ),
-    "info": ("net.pth", "from paddle_dense.info import main; main([path, '--json'])"),
-    "info of Paddle": ("net.pdparams", "from paddle_dense.info import main; main([path, '--json'])"),
-    "info of safetensors": ("net.safetensors", "from paddle_dense.info import main; main([path, '--json'])"),
+    "info": ("net.pth", "from paddle_dense.commands.info import main; main([path, '--json'])"),
+    "info of Paddle": ("net.pdparams", "from paddle_dense.commands.info import main; main([path, '--json'])"),
+    "info of safetensors": ("net.safetensors", "from paddle_dense.commands.info import main; main([path, '--json'])"),
     "resume": (
         "run.safetensors",
         "from paddle_dense.training.resume import read_checkpoint; read_checkpoint(path)",
@@ -341,7 +341,7 @@ def test_a_report_is_no_target(tmp_path, digits, capsys):
 
 @pytest.mark.parametrize("kept", ["net.pdparams", "net.json", "labels.txt"])
 def test_an_export_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
-    from paddle_dense.deploy.__main__ import main
+    from paddle_dense.commands.deploy import main
 
     (tmp_path / "labels.txt").write_text("\n".join("0123456789"))
     (tmp_path / "out.pdiparams").symlink_to(kept)
@@ -408,8 +408,8 @@ COMMANDS = {
     "convert.torch2paddle's report": (["net.pth", "--no-verify", "--force", "--report", "out.md"], "out.md"),
     "convert.paddle2torch": (["net.pdparams", "--no-verify", "--force", "-o", "out.pth"], "out.pth"),
     "convert.paddle2torch's origin": (["net.pdparams", "--no-verify", "--force", "-o", "out.pth"], "out.pth.json"),
-    "paddle_dense.deploy.__main__": (["net.pdparams", "--force", "-o", "out"], "out.pdiparams"),
-    "paddle_dense.training.__main__": (["plot", "net.pdparams", "--force", "-o", "out.png"], "out.png"),
+    "paddle_dense.commands.deploy": (["net.pdparams", "--force", "-o", "out"], "out.pdiparams"),
+    "paddle_dense.commands.train": (["plot", "net.pdparams", "--force", "-o", "out.png"], "out.png"),
 }
 
 

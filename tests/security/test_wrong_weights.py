@@ -14,7 +14,7 @@ from convert.torch2paddle import FAILED, OK, main
 from paddle_dense import CondenseNetV2, create_model, load_model, load_weights, save_weights
 from paddle_dense.checkpoints import set_state
 from paddle_dense.errors import WeightsError
-from paddle_dense.weights import read_weights, write_weights
+from paddle_dense.files.weights import read_weights, write_weights
 
 SMALL = {"stages": [1, 1, 1], "growth": [8, 8, 16], "fc_channel": 24, "SE_start_block": 1, "num_classes": 7}
 SMALL.update(group_1x1=4, group_3x3=4, group_trans=4)
@@ -76,7 +76,7 @@ def state_of(models):
 def write_checkpoint(state: Arrays, path) -> None:
     """What PyTorch would save of a network with this state of Paddle's."""
     torch = pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
-    from convert.mapping import to_torch
+    from paddle_dense.files.layout import to_torch
 
     torch.save({name: torch.from_numpy(np.array(array)) for name, array in to_torch(state).items()}, path)
 
@@ -253,7 +253,7 @@ def test_what_is_compared_without_nan_is_still_compared(capsys, tmp_path, state_
 
     write_checkpoint(changed(state_of("condensed"), "classifier.bias", setting(np.nan)), tmp_path / "net.pth")
     monkeypatch.setattr(conversion, "to_paddle", lambda state: _with_wrong_bias(to_paddle(state)))
-    from convert.mapping import to_paddle
+    from paddle_dense.files.layout import to_paddle
 
     assert main([str(tmp_path / "net.pth"), "--allow-nonfinite"]) == FAILED
     assert "Paddle and PyTorch differ" in capsys.readouterr().err

@@ -15,9 +15,9 @@ from PIL import Image
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
-from paddle_dense.training.__main__ import main
+from paddle_dense.commands.train import main
+from paddle_dense.files.weights import read_metadata, read_weights, write_weights
 from paddle_dense.training.resume import saved_checkpoints
-from paddle_dense.weights import read_metadata, read_weights, write_weights
 
 SMALL = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2"]
 

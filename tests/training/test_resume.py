@@ -10,10 +10,10 @@ paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.weights import read_metadata, read_weights, write_weights
 from paddle_dense.training import Checkpoints, CondensationCallback, CondensationLoss, ModelEMA, WarmupCosine, resume
 from paddle_dense.training.batches import TrainingBatches
 from paddle_dense.training.resume import StepSeeds, load_network, newest, read_checkpoint, saved_checkpoints
-from paddle_dense.weights import read_metadata, read_weights, write_weights
 
 EPOCHS, PICTURES, BATCH = 3, 14, 4  # three batches an epoch, two pictures left over
 

@@ -21,8 +21,8 @@ from typing import Any, Callable, TypeVar, Union
 import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.weights import encoded_weights, parse_json, read_bounded, read_weights, tensors_sha256
-from paddle_dense.writing import new_file, turn
+from paddle_dense.files.atomic import new_file, turn
+from paddle_dense.files.weights import encoded_weights, parse_json, read_bounded, read_weights, tensors_sha256
 
 PathLike = Union[str, os.PathLike]
 Read = TypeVar("Read")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from paddle_dense.deploy import environment
-from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment
+from paddle_dense import environment
+from paddle_dense.environment import cpu_environment, set_cpu_environment
 
 CPUINFO = "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nvendor_id\t: {vendor}\n"
 
@@ -39,7 +39,7 @@ def run(code, **variables):
 def test_it_is_set_before_paddle_loads_and_leaves_what_is_set():
     code = (
         "import os, sys\n"
-        "from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment\n"
+        "from paddle_dense.environment import cpu_environment, set_cpu_environment\n"
         "print(set_cpu_environment() == {k: v for k, v in cpu_environment().items() if k != 'OMP_NUM_THREADS'})\n"
         "print(os.environ['OMP_NUM_THREADS'], 'paddle' in sys.modules)"
     )
@@ -61,7 +61,7 @@ def test_after_paddle_it_is_too_late():
 def test_freed_memory_is_kept():
     code = (
         "import resource, numpy as np\n"
-        "from paddle_dense.deploy.environment import set_cpu_environment\n"
+        "from paddle_dense.environment import set_cpu_environment\n"
         "{}\n"
         "def fill():\n"
         "    np.ones(1 << 22)\n"
@@ -75,7 +75,7 @@ def test_freed_memory_is_kept():
 
 def test_paddle_inference_frees_several_tensors_at_once():
     code = (
-        "from paddle_dense.deploy.environment import cpu_environment, set_cpu_environment\n"
+        "from paddle_dense.environment import cpu_environment, set_cpu_environment\n"
         "set_cpu_environment()\n"
         "import paddle\n"
         "flag = 'FLAGS_eager_delete_tensor_gb'\n"

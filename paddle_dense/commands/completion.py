@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
+from paddle_dense.cli import Parser, program, run
+from paddle_dense.commands import COMMANDS
+from paddle_dense.process import OK
 
 PROGRAMS = ("paddle-dense", "torch2paddle", "paddle2torch")
 SHELLS = ("bash", "zsh")
@@ -32,7 +33,6 @@ def script(shell: str, program: str = "paddle-dense") -> str:
         import shtab
     except ImportError:
         raise ImportError("completion needs shtab: pip install 'paddle_dense[completion]'") from None
-    from paddle_dense.__main__ import COMMANDS
 
     if program in COMMANDS:
         command = import_module(COMMANDS[program][0]).parser()
@@ -79,14 +79,9 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        args = parser().parse_args(arguments)
-        print(script(args.shell, args.program))
-        return OK
-    except UsageError as error:
-        complain(error)
-        return USAGE
-    except ImportError as error:
-        complain(error)
-        return FAILED
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
+    print(script(args.shell, args.program))
+    return OK

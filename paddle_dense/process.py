@@ -1,8 +1,7 @@
-"""What the commands share: exit statuses, KEY=VALUE arguments, how they complain, and how they are stopped."""
+"""How a command lives in its process: signals, loading Paddle, what it says on stderr, how it ends."""
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import errno
 import gc
@@ -16,12 +15,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import wraps
-from pathlib import Path
 from typing import Any, Callable, NoReturn
 
-from paddle_dense.deploy.environment import set_cpu_environment
+from paddle_dense.environment import set_cpu_environment
 from paddle_dense.errors import printable
-from paddle_dense.writing import exchanging, remove_unfinished
+from paddle_dense.files.atomic import exchanging, remove_unfinished
 
 OK, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM
@@ -32,64 +30,8 @@ _end: Callable[[int], NoReturn] | None = None  # how a signal ends a process tha
 _signals: _Signals | None = None  # those that have come to it
 
 
-class UsageError(ValueError):
-    """A command was called in a way that no file can mend."""
-
-
 class Stopped(KeyboardInterrupt):
     """Work that is given up because a signal, its argument, has come; the handler may only have made a note of it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports wrong usage in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
-
-
-def program(word: str, module: str) -> str:
-    """How the running command was called, for its usage.
-
-    Args:
-        word: the command's name, as a console script or after ``paddle-dense``.
-        module: what ``python -m`` takes to run it.
-    """
-    started = Path(sys.argv[0])
-    if started.name == word:
-        return word
-    if started.name == "paddle-dense":
-        return f"paddle-dense {word}"
-    if started.parts[-2:] == ("paddle_dense", "__main__.py"):
-        return f"python -m paddle_dense {word}"
-    return f"python -m {module}"
-
-
-def key_values(text: str) -> dict[str, Any]:
-    """``"stages=2-2-2,HS_start_block=1"`` -> ``{"stages": [2, 2, 2], "HS_start_block": 1}``, as an argument's type."""
-    config = {}
-    for item in text.split(","):
-        key, equals, value = item.partition("=")
-        if not equals or not key or not value:
-            raise argparse.ArgumentTypeError(f"{item!r} must have the form KEY=VALUE")
-        if key.strip() in config:
-            raise argparse.ArgumentTypeError(f"{key.strip()!r} is given twice: give it once")
-        config[key.strip()] = _value(value.strip())
-    return config
-
-
-def _value(text: str) -> Any:
-    constants = {"true": True, "false": False, "none": None}
-    if text.lower() in constants:
-        return constants[text.lower()]
-    parts = text.split("-")
-    if len(parts) > 1 and all(part.isascii() and part.isdigit() for part in parts):
-        return [int(part) for part in parts]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
 
 
 def complain(message: object) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
+from paddle_dense.cli import Parser, program, run
+from paddle_dense.errors import WeightsError
 from paddle_dense.pretrained import manifest
+from paddle_dense.process import OK
 
 if TYPE_CHECKING:
     from paddle_dense.models.network import Preset, Size
@@ -78,16 +80,13 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        args = parser().parse_args(arguments)
-    except UsageError as error:
-        complain(error)
-        return USAGE
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
     entries = catalogue(args.pattern)
     if not entries:
-        complain(f"no preset matches {args.pattern!r}: leave the pattern out to see all of them")
-        return FAILED
+        raise WeightsError(f"no preset matches {args.pattern!r}: leave the pattern out to see all of them")
     if args.json:
         for entry in entries:
             print(json.dumps(entry))

@@ -20,9 +20,9 @@ from typing import IO, Any, Callable, cast
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
-from paddle_dense.names import AVERAGED, COUNTER, renamed
-from paddle_dense.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
-from paddle_dense.weights import (
+from paddle_dense.files.names import AVERAGED, COUNTER, renamed
+from paddle_dense.files.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
+from paddle_dense.files.weights import (
     PYTORCH_MAGIC,
     REPEATED,
     ZIP_MAGIC,

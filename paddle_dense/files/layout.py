@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from paddle_dense.names import COUNTER, STATISTICS, renamed
+from paddle_dense.files.names import COUNTER, STATISTICS, renamed
 
 
 def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

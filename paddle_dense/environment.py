@@ -8,7 +8,7 @@ a thread of its own, which wakes some hundred times a pass and takes the process
 waits for a few megabytes to free. The commands of this package therefore call
 `set_cpu_environment` before they import Paddle, and a program of one's own does the same in its first lines::
 
-    from paddle_dense.deploy.environment import set_cpu_environment
+    from paddle_dense.environment import set_cpu_environment
 
     set_cpu_environment()
     import paddle

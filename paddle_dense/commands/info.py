@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
 import textwrap
-import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_dense.command import FAILED, OK, USAGE, Parser, UsageError, complain, program
+from paddle_dense.cli import Parser, program, run
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable, shown
-from paddle_dense.names import AVERAGED, pytorch_sign
+from paddle_dense.files.names import AVERAGED, pytorch_sign
+from paddle_dense.files.sidecar import described_network, in_one_moment, told_of
+from paddle_dense.files.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_file, read_metadata, read_weights
 from paddle_dense.pretrained import manifest
-from paddle_dense.sidecar import described_network, in_one_moment, told_of
-from paddle_dense.weights import PYTORCH_MAGIC, ZIP_MAGIC, is_safetensors, read_file, read_metadata, read_weights
+from paddle_dense.process import FAILED, OK, complain
 
 if TYPE_CHECKING:
     from paddle import nn
 
-    from convert.checkpoint import Checkpoint
+    from paddle_dense.files.torch_file import Checkpoint
     from paddle_dense.models.recognise import Architecture
 
 _HEAD = 32  # bytes from the beginning that tell one format from another
@@ -115,7 +116,7 @@ def describe_weights(path: Path) -> Info:
     try:
         state = canonical(state)
         if info.container is not None:
-            from convert.mapping import to_paddle
+            from paddle_dense.files.layout import to_paddle
 
             state = to_paddle(state)
         found = _architecture(state, described, notes)
@@ -141,7 +142,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], Info, Checkpoint | None]:
     else:
         format = "PyTorch" if head[:4] == ZIP_MAGIC else "PyTorch, before 1.6"
     if "PyTorch" in format:
-        from convert.checkpoint import read_checkpoint
+        from paddle_dense.files.torch_file import read_checkpoint
 
         checkpoint = read_checkpoint(path, content=content)
         state, container, warnings = checkpoint.state, checkpoint.container, checkpoint.warnings
@@ -188,7 +189,7 @@ def _architecture(
 ) -> Architecture:
     """What the sidecar describes, if the tensors are those of such a network, or else what the tensors show."""
     from paddle_dense.checkpoints import check_state
-    from paddle_dense.layers.room import Room
+    from paddle_dense.layers.budget import Room
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture, recognise
 
@@ -300,12 +301,10 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    python_warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        args = parser().parse_args(arguments)
-    except UsageError as error:
-        complain(error)
-        return USAGE
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
     status = OK
     for path in args.files:
         try:

@@ -15,8 +15,8 @@ from typing import Any, Callable
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
-from paddle_dense.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
-from paddle_dense.writing import atomic_write
+from paddle_dense.files.atomic import atomic_write
+from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 PYTORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the number that PyTorch's old, non-zip files begin with

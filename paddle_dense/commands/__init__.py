@@ -1,0 +1,13 @@
+"""The commands, one file each: what the command line says, and how the result is printed."""
+
+# The modules have `parser()` and `main(arguments)`.
+COMMANDS = {
+    "info": ("paddle_dense.commands.info", "say what a file of weights is"),
+    "list": ("paddle_dense.commands.list", "list the presets"),
+    "torch2paddle": ("convert.torch2paddle", "convert PyTorch checkpoints to Paddle"),
+    "paddle2torch": ("convert.paddle2torch", "convert Paddle weights to PyTorch"),
+    "parity": ("convert.parity.__main__", "compare a checkpoint's network in both frameworks"),
+    "train": ("paddle_dense.commands.train", "train, continue, fine-tune, evaluate"),
+    "deploy": ("paddle_dense.commands.deploy", "make a network fast and export it"),
+    "completion": ("paddle_dense.commands.completion", "print a script that completes these commands in a shell"),
+}

@@ -1,0 +1,254 @@
+"""The command ``python -m paddle_dense.deploy``: from a checkpoint to files that inference engines run fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from paddle_dense.cli import Parser, UsageError, program, run
+from paddle_dense.environment import cpu_environment
+from paddle_dense.errors import WeightsError, enough_memory, naming, printable
+from paddle_dense.files.atomic import overlap, refuse_existing, temporary_folder
+from paddle_dense.files.sidecar import with_its_sidecar
+from paddle_dense.files.weights import read_bounded
+from paddle_dense.process import OK, as_process, load_paddle, warn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from paddle import nn
+
+    from paddle_dense.deploy.export import Exported
+
+FORMATS = ("paddle", "onnx")
+_MOST_LABELS = 1 << 24  # bytes; the 21 841 classes of the whole ImageNet have one megabyte
+# Rounds of the benchmark: enough for a steady median of a fast network, not too long for a slow one.
+_WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
+
+
+def parser() -> Parser:
+    """The command line, as ``--help`` shows it."""
+    command = Parser(
+        prog=program("deploy", "paddle_dense.deploy"),
+        description="Make a network fast and write it for Paddle Inference or as ONNX; every file is run and compared "
+        "with the network before it appears.",
+        epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
+        "130 or 143 stopped by a signal.",
+    )
+    add = command.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="converted .pdparams or .safetensors, or a PyTorch checkpoint")
+    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy beside the input)")
+    add("--format", choices=(*FORMATS, "both"), default="paddle", help="what to write (default: paddle)")
+    add("--size", type=int, metavar="N", help="side of the pictures in pixels (default: any height and width)")
+    add("--batch", type=int, metavar="N", help="pictures in a batch (default: any number)")
+    add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
+    add("--labels", type=Path, metavar="FILE", help="name of each class, one a line, for the metadata")
+    add("--benchmark", action="store_true", help="time what was written against the network in Paddle")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+    add("--force", action="store_true", help="overwrite existing files")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
+    for option in ("size", "batch"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise UsageError(f"--{option} {getattr(args, option)} must be 1 or more")
+    with enough_memory(args.checkpoint):
+        load_paddle()
+        try:
+            return _deploy(args)
+        except RuntimeError as error:  # of a fused network that differs
+            raise WeightsError(f"{args.checkpoint}: {error}") from error
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    labels = _labels(args.labels) if args.labels else None
+    from paddle_dense.cost import check_cost
+    from paddle_dense.deploy.export import exported_files
+
+    target = _target(args)
+    formats = FORMATS if args.format == "both" else (args.format,)
+    files = [file for format in formats for file in exported_files(target, format)]
+    clash = overlap(files, (*with_its_sidecar(args.checkpoint), *([args.labels] if args.labels else [])))
+    if clash:
+        raise UsageError(f"{clash} with -o")
+    for file in files:
+        refuse_existing(file, args.force)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        model = _network(args.checkpoint)
+    with naming(args.checkpoint):
+        check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
+    notes = [str(warning.message) for warning in said]
+    for note in notes:
+        warn(note)
+    exports = {format: _export(model, target, format, labels, args) for format in formats}
+    result = {
+        "input": str(args.checkpoint),
+        "output": [str(file) for exported in exports.values() for file in exported.files],
+        "arch": model.arch,
+        "config": model.config,
+        "fused": args.fuse,
+        "size": args.size,
+        "batch": args.batch,
+        "max_rel_diff": {format: exported.max_rel_diff for format, exported in exports.items()},
+        "seconds": time.perf_counter() - start,
+        "warnings": notes,
+    }
+    if args.benchmark:
+        result["benchmark"] = _benchmark(model, exports, args)
+    print(json.dumps(result) if args.json else _report(result))
+    return OK
+
+
+def _target(args: Any) -> Path:
+    """The files' name without suffixes."""
+    name = args.checkpoint.with_name(re.sub(r"(\.pth)?\.\w+$", "", args.checkpoint.name))  # .pth.tar is one suffix
+    if not args.output:
+        return name.with_name(f"{name.name}_deploy")
+    if os.path.isdir(args.output) or args.output.endswith(("/", "\\")):
+        return Path(args.output) / name.name
+    return Path(args.output)
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        return read_bounded(path, _MOST_LABELS).decode().splitlines()
+    except WeightsError as error:
+        reason = str(error).partition(": ")[0]
+    except UnicodeDecodeError as error:
+        reason = f"cannot be read ({error})"
+    raise WeightsError(f"{path}: {reason}: give a text file with one class a line")
+
+
+def _network(path: Path) -> nn.Layer:
+    """The network of a checkpoint of either framework, in evaluation mode and in the condensed form."""
+    from paddle_dense import condense, load_model
+
+    if _is_converted(path):
+        model = load_model(path)
+    else:
+        from convert.conversion import convert_checkpoint
+
+        with temporary_folder(Path(tempfile.gettempdir()) / "converted.pdparams") as folder:
+            converted = folder / "converted.pdparams"
+            for note in convert_checkpoint(path, converted).warnings:
+                warnings.warn(note, stacklevel=1)
+            model = load_model(converted)
+    model.eval()
+    return condense(model) if model.config.get("condensed") is False else model
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether a file is Paddle's: PyTorch's has other names for the statistics of its batch normalisations."""
+    from paddle_dense.files.names import pytorch_sign
+    from paddle_dense.files.weights import read_metadata, read_weights
+
+    if path.suffix.lower() != ".safetensors":
+        return path.suffix.lower() == ".pdparams"
+    return pytorch_sign(read_weights(path), read_metadata(path)) is None
+
+
+def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:
+    from paddle_dense.deploy.export import PROGRAM_SUFFIX, export_checked
+    from paddle_dense.deploy.fuse import fuse
+
+    # Paddle Inference 2 cannot broadcast in the batched products that networks fused for Paddle have.
+    rules = "onnx" if PROGRAM_SUFFIX == ".pdmodel" else format
+    network = fuse(model, rules) if args.fuse else model
+    return export_checked(network, target, format, args.size, args.batch, labels, {"fused": args.fuse})
+
+
+# The benchmark
+
+
+def _benchmark(model: nn.Layer, exports: Mapping[str, Exported], args: Any) -> dict[str, Any]:
+    """Milliseconds of one pass through the network and through each file, in every engine that is installed."""
+    import numpy as np
+
+    batch, size = args.batch or 1, args.size or model.input_size
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_environment()["OMP_NUM_THREADS"])
+    pictures = np.random.default_rng(0).standard_normal((batch, model.config["in_channels"], size, size), np.float32)
+    milliseconds = _medians(_engines(model, exports, threads), pictures)
+    return {"batch": batch, "size": size, "threads": threads, "milliseconds": milliseconds}
+
+
+def _engines(model: nn.Layer, exports: Mapping[str, Exported], threads: int) -> dict[str, Callable]:
+    import paddle
+
+    from paddle_dense.deploy.export import load_onnx, load_paddle
+
+    def eager(x: np.ndarray) -> object:
+        with paddle.no_grad():
+            return model(paddle.to_tensor(x))
+
+    engines: dict[str, Callable] = {"Paddle, not exported": eager}
+    if "paddle" in exports:
+        engines["Paddle Inference"] = load_paddle(exports["paddle"].files, threads)
+    if "onnx" in exports:
+        engines["ONNX Runtime"] = load_onnx(exports["onnx"].files, threads)
+        if util.find_spec("openvino"):
+            engines["OpenVINO"] = _load_openvino(exports["onnx"].files[0], threads)
+    return engines
+
+
+def _load_openvino(path: Path, threads: int) -> Callable:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    network = openvino.Core().compile_model(str(path), "CPU", settings)
+    return lambda x: network([x])
+
+
+def _medians(engines: Mapping[str, Callable], x: np.ndarray) -> dict[str, float]:
+    """The engines take turns, so that whatever else the machine does falls on all of them."""
+    from paddle_dense.deploy.export import quiet
+
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    with quiet():
+        for run in engines.values():
+            for _ in range(_WARM_UP):
+                run(x)
+        end = time.perf_counter() + _SECONDS
+        for number in range(_MOST_ROUNDS):
+            if number >= _LEAST_ROUNDS and time.perf_counter() > end:
+                break
+            for name, run in engines.items():
+                start = time.perf_counter()
+                run(x)
+                times[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _report(result: Mapping[str, Any]) -> str:
+    form = "fused" if result["fused"] else "not fused"
+    lines = [f"{result['input']}: {result['arch']}, {form}, {result['seconds']:.1f} s"]
+    lines += [f"  {file}" for file in result["output"]]
+    for format, difference in result["max_rel_diff"].items():
+        lines.append(f"  {format}: run, and equal to the network to {difference:.1e} of its outputs' scale")
+    if "benchmark" in result:
+        told = result["benchmark"]
+        lines.append(f"  batch {told['batch']}, {told['size']} pixels, {told['threads']} threads, medians:")
+        first = next(iter(told["milliseconds"].values()))
+        for name, milliseconds in told["milliseconds"].items():
+            lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
+    return "\n".join(map(printable, lines))
+
+
+if __name__ == "__main__":
+    as_process(main)

@@ -1,0 +1,235 @@
+"""The command ``python -m paddle_dense.training``: train, continue, fine-tune, evaluate, and plot connections."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddle_dense.cli import Parser, UsageError, key_values, program, run
+from paddle_dense.commands import plot
+from paddle_dense.errors import WeightsError, enough_memory, printable
+from paddle_dense.process import OK, STOPPED, as_process, load_paddle
+from paddle_dense.training import LEAST
+
+if TYPE_CHECKING:
+    from paddle_dense.training.resume import Saved
+    from paddle_dense.training.run import Result, Run, Settings
+
+# Options that decide the numbers of a run: a continued run takes them from its checkpoint.
+_SETTINGS = (
+    "data",
+    "recipe",
+    "model",
+    "config",
+    "pretrained",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "amp",
+    "ema",
+)
+
+
+def parser() -> Parser:
+    """The command line, as ``--help`` shows it."""
+    command = Parser(
+        prog=program("train", "paddle_dense.training"),
+        description="Train a network; CondenseNets lose connections while they learn. "
+        "`python -m paddle_dense.training plot CKPT -o FILE.png` draws which layers read which.",
+        epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 or 143 stopped by a signal.",
+    )
+    # What is not given must not stand beside what a continued run says.
+    add = command.add_argument
+    add("--model", help="a preset, or a network with --config (default: what the pretrained file holds)")
+    add("--config", metavar="KEY=VALUE,...", type=key_values, help="arguments of the network, as stages=1-2-3")
+    add("--data", help="digits, a folder with train/CLASS/ and val/CLASS/, cifar10, cifar100, or a CIFAR archive")
+    add("--recipe", help="how to train (default: by the data; finetune with --pretrained)")
+    add("--pretrained", metavar="FILE", help="begin with these weights and a new classifier for the data's classes")
+    add("-o", "--output", metavar="DIR", help="folder for checkpoints and weights (default: runs/MODEL)")
+    add(
+        "--resume",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="continue the run in DIR, or in the output folder; its settings come from there",
+    )
+    add("--epochs", type=int, help="in place of the recipe's")
+    add("--batch-size", type=int, help="over all devices; the recipe's learning rate is scaled with it")
+    add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
+    add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
+    add("--amp", action="store_true", default=None, help="half precision, on devices that have it")
+    add("--ema", action="store_true", default=None, help="keep averaged weights as well")
+    add("--condense-at-end", action="store_true", help="also write the condensed network")
+    add("--eval-only", action="store_true", help="measure the accuracy of --pretrained or --resume, and end")
+    add("--workers", type=int, default=0, help="processes that prepare pictures (default: 0)")
+    add("--log-dir", metavar="DIR", help="write curves for VisualDL")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["plot"]:
+        return plot.main(arguments[1:])
+    # Paddle's own words, which are no news to someone who trains.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+    return run(parser, _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with enough_memory("training"):
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    for name, least in {**LEAST, "workers": 0}.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
+    load_paddle()
+    from paddle_dense.training.run import Run
+
+    saved = _saved(args)
+    settings = _continued(args, saved) if saved else _settings(args)
+    folder = saved.path.parent if saved else _folder(args, settings)
+    run = Run(settings, folder, saved, args.workers, args.log_dir)
+    if args.eval_only:
+        accuracy = run.evaluate()
+        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures, loss {accuracy.loss:.4f}")
+        return OK
+    _introduce(run, args)
+    result = run.train(condense_at_end=args.condense_at_end)
+    _conclude(result, folder)
+    return STOPPED + result.signal if result.stopped else OK
+
+
+def _saved(args: Any) -> Saved | None:
+    """The checkpoint that --resume means."""
+    if args.resume is None:
+        return None
+    from paddle_dense.training.resume import newest
+
+    if args.resume and args.output and Path(args.resume) != Path(args.output):
+        raise UsageError(f"--resume {args.resume} continues in that folder: leave out --output {args.output}")
+    folder = Path(args.resume or args.output or _default_folder(args))
+    saved = newest(folder)
+    if saved is None:
+        raise WeightsError(f"{folder} holds no checkpoint to continue from: give the folder of a run, or start one")
+    return saved
+
+
+def _continued(args: Any, saved: Saved) -> Settings:
+    """The settings that the run began with; an option that contradicts them is an error."""
+    from paddle_dense.training.recipes import recipe
+    from paddle_dense.training.resume import OLDER
+    from paddle_dense.training.run import Settings
+
+    try:
+        settings = Settings(**saved.settings)
+        recipe(settings.recipe)
+    except ValueError as error:
+        raise WeightsError(f"{saved.path} has settings of no run ({error}): {OLDER}") from None
+    except TypeError:
+        raise WeightsError(
+            f"{saved.path} has settings that this version does not know: continue with its own"
+        ) from None
+    for name in _SETTINGS:
+        given, before = getattr(args, name), getattr(settings, name)
+        if given is not None and given != before:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {given} contradicts the run, which began with {before}: leave {option} out")
+    return settings
+
+
+def _settings(args: Any) -> Settings:
+    from paddle_dense.training.recipes import recipe
+    from paddle_dense.training.run import Settings
+
+    if not args.data:
+        raise UsageError("--data is missing: give digits, a folder of pictures or a CIFAR archive")
+    if not args.model and not args.pretrained:
+        raise UsageError("--model is missing: give a preset such as cdnv2_a, or a file with --pretrained")
+    name = args.recipe or _default_recipe(args)
+    recipe(name)
+    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    return Settings(**{**given, "recipe": name})
+
+
+def _default_recipe(args: Any) -> str:
+    if args.pretrained:
+        return "finetune"
+    if args.data == "digits":
+        return "digits"
+    return "condensenet-cifar" if "cifar" in Path(args.data).name.lower() else "condensenetv2-imagenet"
+
+
+def _default_folder(args: Any) -> str:
+    name = args.model or (Path(args.pretrained).stem if args.pretrained else None)
+    if name is None:
+        raise UsageError("--resume does not say which run: give its folder")
+    return f"runs/{name}"
+
+
+def _folder(args: Any, settings: Settings) -> Path:
+    from paddle_dense.training.resume import saved_checkpoints
+
+    folder = Path(args.output or _default_folder(args))
+    if saved_checkpoints(folder) and not args.eval_only:
+        raise UsageError(f"{folder} holds a run already: --resume continues it, and another --output starts a new one")
+    if not args.eval_only:
+        for file in _weights(folder, args):
+            if file.is_file():
+                raise UsageError(f"the run would replace {file}: another --output starts it elsewhere")
+    if args.eval_only and not settings.pretrained:
+        raise UsageError("--eval-only needs weights: give a file with --pretrained, or a run with --resume")
+    return folder
+
+
+def _weights(folder: Path, args: Any) -> list[Path]:
+    """The files that a run leaves beside its checkpoints."""
+    from paddle_dense.files.sidecar import with_its_sidecar
+
+    written = {"model": True, "model_ema": args.ema, "model_condensed": args.condense_at_end}
+    weights = [folder / f"{name}.pdparams" for name, wanted in written.items() if wanted]
+    return [file for path in weights for file in with_its_sidecar(path)]
+
+
+def _introduce(run: Run, args: Any) -> None:
+    import paddle
+
+    settings, network = run.settings, run.network
+    if settings.amp and paddle.get_device().startswith("cpu"):
+        _say("note: Paddle has no half precision on a CPU, so --amp changes nothing here")
+    parameters = sum(parameter.size for parameter in network.parameters())
+    start = f", continued from step {run.saved.step}" if run.saved else ""
+    _say(
+        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} pictures of "
+        f"{len(run.train_data.classes)} classes, recipe {settings.recipe}{start}"
+    )
+
+
+def _conclude(result: Result, folder: Path) -> None:
+    if result.stopped:
+        _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
+        return
+    for file, accuracy in zip(result.files, result.accuracies.values()):
+        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures")
+
+
+def _say(text: str) -> None:
+    from paddle import distributed
+
+    if distributed.get_rank() == 0:
+        print(printable(text), flush=True)
+
+
+if __name__ == "__main__":
+    as_process(main)
