@@ -54,9 +54,9 @@ from safetensors.numpy import load_file, save_file
 from convert import paddle2torch, torch2paddle
 from convert.conversion import build_twin, condensed_form
 from convert.parity import load_torch_state
-from paddle_dense.checkpoints import check_state
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.choices import learned_layers
+from paddle_dense.models.fitting import check_state
 from paddle_dense.models.recognise import recognise
 
 Arrays = dict[str, np.ndarray]

@@ -29,7 +29,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _paddle_model(folder: Path) -> Any:
     import paddle_dense as pd_
-    from paddle_dense.checkpoints import set_state
+    from paddle_dense.models.fitting import set_state
     from paddle_dense.models.network import build_network
 
     told = _described(folder)

@@ -138,7 +138,7 @@ def convert_checkpoint(
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     with naming(path), on_cpu():
-        from paddle_dense.checkpoints import check_state
+        from paddle_dense.models.fitting import check_state
         from paddle_dense.models.recognise import canonical, recognise
 
         refuse_mixture(checkpoint.state)
@@ -358,9 +358,9 @@ def check(
         section: of a report, which is told the figures, and with --report every layer, before a difference is raised.
     """
     from convert import parity
-    from paddle_dense.checkpoints import set_state
     from paddle_dense.cost import affordable
     from paddle_dense.layers.choices import learned_layers
+    from paddle_dense.models.fitting import set_state
     from paddle_dense.models.recognise import give_memory
 
     replaced: list[str] = []

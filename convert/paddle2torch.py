@@ -108,7 +108,7 @@ def convert_back(path: Path, target: Path, options: Options, section: Section | 
 
     # Only now, when there is something to convert: Paddle takes seconds to load.
     with naming(path), conversion.on_cpu():
-        from paddle_dense.checkpoints import check_state
+        from paddle_dense.models.fitting import check_state
         from paddle_dense.models.recognise import canonical, recognise
 
         remembered = recalled(path, told)

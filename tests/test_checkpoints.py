@@ -14,11 +14,11 @@ import paddle
 import pytest
 
 from paddle_dense import cdnv2_a, create_model, load_model, load_weights, save_weights
-from paddle_dense.checkpoints import check_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.sidecar import write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models import CondenseNetV2
+from paddle_dense.models.fitting import check_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])

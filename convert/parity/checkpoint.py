@@ -218,7 +218,7 @@ def _pair(
     original: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray], found: Architecture, options: Options
 ) -> tuple[torch.nn.Module, nn.Layer, list[str]]:
     """The PyTorch network and the Paddle network with the file's weights, in the file's form; and what was replaced."""
-    from paddle_dense.checkpoints import check_state, set_state
+    from paddle_dense.models.fitting import check_state, set_state
     from paddle_dense.models.recognise import give_memory
 
     outline = conversion.outline_of(found, options)

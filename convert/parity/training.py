@@ -351,7 +351,7 @@ def _train(
     synchronised: bool = False,
 ) -> tuple[tuple[StepParity, ...], bool]:
     """Every step, from PyTorch's weights if synchronised, and whether something random was switched off."""
-    from paddle_dense.checkpoints import set_state
+    from paddle_dense.models.fitting import set_state
 
     if not batches:
         raise ValueError("training is compared on batches, and there is none: give one for each step")

@@ -188,8 +188,8 @@ def _architecture(
     state: Mapping[str, np.ndarray], described: tuple[str, dict[str, Any]] | None, notes: list[str]
 ) -> Architecture:
     """What the sidecar describes, if the tensors are those of such a network, or else what the tensors show."""
-    from paddle_dense.checkpoints import check_state
     from paddle_dense.layers.budget import Room
+    from paddle_dense.models.fitting import check_state
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture, recognise
 
@@ -214,8 +214,8 @@ def _with_network(
     checkpoint: Checkpoint | None,
 ) -> Info:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
-    from paddle_dense.checkpoints import check_state
     from paddle_dense.cost import affordable
+    from paddle_dense.models.fitting import check_state
     from paddle_dense.models.recognise import give_memory
     from paddle_dense.profiling import profile
 

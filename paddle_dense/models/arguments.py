@@ -71,7 +71,8 @@ def check_arguments(owner: Callable[..., Any] | type, values: Mapping[str, Any])
 
 def _annotations(owner: Callable[..., Any] | type) -> dict[str, Any]:
     """The annotations as types; a file with ``from __future__ import annotations`` keeps them as text."""
-    namespace = vars(sys.modules[owner.__module__])
+    module = sys.modules.get(owner.__module__)
+    namespace = getattr(owner, "__globals__", vars(module) if module else {})
     kinds: dict[str, Any] = {}
     for name, annotation in getattr(owner, "__annotations__", {}).items():
         one: Any = types.SimpleNamespace(__annotations__={name: annotation})

@@ -22,12 +22,13 @@ from paddle import distributed, nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 
-from paddle_dense.checkpoints import check_state, load_model, set_state
+from paddle_dense.checkpoints import load_model
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.atomic import make_folder
 from paddle_dense.files.sidecar import network_in
 from paddle_dense.files.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
 from paddle_dense.layers.budget import Room
+from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.schedule import WarmupCosine

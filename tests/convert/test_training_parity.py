@@ -9,11 +9,11 @@ import paddle
 import pytest
 
 from paddle_dense import models
-from paddle_dense.checkpoints import set_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import HS
+from paddle_dense.models.fitting import set_state
 from paddle_dense.training import learned_connections, set_progress
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")

@@ -12,9 +12,9 @@ import pytest
 
 from convert.torch2paddle import FAILED, OK, main
 from paddle_dense import CondenseNetV2, create_model, load_model, load_weights, save_weights
-from paddle_dense.checkpoints import set_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.weights import read_weights, write_weights
+from paddle_dense.models.fitting import set_state
 
 SMALL = {"stages": [1, 1, 1], "growth": [8, 8, 16], "fc_channel": 24, "SE_start_block": 1, "num_classes": 7}
 SMALL.update(group_1x1=4, group_3x3=4, group_trans=4)

@@ -12,9 +12,9 @@ import pytest
 from paddle import nn
 
 from paddle_dense import condense, save_weights
-from paddle_dense.checkpoints import set_state
 from paddle_dense.errors import WeightsError
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet
+from paddle_dense.models.fitting import set_state
 from paddle_dense.process import FAILED, OK, USAGE
 from paddle_dense.training.plot import Connectivity, connectivity, main, plot_connectivity
 
