@@ -97,8 +97,8 @@ def _onnx_of_ours(folder: Path, batch: int) -> Path:
 def _torch_model(folder: Path) -> Any:
     import torch
 
-    from convert.conversion import build_twin
     from convert.parity import load_torch_state
+    from convert.verification import build_twin
     from paddle_dense.files.layout import to_torch
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture

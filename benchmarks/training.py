@@ -49,7 +49,7 @@ def torch_step(network: str, batch: int, size: int | None = None, **config: obje
     import torch
 
     import paddle_dense as pd_
-    from convert.conversion import build_twin
+    from convert.verification import build_twin
     from paddle_dense.models.network import config_keys, network_class
     from paddle_dense.models.recognise import Architecture
 

@@ -6,20 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from convert import conversion
-from convert.conversion import Conversion, default_target
-from convert.report import SUFFIXES, Section, check_report, write_report
+from convert import options
+from convert.origin import origin_path
+from convert.report import SUFFIXES, check_report, write_report
+from convert.result import Result
 from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.files.atomic import file_key, overlap
 from paddle_dense.files.sidecar import sidecar_path, with_its_sidecar
 from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, signals_waiting, warn
 
-Options = TypeVar("Options", bound=conversion.Options)
+# What a file of PyTorch may be called, the longest ending first.
+_SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
+Options = TypeVar("Options", bound=options.Options)
 
 
 def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
@@ -80,7 +83,7 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
         raise UsageError(f"--images {args.images} is not a folder")
     if args.report and args.report.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--report {args.report} must end in {' or '.join(SUFFIXES)}")
-    inputs = [file for path in args.checkpoints for file in (*with_its_sidecar(path), conversion.origin_path(path))]
+    inputs = [file for path in args.checkpoints for file in (*with_its_sidecar(path), origin_path(path))]
     clash = overlap([args.report], inputs) if args.report else None
     if clash:
         raise UsageError(f"--report {clash}")
@@ -135,7 +138,7 @@ def targets(
         if file_key(target) in keys:
             raise UsageError(f"two inputs would both be written to {target}: convert them one at a time with -o")
         keys.add(file_key(target))
-        written = (target, sidecar_path(target), conversion.origin_path(target))
+        written = (target, sidecar_path(target), origin_path(target))
         if args.report and file_key(args.report) in map(file_key, written):
             raise UsageError(f"--report {args.report} is where {target} or its origin is kept: give another name")
     clash = overlap(
@@ -153,6 +156,13 @@ def targets(
     return found
 
 
+def default_target(path: Path, suffix: str) -> Path:
+    """Beside the input, under its name without PyTorch's suffixes: ``a.pth.tar`` -> ``a.pdparams``."""
+    name = path.name
+    ending = next((ending for ending in _SUFFIXES if name.lower().endswith(ending) and name.lower() != ending), "")
+    return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")
+
+
 def refuse_written(outputs: Sequence[Path], number: int) -> None:
     """See that the target of one input is not what another was converted to, as on disks that fold names' case.
 
@@ -167,7 +177,7 @@ def refuse_written(outputs: Sequence[Path], number: int) -> None:
 
 def for_each(
     paths: Sequence[Path],
-    work: Callable[[int, Section], int],
+    work: Callable[[int, Result], int],
     failure: dict[str, Any] | None,
     report: Path | None = None,
     force: bool = False,
@@ -176,7 +186,7 @@ def for_each(
 
     Args:
         paths: the files.
-        work: does the file of this number, tells of it and fills in its section, and returns its exit status.
+        work: does the file of this number, tells of it and fills in its result, and returns its exit status.
         failure: what is printed as JSON of a bad file, beside its name and the error; None to print nothing.
         report: the report to write of all of them, bad ones included.
         force: overwrite an existing report.
@@ -186,7 +196,7 @@ def for_each(
     """
     from tqdm import tqdm
 
-    status, sections = OK, [Section(str(path)) for path in paths]
+    status, results = OK, [Result(str(path)) for path in paths]
     try:
         check_report(report, force)
     except (WeightsError, ImportError) as error:
@@ -199,35 +209,35 @@ def for_each(
     for number, path in enumerate(bar):
         try:
             with enough_memory(path):
-                status = max(status, work(number, sections[number]))
+                status = max(status, work(number, results[number]))
         except (WeightsError, OSError) as error:
             if is_of_output(error):
                 raise
             status = max(status, FAILED)
-            _tell_failure(path, error, failure, sections[number])
+            _tell_failure(path, error, failure, results[number])
         except ValueError as error:
             status = USAGE
-            _tell_failure(path, error, failure, sections[number])
+            _tell_failure(path, error, failure, results[number])
     try:
-        write_report(report, sections)
+        write_report(report, results)
     except WeightsError as error:
         status = max(status, FAILED)
         complain(error)
     return status
 
 
-def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, section: Section) -> None:
-    section.error = str(error)
+def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, result: Result) -> None:
+    result.error = str(error)
     if failure is not None:
         print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
     complain(error if str(path) in str(error) else f"{path}: {error}")
 
 
-def tell_conversion(result: Conversion, as_json: bool) -> None:
+def tell_conversion(result: Result, as_json: bool) -> None:
     """Print what became of one input: two lines or, for programs, one JSON object."""
     tell_warnings(result.input, result.warnings)
     if as_json:
-        print(json.dumps(asdict(result)))
+        print(json.dumps(result.conversion()))
         return
     checked = (
         f"PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale, "

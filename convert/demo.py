@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.conversion import Options, build_twin, convert_checkpoint
+from convert.conversion import convert_checkpoint
+from convert.verification import build_twin
 from paddle_dense.files.atomic import temporary_folder
 from paddle_dense.pretrained import shipped_folder
 from paddle_dense.process import FAILED, as_process, complain, stoppable
@@ -30,7 +31,7 @@ def main() -> int:
     with temporary_folder(Path(tempfile.gettempdir()) / "cdnv2_digits.pdparams") as folder:
         target = folder / "cdnv2_digits.pdparams"
         print(f"$ python -m convert.torch2paddle {shown} -o {target.name}")
-        result = convert_checkpoint(source, target, Options())
+        result = convert_checkpoint(source, target)
         print(f"  recognised {result.arch} with {result.params:,} parameters")
         print(f"  PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale on random inputs")
         images, labels = _held_out_digits()

@@ -18,11 +18,13 @@ try:
         targets,
         tell_conversion,
     )
-    from convert.conversion import Options, convert_checkpoint, origin_path
-    from convert.report import Section
+    from convert.options import Options
+    from convert.origin import origin_path
+    from convert.result import Result
     from paddle_dense.cli import Parser, program, run
+    from paddle_dense.files.opened import open_weights
     from paddle_dense.files.sidecar import sidecar_path
-    from paddle_dense.process import FAILED, OK, USAGE, as_process
+    from paddle_dense.process import FAILED, OK, USAGE, as_process, importing
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -65,9 +67,13 @@ def _run(args: argparse.Namespace) -> int:
     outputs = targets(args, FORMATS, sidecar_path, origin_path)
     options = read_options(args, Options)
 
-    def work(number: int, section: Section) -> int:
+    def work(number: int, result: Result) -> int:
         refuse_written(outputs, number)
-        tell_conversion(convert_checkpoint(args.checkpoints[number], outputs[number], options, section), args.json)
+        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
+        file = open_weights(args.checkpoints[number], "pytorch", options.ema, ("sha256",))
+        with importing():
+            from convert.conversion import convert_checkpoint
+        tell_conversion(convert_checkpoint(file, outputs[number], options, result), args.json)
         return OK
 
     return for_each(args.checkpoints, work, {"output": None} if args.json else None, options.report, options.force)

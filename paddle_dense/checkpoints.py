@@ -6,14 +6,17 @@ import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Union
+from pathlib import Path
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.files.names import pytorch_sign
-from paddle_dense.files.sidecar import in_one_moment, read_sidecar, write_with_sidecar
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.names import pytorch_sign, refuse_mixture
+from paddle_dense.files.opened import WeightsFile, open_weights
+from paddle_dense.files.sidecar import described_network, write_with_sidecar
 from paddle_dense.files.weights import read_metadata, read_weights
 from paddle_dense.layers.budget import Room
 from paddle_dense.models.fitting import (
@@ -24,7 +27,8 @@ from paddle_dense.models.fitting import (
     without_head,
     without_other_classifier,
 )
-from paddle_dense.models.recognise import Architecture, canonical, give_memory, recognise
+from paddle_dense.models.network import Network, network_class
+from paddle_dense.models.recognise import Architecture, canonical, materialise, recognise
 
 PathLike = Union[str, os.PathLike]
 
@@ -97,38 +101,82 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
             changes or are no numbers that a network has.
         ValueError: the network has no such argument, or cannot be built with it.
     """
-    state, described = in_one_moment(path, lambda: _read_described(path))
+    file = open_weights(Path(path), "paddle")
     with naming(path):
-        _refuse_pytorch(state, path)
-        state = canonical(state)
-        if described:
-            found = Architecture(described[0], nn.Layer, described[1], room=Room.of(state))
-        else:
-            found = recognise(state)
-        # What the caller says is no guess any more.
-        said = {key: value for key, value in config.items() if key in found.config}
-        for warning in found.warnings and recognise(state, overrides=said).warnings:
-            warnings.warn(f"{path}: {warning}", stacklevel=2)
-        try:
-            outline = found.outline()
-        except ValueError as error:
-            source = "the sidecar .json" if described else "the file"
-            raise WeightsError(f"{source} describes no network of this package: {error}") from error
-        if config:
-            found = replace(found, config={**found.config, **config})
-            outline = found.outline()
-        state = without_head(state, outline)
-        state, fresh = without_other_classifier(state, outline) if config else (state, ())
+        _refuse_pytorch(file.tensors, path)
+    found = identify(file, overrides=config)
+    for warning in found.architecture.warnings:
+        warnings.warn(f"{path}: {warning}", stacklevel=2)
+    outline = outlined(found.architecture, config, path)
+    with naming(path):
+        state = without_head(found.state, outline)
+        state, fresh = without_other_classifier(state, outline) if config else (state, [])
         state = check_state(state, outline, fresh, allow_nonfinite)
-    model = give_memory(outline)
+    model = materialise(outline)
     set_state(model, state)
     return model
 
 
-def _read_described(path: PathLike) -> tuple[dict[str, np.ndarray], tuple[str, dict[str, Any]] | None]:
-    """A file's tensors, and the network that its sidecar tells of."""
-    state = read_weights(path)
-    return state, read_sidecar(path, state)
+class Identified(NamedTuple):
+    """Which network a weight file holds.
+
+    Attributes:
+        architecture: the network and its numbers, in the form that the file has.
+        state: the file's tensors under this package's names, in Paddle's layout.
+        original: the same under PyTorch's names and in PyTorch's layout.
+    """
+
+    architecture: Architecture
+    state: dict[str, np.ndarray]
+    original: dict[str, np.ndarray]
+
+
+def identify(file: WeightsFile, arch: str | None = None, overrides: Mapping[str, Any] | None = None) -> Identified:
+    """Find out which network a weight file holds: what its sidecar says, or else what the tensors show.
+
+    Args:
+        file: what `open_weights` gave.
+        arch: the preset that it is said to be, whatever the sidecar says.
+        overrides: arguments of the network that the caller knows better.
+
+    Raises:
+        WeightsError: no known network has such tensors, `arch` has other numbers, or the sidecar cannot be used.
+        ValueError: `arch` or an argument is unknown.
+    """
+    if file.sidecar_fault and not arch:
+        raise file.sidecar_fault
+    described = None if arch else described_network(file.path, file.sidecar)
+    with naming(file.path):
+        refuse_mixture(file.tensors)
+        tensors = canonical(file.tensors)
+        in_pytorch = file.checkpoint is not None
+        state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
+        if described is None:
+            return Identified(recognise(state, arch, overrides), state, original)
+        name, config = described
+        try:
+            found = Architecture(name, network_class(name), config, room=Room.of(state))
+            found.outline()
+        except ValueError as error:
+            raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from error
+        return Identified(replace(found, config={**config, **(overrides or {})}), state, original)
+
+
+def outlined(architecture: Architecture, overrides: Mapping[str, Any], path: PathLike) -> Network:
+    """The network without its memory; numbers that make none are the caller's fault where the caller gave some.
+
+    Raises:
+        ValueError: there is none with the caller's numbers.
+        WeightsError: there is none with the file's.
+    """
+    try:
+        return architecture.outline()
+    except ValueError as error:
+        if overrides:
+            raise
+        raise WeightsError(
+            f"{os.fspath(path)}: holds tensors that make no network ({error}): take an undamaged checkpoint"
+        ) from error
 
 
 def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:

@@ -126,9 +126,7 @@ _RULES: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor], int]], ...]
     (LearnedConnections, lambda layer, x: _convolved(x, layer.conv.weight.shape, layer.conv._stride)),
     (
         CondenseSFR,  # its dense weight first
-        lambda layer, x: (
-            layer.out_channels * x.shape[1] + _convolved(x, [layer.out_channels, x.shape[1], 1, 1], layer.stride)
-        ),
+        lambda layer, x: layer.out_channels * x.shape[1] + _convolved(x, [layer.out_channels, x.shape[1], 1, 1], 1),
     ),
     (CondenseLGC, lambda layer, x: layer.index.shape[0] * prod(x.shape[2:])),
     (nn.Conv2D, lambda layer, x: _convolved(x, layer.weight.shape, layer._stride)),

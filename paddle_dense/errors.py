@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 AGAIN = "download or copy it again"
@@ -77,6 +77,13 @@ def shown(name: object, limit: int = 80) -> str:
     if isinstance(name, (str, bytes, int, float, type(None))):
         return repr(name)
     return f"a {type(name).__name__}"  # its repr could be without end
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a message lists them: the first eight, and how many there are more."""
+    names = list(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def printable(text: object) -> str:

@@ -19,7 +19,6 @@ from typing import Any, Callable, NoReturn
 
 from paddle_dense.environment import set_cpu_environment
 from paddle_dense.errors import printable
-from paddle_dense.files.atomic import exchanging, remove_unfinished
 
 OK, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM
@@ -52,7 +51,7 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """A command's main that SIGINT and SIGTERM end as errors do: cleaned up, one line on stderr, status 130 or 143."""
 
     def stop(number: int, frame: object) -> NoReturn:
-        if _end is not None and not exchanging():
+        if _end is not None and not _uninterrupted:
             _end(number)
         raise KeyboardInterrupt(number)
 
@@ -224,3 +223,39 @@ def keep_signals() -> None:
         handler = signal.getsignal(number)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
+
+
+# What this process has begun and would leave behind
+
+_removals: list[Callable[[], None]] = []  # of what is not finished, the newest last
+_uninterrupted = 0  # blocks that have to end, or to be taken back, before the process may
+
+
+def remove_unfinished() -> None:
+    """Remove what this process has begun to write: for one that ends at once, without leaving its blocks."""
+    while _removals:
+        with suppress(OSError):
+            _removals.pop()()
+
+
+@contextmanager
+def removed_afterwards(remove: Callable[[], None]) -> Iterator[None]:
+    """Call `remove` at the end of the block, or of the process if that ends before."""
+    _removals.append(remove)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            remove()
+        _removals.remove(remove)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that come in the block raise KeyboardInterrupt instead of ending the process where it is."""
+    global _uninterrupted
+    _uninterrupted += 1
+    try:
+        yield
+    finally:
+        _uninterrupted -= 1

@@ -12,7 +12,7 @@ import pytest
 from convert import paddle2torch, torch2paddle
 from paddle_dense import create_model, load_model, load_weights
 from paddle_dense.cli import key_values
-from paddle_dense.commands.info import describe_weights
+from paddle_dense.commands.description import describe_weights
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import renamed

@@ -7,24 +7,27 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 try:
     from convert.command import add_ema_option, add_options, for_each, read_options, tell_warnings
-    from convert.parity.checkpoint import CheckpointParity, Options, check_checkpoint
-    from convert.parity.forward import first_difference
-    from convert.parity.training import Difference
-    from convert.report import Section
+    from convert.options import ParityOptions
+    from convert.result import Result
     from paddle_dense.cli import Parser, UsageError, program, run
     from paddle_dense.errors import printable
-    from paddle_dense.process import FAILED, OK, as_process, complain
+    from paddle_dense.files.opened import open_weights
+    from paddle_dense.process import FAILED, OK, as_process, complain, importing
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
     sys.exit(f"error: {error}")
+
+
+if TYPE_CHECKING:
+    from convert.parity.forward import Parity
+    from convert.parity.training import Difference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,50 +84,34 @@ def _run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
     if not args.learning_rate >= 0:
         raise UsageError(f"--learning-rate {args.learning_rate} must be 0 or more")
-    options = read_options(args, Options)
+    options = read_options(args, ParityOptions)
     if util.find_spec("torch") is None:
         raise ImportError("this command compares with PyTorch, which is not installed: pip install torch")
 
-    def work(number: int, section: Section) -> int:
-        result = check_checkpoint(args.checkpoints[number], options, section)
-        _report(result, args.layers, args.json)
+    def work(number: int, result: Result) -> int:
+        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
+        file = open_weights(args.checkpoints[number], ema=options.ema)
+        with importing():
+            from convert.parity.checkpoint import check_checkpoint
+        _report(check_checkpoint(file, options, result), args.layers, args.json)
         return FAILED if result.difference else OK
 
     return for_each(args.checkpoints, work, {} if args.json else None, options.report, options.force)
 
 
-def _report(result: CheckpointParity, layers: bool, as_json: bool) -> None:
+def _report(result: Result, layers: bool, as_json: bool) -> None:
     tell_warnings(result.input, result.warnings)
     if as_json:
-        print(json.dumps(_as_json(result, layers)))
+        print(json.dumps(result.comparison(layers)))
     else:
         _print(result, layers)
     if result.difference:
         complain(f"{result.input}: Paddle and PyTorch differ: {result.difference}")
 
 
-def _as_json(result: CheckpointParity, layers: bool) -> dict[str, Any]:
-    first = first_difference(result.layers, result.atol)
-    training = result.training
-    return {
-        "input": result.input,
-        "arch": result.arch,
-        "config": result.config,
-        **asdict(result.forward),
-        "first_layer": first and asdict(first),
-        **({"layers": [asdict(layer) for layer in result.layers]} if layers else {}),
-        "steps": [asdict(step) for step in training.steps] if training else [],
-        "exact_steps": [asdict(step) for step in training.exact] if training else [],
-        "first_difference": training and training.first_difference and asdict(training.first_difference),
-        "verified": result.difference is None,
-        "seconds": result.seconds,
-        "warnings": list(result.warnings),
-    }
-
-
-def _print(result: CheckpointParity, layers: bool) -> None:
+def _print(result: Result, layers: bool) -> None:
     """What a person reads; differences are relative to the scale of what differs."""
-    forward = result.forward
+    forward = cast("Parity", result.parity)
     forms: dict[object, str] = {True: ", condensed form", False: ", trained form"}
     form = forms.get(result.config.get("condensed"), "")
     print(printable(f"{result.input}: {result.arch}{form}, {result.seconds:.1f} s"))
@@ -132,13 +119,13 @@ def _print(result: CheckpointParity, layers: bool) -> None:
         f"  logits    {forward.max_abs_diff:.1e} apart, {forward.max_rel_diff:.1e} of their scale, "
         f"top-1 equal on {forward.top1_agreement:.0%} of {forward.inputs} inputs"
     )
-    first = first_difference(result.layers, result.atol)
-    largest = max((layer.max_rel_diff for layer in result.layers), default=0.0)
-    where = f"first apart in {first.name}, by {first.max_rel_diff:.1e}" if first else f"equal to {largest:.1e}"
+    first = result.first_layer
+    largest = max((layer.float64 for layer in result.layers), default=0.0)
+    where = f"first apart in {first.name}, by {first.float64:.1e}" if first else f"equal to {largest:.1e}"
     print(f"  layers    {len(result.layers)} in float64, {where}")
     if layers:
         for layer in result.layers:
-            print(f"    {layer.max_rel_diff:8.1e}  {layer.name}")
+            print(f"    {layer.float64:8.1e}  {layer.name}")
     if not result.training:
         return
     for precision, steps in (("float32", result.training.steps), ("float64", result.training.exact)):

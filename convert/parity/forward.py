@@ -188,7 +188,7 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """The largest difference of one layer's output in float32 and in float64, relative to the output's scale."""
+    """The largest difference of one layer's output, relative to its scale; NaN in a precision that was not compared."""
 
     name: str
     float32: float

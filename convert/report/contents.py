@@ -12,7 +12,8 @@ from convert.report.plots import Bars, Dots, bars, dots
 
 if TYPE_CHECKING:
     from convert.parity import LayerPrecision, Parity, TrainingParity
-    from convert.report.section import Section, Weights
+    from convert.report.weights import Weights
+    from convert.result import Result
 
 LARGEST = 8  # layers that are named without unfolding the list
 
@@ -78,35 +79,35 @@ VERDICTS = {
 }
 
 
-def entry(section: Section, number: int) -> Entry:
+def entry(result: Result, number: int) -> Entry:
     """What a report says of one file."""
-    verdict = "bad" if section.error else "good" if section.verified else "unchecked"
-    parts = [_facts(section)]
-    if section.parity:
-        parts.append(_parity(section.parity, section.atol))
-    if section.layers:
-        parts.append(_layers(section.layers, section.atol))
-    if section.training:
-        parts.append(_training(section.training))
-    if section.weights:
-        parts.append(_weights(section.weights))
+    verdict = "bad" if result.error else "good" if result.verified else "unchecked"
+    parts = [_facts(result)]
+    if result.parity:
+        parts.append(_parity(result.parity, result.atol))
+    if result.layers:
+        parts.append(_layers(result.layers, result.atol))
+    if result.training:
+        parts.append(_training(result.training))
+    if result.weights:
+        parts.append(_weights(result.weights))
     return Entry(
         f"file-{number + 1}",
-        Path(section.input).name,
+        Path(result.input).name,
         verdict,
         VERDICTS[verdict],
-        section.error,
-        tuple(section.warnings),
+        result.error,
+        tuple(result.warnings),
         tuple(parts),
     )
 
 
-def summary(entries: Sequence[Entry], sections: Sequence[Section]) -> Table:
+def summary(entries: Sequence[Entry], results: Sequence[Result]) -> Table:
     """One line for each file."""
-    differences = (section.parity.max_rel_diff if section.parity else None for section in sections)
+    differences = (result.parity.max_rel_diff if result.parity else None for result in results)
     rows = [
-        (entry.name, entry.said, section.arch or "", scientific(difference))
-        for entry, section, difference in zip(entries, sections, differences)
+        (entry.name, entry.said, result.arch or "", scientific(difference))
+        for entry, result, difference in zip(entries, results, differences)
     ]
     columns = (Label("文件", "file"), Label("结果", "result"), Label("网络", "network"), Label("相对差", "difference"))
     return Table(Label("概要", "Summary"), tuple(rows), columns)
@@ -122,17 +123,17 @@ def short(number: float | None) -> str:
     return "" if number is None else f"{number:.3g}"
 
 
-def _facts(section: Section) -> Part:
-    config = ", ".join(f"{key}={_value(value)}" for key, value in section.config.items())
+def _facts(result: Result) -> Part:
+    config = ", ".join(f"{key}={_value(value)}" for key, value in result.config.items())
     facts = {
-        Label("输入", "input"): section.input,
-        Label("输出", "output"): section.output,
-        Label("网络", "network"): section.arch,
-        Label("参数量", "parameters"): f"{section.params:,}" if section.params is not None else None,
+        Label("输入", "input"): result.input,
+        Label("输出", "output"): result.output,
+        Label("网络", "network"): result.arch,
+        Label("参数量", "parameters"): f"{result.params:,}" if result.params is not None else None,
         Label("构造参数", "arguments"): config,
-        Label("权重位置", "tensors under"): section.container,
-        Label("SHA-256", "of the input"): section.sha256,
-        Label("用时", "time"): f"{section.seconds:.1f} s" if section.seconds is not None else None,
+        Label("权重位置", "tensors under"): result.container,
+        Label("SHA-256", "of the input"): result.sha256,
+        Label("用时", "time"): f"{result.seconds:.1f} s" if result.seconds is not None else None,
     }
     rows = tuple((label, value) for label, value in facts.items() if value)
     return Part(Label("来源与结果", "Source and result"), (Table(Label("", ""), rows),))

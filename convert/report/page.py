@@ -19,7 +19,7 @@ from typing import Any
 from convert.report.contents import Label, entry, summary
 from convert.report.markdown import markdown
 from convert.report.plots import SIZE
-from convert.report.section import Section
+from convert.result import Result
 from convert.versions import versions
 from paddle_dense.errors import printable
 from paddle_dense.files.atomic import atomic_write, make_folder, refuse_existing
@@ -45,7 +45,7 @@ def check_report(path: Path | None, force: bool) -> None:
     make_folder(path.parent)
 
 
-def write_report(path: Path | None, sections: Sequence[Section]) -> None:
+def write_report(path: Path | None, results: Sequence[Result]) -> None:
     """Write a report of all files, whole or not at all; its suffix says in which form.
 
     Raises:
@@ -53,12 +53,12 @@ def write_report(path: Path | None, sections: Sequence[Section]) -> None:
     """
     if path is None:
         return
-    text = {".html": html, ".md": _markdown, ".json": _json}[path.suffix.lower()](sections)
+    text = {".html": html, ".md": _markdown, ".json": _json}[path.suffix.lower()](results)
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def html(sections: Sequence[Section]) -> str:
+def html(results: Sequence[Result]) -> str:
     """One page without scripts, fonts or pictures from elsewhere, which its own policy forbids as well."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -74,30 +74,30 @@ def html(sections: Sequence[Section]) -> str:
     # Long names may be broken where a person would, but not numbers.
     environment.filters["breakable"] = lambda text: Markup(_NAMES_END.sub("<wbr>", escape(printable(text))))
     style = (_HERE / "page.css").read_text(encoding="utf-8")
-    entries = [entry(section, number) for number, section in enumerate(sections)]
+    entries = [entry(result, number) for number, result in enumerate(results)]
     return environment.get_template("page.html.j2").render(
         title=TITLE,
         # The page's own words and no input.
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         told=_told(),
-        overview=summary(entries, sections) if len(entries) > 1 else None,
+        overview=summary(entries, results) if len(entries) > 1 else None,
         entries=entries,
         size=SIZE,
         is_label=lambda cell: isinstance(cell, Label),
     )
 
 
-def _markdown(sections: Sequence[Section]) -> str:
-    entries = [entry(section, number) for number, section in enumerate(sections)]
-    return markdown(TITLE, _told(), summary(entries, sections) if len(entries) > 1 else None, entries)
+def _markdown(results: Sequence[Result]) -> str:
+    entries = [entry(result, number) for number, result in enumerate(results)]
+    return markdown(TITLE, _told(), summary(entries, results) if len(entries) > 1 else None, entries)
 
 
-def _json(sections: Sequence[Section]) -> str:
+def _json(results: Sequence[Result]) -> str:
     content = {
         "written": _now(),
         "versions": versions(),
-        "inputs": [_finite(asdict(section)) for section in sections],
+        "inputs": [_finite(asdict(result)) for result in results],
     }
     return json.dumps(content, indent=1) + "\n"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convert.parity import LayerPrecision
-    from convert.report.section import Histogram
+    from convert.report.weights import Histogram
 
 SIZE = 1000  # of a plot, in its own units
 _MOST_LABELS = 6

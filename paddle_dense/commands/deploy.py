@@ -19,6 +19,7 @@ from paddle_dense.cli import Parser, UsageError, program, run
 from paddle_dense.environment import cpu_environment
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable
 from paddle_dense.files.atomic import overlap, refuse_existing, temporary_folder
+from paddle_dense.files.opened import open_weights
 from paddle_dense.files.sidecar import with_its_sidecar
 from paddle_dense.files.weights import read_bounded
 from paddle_dense.process import OK, as_process, load_paddle, warn
@@ -140,28 +141,19 @@ def _network(path: Path) -> nn.Layer:
     """The network of a checkpoint of either framework, in evaluation mode and in the condensed form."""
     from paddle_dense import condense, load_model
 
-    if _is_converted(path):
+    file = open_weights(path, hashes=("sha256",))
+    if file.checkpoint is None:
         model = load_model(path)
     else:
         from convert.conversion import convert_checkpoint
 
         with temporary_folder(Path(tempfile.gettempdir()) / "converted.pdparams") as folder:
             converted = folder / "converted.pdparams"
-            for note in convert_checkpoint(path, converted).warnings:
+            for note in convert_checkpoint(file, converted).warnings:
                 warnings.warn(note, stacklevel=1)
             model = load_model(converted)
     model.eval()
     return condense(model) if model.config.get("condensed") is False else model
-
-
-def _is_converted(path: Path) -> bool:
-    """Whether a file is Paddle's: PyTorch's has other names for the statistics of its batch normalisations."""
-    from paddle_dense.files.names import pytorch_sign
-    from paddle_dense.files.weights import read_metadata, read_weights
-
-    if path.suffix.lower() != ".safetensors":
-        return path.suffix.lower() == ".pdparams"
-    return pytorch_sign(read_weights(path), read_metadata(path)) is None
 
 
 def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:

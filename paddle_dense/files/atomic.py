@@ -18,9 +18,10 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Callable, Union
+from typing import BinaryIO, Union
 
 from paddle_dense.errors import WeightsError
+from paddle_dense.process import removed_afterwards, uninterrupted
 
 try:
     import fcntl
@@ -184,7 +185,7 @@ def new_file(path: PathLike) -> Iterator[NewFile]:
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     temporary = _temporary_name(folder)
-    with _removed_afterwards(lambda: os.unlink(temporary)):
+    with removed_afterwards(lambda: os.unlink(temporary)):
         try:
             check_target(path)
             with turn(folder) as alone:
@@ -233,7 +234,7 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
         for folder in missing:
             folder.rmdir()
 
-    with _removed_afterwards(remove):
+    with removed_afterwards(remove):
         try:
             try:
                 inside.mkdir(parents=True, exist_ok=True)
@@ -311,37 +312,7 @@ def _same(file: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
-# What a process leaves that ends amid its work
-
-_removals: list[Callable[[], None]] = []  # of what is not finished, the newest last
-
-
-def remove_unfinished() -> None:
-    """Remove what this process has begun to write: for one that ends at once, without leaving its blocks."""
-    while _removals:
-        with suppress(OSError):
-            _removals.pop()()
-
-
-@contextmanager
-def _removed_afterwards(remove: Callable[[], None]) -> Iterator[None]:
-    _removals.append(remove)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            remove()
-        _removals.remove(remove)
-
-
 # Locks, and what dead runs left
-
-_turns = 0  # that this process has
-
-
-def exchanging() -> bool:
-    """Whether this process is amid changing names of files, which it has to end or to take back."""
-    return _turns > 0
 
 
 @contextmanager
@@ -350,18 +321,16 @@ def turn(folder: PathLike) -> Iterator[bool]:
 
     In a temporary folder nobody takes turns: its one writer holds the lock on it, and would wait for itself.
     """
-    global _turns
     handle = None
-    _turns += 1
-    try:
-        with suppress(OSError):
-            if not _TEMPORARY.fullmatch(os.path.basename(folder)):
-                handle = os.open(folder, os.O_RDONLY)
-        yield handle is not None and _lock(handle, _PATIENCE)
-    finally:
-        _turns -= 1
-        if handle is not None:
-            os.close(handle)
+    with uninterrupted():
+        try:
+            with suppress(OSError):
+                if not _TEMPORARY.fullmatch(os.path.basename(folder)):
+                    handle = os.open(folder, os.O_RDONLY)
+            yield handle is not None and _lock(handle, _PATIENCE)
+        finally:
+            if handle is not None:
+                os.close(handle)
 
 
 def _claim(handle: int, sweeping: bool) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any, Callable, cast
 
 import numpy as np
 
-from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
+from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, listed, naming, shown
 from paddle_dense.files.names import AVERAGED, COUNTER, renamed
 from paddle_dense.files.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
 from paddle_dense.files.weights import (
@@ -131,7 +131,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryvi
         tensors = tensors_in(entries)
         left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
         if left_out:
-            warnings.append(f"left out what is no tensor: {_listed(map(shown, left_out))}")
+            warnings.append(f"left out what is no tensor: {listed(map(shown, left_out))}")
         return _finish(read_arrays(tensors, len(data)), container, warnings, layers)
 
 
@@ -498,7 +498,7 @@ def _choose(saved: Any, ema: bool) -> tuple[Any, str]:
             return saved[key], key
     if plain is not None:
         return plain
-    found = _listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
+    found = listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
     several = sum(map(_has_tensors, saved.values())) > 0
     raise WeightsError(f"holds {'several dicts' if several else 'no dict'} of tensors, among {found}: {_SAVE}")
 
@@ -533,7 +533,7 @@ def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any
         return []
     plain = " (--no-ema takes the plain ones)" if _is_averaged(taken) else ""
     return [
-        f"took the weights under {shown(taken)}, and left out those under {_listed(left_out)}{plain}: to convert "
+        f"took the weights under {shown(taken)}, and left out those under {listed(left_out)}{plain}: to convert "
         f"others, save them alone with torch.save"
     ]
 
@@ -673,7 +673,7 @@ def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str], 
     start = _wrapped(names)
     doubles = [shown(name[start:]) for name in names if arrays[name].dtype == np.float64]
     if doubles:
-        warnings.append(f"rounded to float32 what was float64: {_listed(doubles)}")
+        warnings.append(f"rounded to float32 what was float64: {listed(doubles)}")
     with np.errstate(over="ignore"):
         floats = {name: np.asarray(arrays[name], np.float32) for name in names if arrays[name].dtype.kind == "f"}
     state = renamed({name: floats.get(name, arrays[name]) for name in names}, lambda name: name[start:])
@@ -689,9 +689,3 @@ def _wrapped(names: Sequence[str]) -> int:
     while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p, start) for name in names)), ""):
         start += len(prefix)
     return start
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more

@@ -16,6 +16,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.files.names import renamed
 from paddle_dense.layers.budget import Room, within
 from paddle_dense.layers.choices import binary_mask, learned_layers
+from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
 
 # Arguments that differ between two uses of one preset.
@@ -53,12 +54,12 @@ class Architecture:
     warnings: tuple[str, ...] = field(default=())
     room: Room | None = None
 
-    def build(self) -> nn.Layer:
+    def build(self) -> Network:
         """A new network with these numbers; ValueError if there can be none."""
         return build_network(self.arch, self.config)
 
-    def outline(self) -> nn.Layer:
-        """The same without memory for its parameters: enough to compare shapes before `give_memory` makes it a network.
+    def outline(self) -> Network:
+        """The same without memory for its parameters: enough to compare shapes before `materialise` makes it a network.
 
         Raises:
             ValueError: there can be none with these numbers, or not with the tensors that the file has.
@@ -66,9 +67,26 @@ class Architecture:
         with LazyGuard(), within(self.room):
             return self.build()
 
+    def fit(self, state: Mapping[str, np.ndarray], allow_nonfinite: bool = False) -> Network:
+        """The network with a file's tensors in it.
 
-def give_memory(outline: nn.Layer) -> nn.Layer:
-    """An outline made the network that building would have given, in a third of the time of building it anew."""
+        Args:
+            state: under this package's names, in Paddle's layout.
+            allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
+
+        Raises:
+            ValueError: there can be none with these numbers.
+            WeightsError: the tensors do not fit, or are no numbers that a network has.
+        """
+        outline = self.outline()
+        state = check_state(state, outline, allow_nonfinite=allow_nonfinite)
+        model = materialise(outline)
+        set_state(model, state)
+        return model
+
+
+def materialise(outline: Network) -> Network:
+    """An outline made the network that building would have given, in a third of the time that building it takes."""
     for parameter in outline.parameters():
         parameter.initialize()
     return outline

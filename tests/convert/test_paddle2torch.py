@@ -14,7 +14,8 @@ import pytest
 
 import paddle_dense
 from convert import paddle2torch, torch2paddle
-from convert.conversion import Options, convert_checkpoint
+from convert.conversion import convert_checkpoint
+from convert.options import Options
 from convert.paddle2torch import FAILED, OK, USAGE
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.weights import read_weights, write_weights

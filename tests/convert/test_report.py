@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from convert import paddle2torch, torch2paddle
-from convert.conversion import Options, convert_checkpoint
-from convert.report import Section, summarise, write_report
+from convert.conversion import convert_checkpoint
+from convert.options import Options
+from convert.report import summarise, write_report
 from convert.report.page import html
 from convert.report.plots import dots
 from convert.report.text import markdown_code, markdown_text
+from convert.result import Result as Section
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 pytest.importorskip("jinja2", reason='draws HTML: pip install "paddle_dense[report]"')

@@ -14,8 +14,10 @@ import paddle
 import pytest
 
 import paddle_dense
-from convert.conversion import Conversion, Options, convert_checkpoint
-from paddle_dense.commands.info import describe_weights
+from convert.conversion import convert_checkpoint
+from convert.options import Options
+from convert.result import Result as Conversion
+from paddle_dense.commands.description import describe_weights
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import read_checkpoint
 from tests.peers import peer

@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 from paddle_dense import create_model
-from paddle_dense.commands.info import describe_weights
+from paddle_dense.commands.description import describe_weights
 from paddle_dense.cost import CostError, affordable, check_cost
 from paddle_dense.errors import WeightsError, enough_memory
 from paddle_dense.files.layout import to_torch

@@ -488,7 +488,8 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 @pytest.mark.parametrize("size", [1 << 21, 1 << 36], ids=["2 MB", "64 GB"])
 def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
     """It may be anybody's and of any size: it is in the way, and costs no memory."""
-    from convert.conversion import Options, check_targets
+    from convert.conversion import check_targets
+    from convert.options import Options
     from paddle_dense.files.sidecar import is_left_over, sidecar_path, write_with_sidecar
 
     target = tmp_path / "v.pdparams"

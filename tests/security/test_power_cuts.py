@@ -106,7 +106,8 @@ def test_the_same_tensors_in_another_format_share_a_sidecar(tmp_path):
 def test_what_a_first_conversion_left_is_in_nobodys_way(tmp_path):
     """Its sidecar came first; neither `--force` nor a hand is needed to convert again."""
     pytest.importorskip("torch", reason="the check compares with PyTorch")
-    from convert.conversion import Options, convert_checkpoint
+    from convert.conversion import convert_checkpoint
+    from convert.options import Options
 
     pair = Pair(tmp_path)
     replace = os.replace

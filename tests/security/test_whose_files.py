@@ -19,9 +19,10 @@ import pytest
 
 from convert import paddle2torch, torch2paddle
 from convert.command import refuse_written
-from convert.conversion import Options, convert_checkpoint
+from convert.conversion import convert_checkpoint
+from convert.options import Options
 from paddle_dense import load_model, save_weights
-from paddle_dense.commands.info import describe_weights
+from paddle_dense.commands.description import describe_weights
 from paddle_dense.commands.train import main as train
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.atomic import atomic_write, file_key, move_together, new_file, temporary_folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import COUNTER
 from paddle_dense.files.sidecar import sidecar_path
+
+
+def origin_path(path: Path) -> Path:
+    """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
+    return path.with_name(f"{path.name}.json")
 
 
 def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:

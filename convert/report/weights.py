@@ -1,15 +1,11 @@
-"""What a report tells of one file: filled in as the work goes, so that a failed one is told of as far as it came."""
+"""How the numbers of a network are distributed, as a report shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from convert.parity import LayerPrecision, Parity, TrainingParity
 
 BINS = 48
 # In the order of the page; the names are Paddle's.
@@ -70,44 +66,6 @@ class Weights:
 
     histograms: tuple[Histogram, ...]
     tensors: tuple[TensorSummary, ...]
-
-
-@dataclass
-class Section:
-    """One file in a report. What is None or empty is not known, because it was not asked for or not reached.
-
-    Attributes:
-        input: the file.
-        output: what was written.
-        sha256: of the input.
-        container: where in the input the tensors were.
-        arch, config, params: the network, its arguments, and its number of parameters.
-        verified: both frameworks were run and agree.
-        parity: the figures of that, and `atol` the largest difference allowed.
-        layers: the same, layer by layer.
-        training: loss, gradients and steps compared.
-        weights: how the numbers are distributed.
-        warnings: one sentence each.
-        error: why it failed, one sentence.
-        seconds: time taken.
-    """
-
-    input: str
-    output: str | None = None
-    sha256: str | None = None
-    container: str | None = None
-    arch: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    params: int | None = None
-    verified: bool = False
-    parity: Parity | None = None
-    atol: float | None = None
-    layers: Sequence[LayerPrecision] = ()
-    training: TrainingParity | None = None
-    weights: Weights | None = None
-    warnings: list[str] = field(default_factory=list)
-    error: str | None = None
-    seconds: float | None = None
 
 
 def summarise(state: Mapping[str, np.ndarray]) -> Weights:

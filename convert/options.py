@@ -1,0 +1,63 @@
+"""What the command lines of conversions and comparisons say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        arch: the preset that the file is said to be.
+        config: arguments of the network that the user knows better than the file.
+        format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
+        keep_trained_form: do not condense a checkpoint in the trained form.
+        condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
+        ema: take the averaged weights where the file has them.
+        verify: run both frameworks on the same inputs.
+        atol: largest difference allowed, relative to the logits' scale.
+        images: folder of pictures to compare on, beside the random ones.
+        reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
+        force: overwrite what stands at the target.
+        report: draw up what a report shows beside the result; it takes a run of both frameworks more.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less, and compare without them.
+    """
+
+    arch: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "pdparams"
+    keep_trained_form: bool = False
+    condense_classifier: bool = False
+    ema: bool = True
+    verify: bool = True
+    atol: float = 1e-5
+    images: Path | None = None
+    reference: str | None = None
+    force: bool = False
+    report: Path | None = None
+    allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True)
+class ParityOptions(Options):
+    """What the command line says: the options of a conversion that make sense here, and those of the training.
+
+    Attributes:
+        keep_trained_form: of a checkpoint in the trained form, leave out the comparison of its condensed form.
+        steps: SGD steps, each with loss and gradients; 0 for none.
+        learning_rate: of these steps; so large that training diverges, it lets rounding grow without bounds.
+        batch_size: pictures in each step.
+        size: pixels of the random pictures' sides; unless given, the network's own, but at most 64 in training.
+        seed: of the random pictures.
+    """
+
+    steps: int = 3
+    learning_rate: float = 0.01
+    batch_size: int = 4
+    size: int | None = None
+    seed: int = 0

@@ -1,0 +1,130 @@
+"""What became of one file; `--json`, the sidecar and the report read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.versions import versions
+
+if TYPE_CHECKING:
+    from convert.parity.forward import LayerPrecision, Parity
+    from convert.parity.training import TrainingParity
+    from convert.report.weights import Weights
+
+_FIGURES = ("max_abs_diff", "max_rel_diff", "top1_agreement")
+
+
+@dataclass
+class Result:
+    """One file, filled in as the work goes: what is None or empty was not asked for or not reached.
+
+    Attributes:
+        input: the file.
+        output: what was written.
+        sha256: of the input.
+        container: where in the input the tensors were.
+        arch, config, params: the network, its arguments, and its number of parameters.
+        verified: both frameworks were run and agree.
+        parity: the figures of that, and `atol` the largest difference allowed.
+        layers: the same, layer by layer.
+        training: loss, gradients and steps compared.
+        weights: how the numbers are distributed.
+        warnings: what the user should know, one sentence each.
+        error: why it failed, one sentence.
+        seconds: time taken.
+    """
+
+    input: str
+    output: str | None = None
+    sha256: str | None = None
+    container: str | None = None
+    arch: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    params: int | None = None
+    verified: bool = False
+    parity: Parity | None = None
+    atol: float | None = None
+    layers: Sequence[LayerPrecision] = ()
+    training: TrainingParity | None = None
+    weights: Weights | None = None
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+    seconds: float | None = None
+
+    @property
+    def max_abs_diff(self) -> float | None:
+        """Largest absolute difference of any logit; None where both were not run."""
+        return self.parity.max_abs_diff if self.parity else None
+
+    @property
+    def max_rel_diff(self) -> float | None:
+        """The same, divided by the largest absolute logit of the PyTorch network."""
+        return self.parity.max_rel_diff if self.parity else None
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of the inputs for which both name the same class."""
+        return self.parity.top1_agreement if self.parity else None
+
+    def conversion(self) -> dict[str, Any]:
+        """What ``--json`` prints of a conversion."""
+        return {
+            **{key: getattr(self, key) for key in ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)},
+            **{key: getattr(self, key) for key in ("verified", "seconds", "warnings")},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What the sidecar says: what the network is, where it came from and how far it was checked."""
+        return {
+            "arch": self.arch,
+            "config": self.config,
+            "params": self.params,
+            "source": {"file": Path(self.input).name, "sha256": self.sha256, "container": self.container},
+            "verified": self.verified,
+            "parity": {key: getattr(self, key) for key in _FIGURES},
+            "warnings": list(self.warnings),
+            "versions": versions(),
+        }
+
+    def comparison(self, layers: bool) -> dict[str, Any]:
+        """What ``--json`` prints of a comparison, with every layer if wanted."""
+        first, training = self.first_layer, self.training
+        return {
+            "input": self.input,
+            "arch": self.arch,
+            "config": self.config,
+            **(asdict(self.parity) if self.parity else {}),
+            "first_layer": first and {"name": first.name, "max_rel_diff": first.float64},
+            **(
+                {"layers": [{"name": layer.name, "max_rel_diff": layer.float64} for layer in self.layers]}
+                if layers
+                else {}
+            ),
+            "steps": [asdict(step) for step in training.steps] if training else [],
+            "exact_steps": [asdict(step) for step in training.exact] if training else [],
+            "first_difference": training and training.first_difference and asdict(training.first_difference),
+            "verified": self.verified,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+    @property
+    def first_layer(self) -> LayerPrecision | None:
+        """The first layer that differs in float64 by more than is allowed; a NaN on one side counts."""
+        atol = self.atol or 0.0
+        return next((layer for layer in self.layers if not layer.float64 <= atol), None)
+
+    @property
+    def difference(self) -> str | None:
+        """The first thing that differs, as a clause; None where PyTorch and Paddle do the same."""
+        said = []
+        if self.parity and self.atol is not None and not self.parity.max_rel_diff <= self.atol:
+            layer = self.first_layer
+            where = f", first in layer {layer.name}, by {layer.float64:.1e}" if layer else ""
+            said.append(f"the logits differ by {self.parity.max_rel_diff:.1e} of their scale{where}")
+        if self.training and self.training.first_difference:
+            said.append(f"training differs first at {self.training.first_difference} of its scale")
+        return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None

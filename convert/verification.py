@@ -1,0 +1,222 @@
+"""Is a converted network the same: both frameworks on the same images, and what a file states beside its tensors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+
+from convert.options import Options
+from convert.parity.forward import (
+    exact_pair,
+    first_difference,
+    image_batches,
+    layer_differences,
+    layers_in_both_precisions,
+    load_torch_state,
+    random_batches,
+    settled,
+)
+from convert.result import Result
+from paddle_dense.cost import affordable
+from paddle_dense.errors import WeightsError, listed, shown
+from paddle_dense.files.torch_file import Checkpoint
+from paddle_dense.layers.choices import binary_mask, learned_layers
+from paddle_dense.models.fitting import set_state
+from paddle_dense.models.network import Network
+from paddle_dense.models.recognise import Architecture, materialise
+from paddle_dense.models.stated import compare, remedy
+from paddle_dense.process import importing
+
+if TYPE_CHECKING:
+    import torch
+
+_UNCHECKED = "take another checkpoint, or convert it unchecked, with --no-verify of torch2paddle and paddle2torch"
+
+
+def verify(
+    source: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    found: Architecture,
+    outline: Network,
+    options: Options,
+    result: Result,
+) -> None:
+    """`check`, if the user wants it and PyTorch is there; the figures and warnings go into the result."""
+    if options.verify and util.find_spec("torch") is None:
+        result.warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
+    elif options.verify:
+        said = check(source, state, found, outline, options, result)
+        result.verified = True
+        result.warnings += said
+
+
+def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same state with averaged masks put back to 0 and 1, and the counters beside them to whole numbers."""
+    rounded = dict(state)
+    for layer in learned_layers(state):
+        mask = state[f"{layer}._mask"]
+        rounded[f"{layer}._mask"] = binary_mask(mask, layer).reshape(mask.shape).astype(np.float32)
+        for counter in ("_count", "_stage"):
+            rounded[f"{layer}.{counter}"] = np.round(state[f"{layer}.{counter}"])
+    return rounded
+
+
+def check(
+    source: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    found: Architecture,
+    outline: Network,
+    options: Options,
+    result: Result | None = None,
+) -> list[str]:
+    """Compare the converted network with its reference: warnings, or WeightsError with the first layer that differs.
+
+    Some networks amplify rounding. What differs in float32 is therefore compared once more in float64, where only wrong
+    weights differ.
+
+    Args:
+        source: the checkpoint's tensors, for the reference.
+        state: the converted tensors, for the Paddle network.
+        found: the network in the checkpoint's form.
+        outline: of the network in the form that is written; it gets memory and the tensors.
+        options: see `Options`.
+        result: is told the figures, and with --report every layer, before a difference is raised.
+    """
+    replaced: list[str] = []
+    if options.allow_nonfinite:
+        source, replaced = comparable(source)
+        state, _ = comparable(state)
+    reference: Any = build_reference(found, options.reference)
+    load_torch_state(reference, with_binary_masks(source))
+    if options.condense_classifier:
+        if options.reference:
+            raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
+        reference.condense_classifier()
+    model = materialise(outline)
+    set_state(model, state)
+    channels = model.config["in_channels"]
+    inside = [f"{layer}." for layer in learned_layers(source)]
+    # Numbers that overflow are no news: what comes of them is said below.
+    with np.errstate(over="ignore", invalid="ignore"), affordable(model, _UNCHECKED, batch=2):
+        batches = random_batches(channels, model.input_size)
+        if options.images:
+            batches += image_batches(options.images, model.preprocessing, channels)
+        measured, warnings = settled(reference, model, batches, options.atol)
+        if result:
+            result.parity, result.atol = measured, options.atol
+        if result and options.report:
+            result.layers = layers_in_both_precisions(reference, model, batches[0], skip=inside)
+    if measured.max_rel_diff <= options.atol:
+        return [*warnings, *replaced]
+    if not np.isfinite(measured.max_rel_diff):
+        raise WeightsError(
+            "the outputs are NaN or infinite though every weight is finite, so Paddle and PyTorch cannot be compared: "
+            "take an undamaged checkpoint, or convert it unchecked with --no-verify"
+        )
+
+    with exact_pair(reference, model) as pair:
+        first = first_difference(layer_differences(*pair, batches[0], skip=inside), options.atol)
+    where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
+    raise WeightsError(
+        f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
+        f"{where}: correct the network's numbers with --config, or give your own network with --reference"
+    )
+
+
+def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The state with numbers that can be computed with, and one sentence on what was replaced, if anything was.
+
+    NaN and infinity spread to every output, where two frameworks cannot be compared any more. The same numbers are
+    replaced in a network's state in either framework and either form: a conversion moves numbers and changes none.
+
+    Args:
+        state: of PyTorch or of Paddle.
+    """
+    kept, names = {}, []
+    for name, value in state.items():
+        is_variance = name.rpartition(".")[2] in ("_variance", "running_var")
+        good = np.isfinite(value) & (value > 0) if is_variance else np.isfinite(value)
+        kept[name] = value if good.all() else np.where(good, value, np.float32(is_variance))
+        names += [] if good.all() else [shown(name)]
+    said = (
+        f"compared with 0 in place of NaN and infinity, and 1 for variances that are not positive, in {listed(names)}"
+    )
+    return kept, [said] if names else []
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
+    device = paddle.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(device)
+
+
+def build_reference(architecture: Architecture, own: str | None) -> torch.nn.Module:
+    """The PyTorch network to compare with: the user's ``MODULE:FACTORY``, or else the twin."""
+    return _own_reference(own) if own else build_twin(architecture)
+
+
+def build_twin(architecture: Architecture) -> torch.nn.Module:
+    """The PyTorch twin of a Paddle network: the class of the same name in the module of the same name."""
+    with importing():
+        name = architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
+        module = importlib.import_module(name)
+    config = {key: value for key, value in architecture.config.items() if key != "features_only"}
+    return getattr(module, architecture.network.__name__)(**config)
+
+
+def _own_reference(name: str) -> torch.nn.Module:
+    """The network that the user's ``MODULE:FACTORY`` makes; what its code prints goes to stderr."""
+    module_name, _, factory_name = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        with redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module_name), factory_name)()
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"--reference {name} could not be built ({type(error).__name__}: {error}): name a module and a function "
+            f"without arguments that returns the PyTorch network"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def check_stated(checkpoint: Checkpoint | None, found: Architecture, outline: Network, options: Options) -> list[str]:
+    """What a whole pickled module states of its layers, held against the network that is built; warnings.
+
+    A check against the user's own network settles what is right, so a contradiction is a warning there.
+
+    Args:
+        checkpoint: what was read; None for a Paddle file, which states nothing.
+        found: the network in the checkpoint's form.
+        outline: the same, built.
+        options: see `Options`.
+
+    Raises:
+        WeightsError: the file states something else than the network computes, and nothing will settle it.
+    """
+    if not checkpoint or not checkpoint.layers:
+        return []
+    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
+    compared = compare(*file, outline)
+    fault = compared.fault(found.arch)
+    settled = bool(options.reference and options.verify and util.find_spec("torch"))
+    if fault and not settled:
+        option = remedy(*file, found, options.config)
+        advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
+        raise WeightsError(f"{fault}: {advice}")
+    if settled:
+        return [f"{fault}: the check against --reference settles which is right"] if fault else []
+    return compared.warnings()

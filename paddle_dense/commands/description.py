@@ -1,0 +1,211 @@
+"""What a file of weights is: what the command ``info`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_dense.checkpoints import Identified, identify
+from paddle_dense.commands.info import HASHES
+from paddle_dense.condensing import condense_state
+from paddle_dense.cost import affordable
+from paddle_dense.errors import WeightsError
+from paddle_dense.files.names import AVERAGED
+from paddle_dense.files.opened import WeightsFile, open_weights
+from paddle_dense.files.torch_file import Checkpoint
+from paddle_dense.layers.choices import binary_mask, learned_layers
+from paddle_dense.models.fitting import check_state
+from paddle_dense.models.network import Network
+from paddle_dense.models.recognise import Architecture, materialise
+from paddle_dense.models.stated import compare, remedy
+from paddle_dense.pretrained import manifest
+from paddle_dense.profiling import profile
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file of weights is; the fields of ``--json``.
+
+    Attributes:
+        file: its path.
+        format: how it is written, in words.
+        bytes: its size.
+        sha256: of the file.
+        container: where in the file the tensors were, such as "state_dict_ema"; None in a Paddle file.
+        averaged: whether these are averaged weights (EMA).
+        tensors: how many there are.
+        numbers: how many they hold together.
+        arch: preset, or the network's class where no preset has these numbers; None for a network of another package.
+        network: the network's class.
+        config: the network's arguments.
+        condensed: in the condensed form, or in the trained one; None for a network that has no such forms.
+        connections: share of the learned layers' connections that are left, in the trained form.
+        condensable: whether `condense` takes it, in the trained form.
+        params, macs, executed_macs: as `paddle_dense.profile` counts, for a picture of `input_size`.
+        input_size: side of the pictures in pixels.
+        released: names and sources of the released checkpoints that this file is, by its hash.
+        sidecar: where it came from, as the file ``NAME.json`` beside it tells.
+        metadata: the texts in the header of a .safetensors file.
+        warnings: what the user should know, one sentence each.
+    """
+
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    container: str | None
+    averaged: bool
+    tensors: int
+    numbers: int
+    arch: str | None = None
+    network: str | None = None
+    config: Mapping[str, Any] | None = None
+    condensed: bool | None = None
+    connections: float | None = None
+    condensable: bool | None = None
+    params: int | None = None
+    macs: int | None = None
+    executed_macs: int | None = None
+    input_size: int | None = None
+    released: Sequence[Mapping[str, Any]] = ()
+    sidecar: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] | None = None
+    warnings: Sequence[str] = ()
+
+
+def describe_weights(source: Path | WeightsFile) -> Info:
+    """Find out what a PyTorch or Paddle file of weights is.
+
+    Args:
+        source: its path, or what `open_weights` read, its `HASHES` with it.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
+    info, notes = _first_facts(file), file.warnings
+    if file.sidecar_fault:
+        notes.append(str(file.sidecar_fault))
+        file = replace(file, sidecar_fault=None)
+    try:
+        found = _identified(file, notes)
+        info = _with_network(info, file, found, notes)
+    except (WeightsError, ValueError) as error:
+        notes.append(str(error).removeprefix(f"{file.path}: "))
+    return replace(info, warnings=notes)
+
+
+def _first_facts(file: WeightsFile) -> Info:
+    """What can be said of any file."""
+    digests = {kind: file.digest(kind) for kind in HASHES}
+    return Info(
+        file=str(file.path),
+        format=file.format,
+        bytes=file.size,
+        sha256=digests["sha256"],
+        container=file.container,
+        averaged=bool(file.container and AVERAGED.search(file.container)),
+        tensors=len(file.tensors),
+        numbers=sum(value.size for value in file.tensors.values()),
+        released=[entry for entry in manifest() if _is_released(entry, digests)],
+        sidecar=_provenance(file.sidecar) if file.sidecar else None,
+        metadata=file.metadata or None,
+    )
+
+
+def _is_released(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
+    prefix = entry.get("sha256") or entry.get("sha256_prefix")
+    return digests["sha256"].startswith(prefix) if prefix else entry.get("md5") == digests["md5"]
+
+
+def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sidecar tells beside the network and the checks on itself, without the long lists of names."""
+    kept = {
+        key: value
+        for key, value in told.items()
+        if key not in ("arch", "config", "params", "tensors_sha256", "previous")
+    }
+    source = kept.get("source")
+    if isinstance(source, dict):
+        kept["source"] = {key: value for key, value in source.items() if not isinstance(value, (dict, list))}
+    return kept
+
+
+def _identified(file: WeightsFile, notes: list[str]) -> Identified:
+    """What the sidecar describes, if the tensors are those of such a network, or else what the tensors show."""
+    try:
+        found = identify(file)
+        if file.sidecar:
+            check_state(found.state, found.architecture.outline())
+    except ValueError as error:
+        if not file.sidecar:
+            raise
+        notes.append(f"the sidecar .json describes another network: {str(error).removeprefix(f'{file.path}: ')}")
+        found = identify(replace(file, sidecar=None))
+    notes += found.architecture.warnings
+    return found
+
+
+def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: list[str]) -> Info:
+    """Add what network it is and, if the tensors are all of such a network's, its size."""
+    found, state = identified.architecture, identified.state
+    info = replace(info, arch=found.arch, network=found.network.__name__, config=found.config)
+    info = replace(info, condensed=found.config.get("condensed"))
+    try:
+        if info.condensed is False:
+            info = _with_connections(info, state, found, notes)
+        outline = found.outline()
+        check_state(state, outline)
+        if file.checkpoint and file.checkpoint.layers:
+            notes += _stated_otherwise(file.checkpoint, found, outline)
+        model = materialise(outline)
+    except (WeightsError, ValueError) as error:
+        notes.append(str(error))
+        return info
+    info = replace(info, config=model.config)
+    try:
+        with affordable(model, "its MACs are not counted"):
+            size = profile(model)
+    except WeightsError as error:
+        notes.append(str(error))
+        return info
+    except MemoryError:
+        raise
+    except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
+        notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
+        return info
+    return replace(
+        info,
+        params=size.params,
+        macs=size.macs,
+        executed_macs=size.executed_macs,
+        input_size=model.input_size,
+    )
+
+
+def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: Network) -> list[str]:
+    """What a whole pickled module states that this network does not compute, and what it leaves open."""
+    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
+    compared = compare(*file, outline)
+    fault = compared.fault(found.arch)
+    if not fault:
+        return compared.warnings()
+    option = remedy(*file, found, {})
+    advice = f"convert it with {option}" if option else f"it is another network than {found.arch}"
+    return [f"the file {fault}: {advice}"]
+
+
+def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
+    """Add how far a network in the trained form has been condensed."""
+    masks = [binary_mask(state[f"{layer}._mask"], layer) for layer in learned_layers(state)]
+    info = replace(info, connections=sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1))
+    try:
+        condense_state(state, lambda layer: found.network.condensing(layer, found.config))
+    except WeightsError as error:
+        notes.append(str(error))
+        return replace(info, condensable=False)
+    return replace(info, condensable=True)

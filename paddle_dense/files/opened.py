@@ -1,0 +1,136 @@
+"""Whose file is it, and what does it hold: a weight file of either framework and its sidecar, read once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from paddle_dense.errors import WeightsError, naming
+from paddle_dense.files.names import pytorch_sign
+from paddle_dense.files.sidecar import in_one_moment, told_of
+from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
+from paddle_dense.files.weights import (
+    PYTORCH_MAGIC,
+    ZIP_MAGIC,
+    is_safetensors,
+    read_file,
+    read_metadata,
+    read_weights,
+)
+from paddle_dense.process import signals_waiting
+
+Framework = Literal["pytorch", "paddle"]
+_HEAD = 32  # bytes from the beginning that tell one format from another
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weight file that has been read.
+
+    Attributes:
+        path: its path.
+        format: how it is written, in words.
+        size: in bytes.
+        tensors: arrays under the file's own names, in its order; without the prefixes of PyTorch's wrappers.
+        checkpoint: what PyTorch's file holds besides; None for Paddle's file.
+        metadata: the texts in the header of a .safetensors file.
+        sidecar: what the file ``NAME.json`` next to a Paddle file says of it, or None.
+        sidecar_fault: why that cannot be used.
+        digests: see `digest`.
+    """
+
+    path: Path
+    format: str
+    size: int
+    tensors: dict[str, np.ndarray]
+    checkpoint: Checkpoint | None
+    metadata: dict[str, str]
+    sidecar: dict[str, Any] | None = None
+    sidecar_fault: WeightsError | None = None
+    digests: Mapping[str, Future[str]] = field(default_factory=dict)
+
+    @property
+    def container(self) -> str | None:
+        """Where in PyTorch's file the tensors were, such as "state_dict_ema"; None for Paddle's file."""
+        return self.checkpoint.container if self.checkpoint else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about the tensors, one sentence each."""
+        return list(self.checkpoint.warnings) if self.checkpoint else []
+
+    def digest(self, kind: str = "sha256") -> str:
+        """A hash that was asked for, of the very bytes that were read."""
+        return self.digests[kind].result()
+
+
+def open_weights(
+    path: Path, framework: Framework | None = None, ema: bool = True, hashes: Sequence[str] = ()
+) -> WeightsFile:
+    """Read a weight file, and a Paddle file's sidecar.
+
+    Nothing in the file is executed.
+
+    Args:
+        path: ``.pth``, ``.pth.tar``, ``.pt``, ``.safetensors`` or ``.pdparams``.
+        framework: whose file it is; its content decides unless given.
+        ema: take the averaged weights where a PyTorch file has them.
+        hashes: names of hashes to compute, in threads of their own.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, or its tensors could only be had by running it.
+        HostileFileError: it asks to run code.
+    """
+    opened: list[WeightsFile] = []
+
+    def read() -> dict[str, Any] | None:
+        opened.clear()  # before memory is needed for it again
+        opened.append(_read(path, framework, ema, hashes))
+        return None if opened[0].checkpoint else told_of(path, opened[0].tensors)
+
+    try:
+        sidecar = in_one_moment(path, read)
+    except WeightsError as fault:
+        if not opened:
+            raise
+        return replace(opened[0], sidecar_fault=fault)
+    return replace(opened[0], sidecar=sidecar)
+
+
+def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str]) -> WeightsFile:
+    with naming(path):
+        content = read_file(path)
+    head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
+    if is_safetensors(content):
+        format = "safetensors"
+    elif head[:1] == b"\x80" and PYTORCH_MAGIC.to_bytes(10, "little") not in head:
+        format = "pdparams"
+    else:
+        format = "PyTorch" if head[:4] == ZIP_MAGIC else "PyTorch, before 1.6"
+    if framework == "paddle" or (framework is None and not format.startswith("PyTorch")):
+        tensors = read_weights(path, content)
+        if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
+            framework = "pytorch"
+    if framework == "pytorch" or format.startswith("PyTorch"):
+        checkpoint = read_checkpoint(path, ema, content)
+        tensors = checkpoint.state
+    return WeightsFile(path, format, len(content), tensors, checkpoint, metadata, digests=_hashing(content, hashes))
+
+
+def _hashing(content: memoryview, hashes: Sequence[str]) -> dict[str, Future[str]]:
+    """Hashes need no turn of the interpreter, so they are free while a framework loads."""
+    threads = ThreadPoolExecutor(max(len(hashes), 1))
+    with signals_waiting():
+        found = {kind: threads.submit(_digest, kind, content) for kind in hashes}
+    threads.shutdown(wait=False)
+    return found
+
+
+def _digest(kind: str, content: memoryview) -> str:
+    return hashlib.new(kind, content, usedforsecurity=False).hexdigest()
