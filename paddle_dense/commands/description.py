@@ -144,7 +144,9 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
     except ValueError as error:
         if not file.sidecar:
             raise
-        notes.append(f"the sidecar .json describes another network: {str(error).removeprefix(f'{file.path}: ')}")
+        fault = str(error).removeprefix(f"{file.path}: ")
+        known = fault.startswith("the sidecar .json")
+        notes.append(fault if known else f"the sidecar .json describes another network: {fault}")
         found = identify(replace(file, sidecar=None))
     notes += found.architecture.warnings
     return found

@@ -120,6 +120,7 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
     if framework == "pytorch" or format.startswith("PyTorch"):
         checkpoint = read_checkpoint(path, ema, content)
         tensors = checkpoint.state
+        format = "safetensors, from PyTorch" if format == "safetensors" else format
     return WeightsFile(path, format, len(content), tensors, checkpoint, metadata, digests=_hashing(content, hashes))
 
 
