@@ -37,6 +37,7 @@ docs: .venv/docs
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: .venv/installed

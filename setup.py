@@ -21,6 +21,7 @@ extras = {
         "pytest>=7",
         "ruff",
         "mypy",
+        "import-linter>=2",
         "jinja2>=3.0",
         "hypothesis",
         "safetensors>=0.4",
