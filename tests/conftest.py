@@ -58,9 +58,15 @@ def tiny_state(data) -> Callable[..., dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def difference() -> Callable[[Any, Any], float]:
-    """``difference(y, expected)``: the largest difference relative to the scale of what is expected."""
+    """``difference(y, expected)``: the largest difference relative to the scale of what is expected.
+
+    Of arrays or tensors of either framework, or lists of them.
+    """
 
     def of(found: Any, expected: Any) -> float:
+        if isinstance(expected, list):
+            assert len(found) == len(expected)
+            return max(map(of, found, expected))
         found, expected = (x if isinstance(x, np.ndarray) else x.detach().numpy() for x in (found, expected))
         assert found.shape == expected.shape
         assert np.isfinite(found).all()
