@@ -10,67 +10,18 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.models import CondenseNetV2
 from paddle_dense.models.recognise import recognise
+from tests.helpers import V2, V2_VARIANTS, arrays
 
 FORMS = pytest.mark.parametrize("condensed", [True, False], ids=["condensed", "trained"])
-SMALL = {"stages": [1, 2, 1], "growth": [8, 8, 16], "fc_channel": 24, "SE_start_block": 1, "num_classes": 7}
-SMALL.update(group_1x1=4, group_3x3=4, group_trans=4)
-ODD = {
-    "small": SMALL,
-    "five blocks": {**SMALL, "stages": [1, 1, 2, 1, 1], "growth": [8, 8, 8, 16, 16]},
-    "six groups": {**SMALL, "growth": [6, 6, 12], "group_1x1": 6, "group_3x3": 6, "group_trans": 6},
-    "other groups everywhere": {**SMALL, "group_1x1": 2, "group_3x3": 8, "group_trans": 4},
-    "C < G in conv_1": {**SMALL, "condense_factor": 2},
-    "C < G in sfr": {**SMALL, "trans_factor": 2},
-    "C > G in both": {**SMALL, "condense_factor": 8, "trans_factor": 8},
-    "SE from the first block": {**SMALL, "SE_start_block": 0},
-    "no SE in the blocks": {**SMALL, "SE_start_block": 3},
-    "one block": {**SMALL, "stages": [2], "growth": [8]},
-    "growth that falls": {**SMALL, "growth": [16, 8, 8]},
-    "one channel": {**SMALL, "in_channels": 1},
-    "no classifier": {**SMALL, "num_classes": 0},
-    "37 classes": {**SMALL, "num_classes": 37},
-    "bottleneck 2": {**SMALL, "bottleneck": 2},
-    "reduction 4": {**SMALL, "last_se_reduction": 4},
-}
-
-
-def state_of(model) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 @pytest.fixture
 def state(randomise):
     """``state(config)``: what a file of a trained network with these numbers holds."""
-    return lambda **config: state_of(randomise(CondenseNetV2(**config)))
+    return lambda **config: arrays(randomise(CondenseNetV2(**config)))
 
 
 # What the tensors show
-
-
-@pytest.mark.parametrize("config", list(ODD.values()), ids=list(ODD))
-@FORMS
-def test_every_number_is_read_from_the_tensors(config, condensed, state):
-    tensors = state(**config, condensed=condensed)
-    found = recognise(tensors)
-    assert found.network is CondenseNetV2 and found.arch == "CondenseNetV2"
-    expected = CondenseNetV2(**config, condensed=condensed).config
-    expected["init_stride"] = 2 if len(config["stages"]) >= 5 else 1
-    assert found.config == {key: expected[key] for key in found.config}
-    assert set(expected) - set(found.config) == {"features_only"}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.build().state_dict().items()}
-    assert shapes == {name: array.shape for name, array in tensors.items()}
-
-
-@pytest.mark.parametrize("name", ["cdnv2_a", "cdnv2_b", "cdnv2_c"])
-@pytest.mark.parametrize("use", [{}, {"num_classes": 37, "in_channels": 1}, {"num_classes": 0}], ids=str)
-@FORMS
-def test_presets_are_known_by_name_however_they_are_used(name, use, condensed, randomise):
-    model = randomise(create_model(name, condensed=condensed, **use))
-    found = recognise(state_of(model))
-    assert found.arch == name and len(found.warnings) == 1
-    assert f"HS_start_block=2, init_stride=2, which {name} has" in found.warnings[0]
-    assert found.config == {key: model.config[key] for key in found.config}
-    assert found.config["HS_start_block"] == 2 and found.config["init_stride"] == 2
 
 
 def test_names_do_not_matter_where_the_numbers_differ(state):
@@ -80,7 +31,7 @@ def test_names_do_not_matter_where_the_numbers_differ(state):
 
 
 def test_what_no_tensor_shows_is_said(state):
-    warnings = recognise(state(**SMALL)).warnings
+    warnings = recognise(state(**V2)).warnings
     assert len(warnings) == 2
     assert any("HS_start_block=2 is assumed" in warning for warning in warnings)
     assert any("init_stride=1 is assumed" in warning for warning in warnings)
@@ -91,8 +42,8 @@ def test_what_no_tensor_shows_is_said(state):
 
 
 def test_masks_that_are_still_all_ones_leave_the_groups_to_guess():
-    config = {**SMALL, "group_3x3": 8}
-    found = recognise(state_of(CondenseNetV2(**config, condensed=False)))
+    config = {**V2, "group_3x3": 8}
+    found = recognise(arrays(CondenseNetV2(**config, condensed=False)))
     assert found.config["group_1x1"] == found.config["group_trans"] == 8
     assert found.config["condensed"] is False
     for key in ("group_1x1", "group_trans"):
@@ -100,18 +51,18 @@ def test_masks_that_are_still_all_ones_leave_the_groups_to_guess():
 
 
 def test_the_initial_weights_of_a_preset_are_known_by_name():
-    found = recognise(state_of(create_model("cdnv2_a", condensed=False)))
+    found = recognise(arrays(create_model("cdnv2_a", condensed=False)))
     assert found.arch == "cdnv2_a" and found.config["condensed"] is False
     assert found.config["group_1x1"] == found.config["group_trans"] == 8
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_unfinished_masks_show_the_groups_but_not_the_factor(stage):
-    model = CondenseNetV2(**{**SMALL, "group_3x3": 8}, condensed=False)
+    model = CondenseNetV2(**{**V2, "group_3x3": 8}, condensed=False)
     for layer in model.sublayers():
         if isinstance(layer, (LGC, SFR)):
             layer.set_progress(stage / 6)
-    found = recognise(state_of(model))
+    found = recognise(arrays(model))
     assert found.config["group_1x1"] == found.config["group_trans"] == 4
     assert found.config["condense_factor"] is None and found.config["trans_factor"] is None
     assert any("condense_factor" in warning for warning in found.warnings)
@@ -120,8 +71,7 @@ def test_unfinished_masks_show_the_groups_but_not_the_factor(stage):
 
 def test_groups_that_happen_to_agree_are_still_told_apart(state):
     """Of six groups, every second may keep the same in one layer and every third in another: it takes both to see."""
-    config = {**SMALL, "growth": [6, 6, 12], "group_1x1": 6, "group_3x3": 6, "group_trans": 6}
-    tensors = state(**config, condensed=False)
+    tensors = state(**{**V2, **V2_VARIANTS["six groups"]}, condensed=False)
     layers = [name for name in tensors if name.endswith("conv_1._mask")]
     for number, name in enumerate(layers):
         distinct = (2, 3)[number % 2]
@@ -135,12 +85,12 @@ def test_groups_that_happen_to_agree_are_still_told_apart(state):
 
 def test_half_of_the_connections_left_is_not_mistaken_for_a_factor_of_two():
     """Stage 2 of 4 leaves 1/2; only the counter tells it from a finished C = 2."""
-    model = CondenseNetV2(**SMALL, condensed=False)
+    model = CondenseNetV2(**V2, condensed=False)
     for layer in model.sublayers():
         if isinstance(layer, (LGC, SFR)):
             layer.set_progress(0.34)
             assert layer.density == 0.5 and layer.stage == 2
-    assert recognise(state_of(model)).config["condense_factor"] is None
+    assert recognise(arrays(model)).config["condense_factor"] is None
 
 
 def test_averaged_masks_show_what_the_plain_ones_show(tiny, tiny_state):
@@ -150,7 +100,7 @@ def test_averaged_masks_show_what_the_plain_ones_show(tiny, tiny_state):
 
 
 def test_masks_that_were_changing_are_refused(state):
-    tensors = state(**SMALL, condensed=False)
+    tensors = state(**V2, condensed=False)
     name = "features.denseblock_2.denselayer_1.sfr"
     tensors[f"{name}._mask"] = tensors[f"{name}._mask"] * 0.7
     with pytest.raises(WeightsError, match=f"{name}._mask"):
@@ -161,31 +111,31 @@ def test_masks_that_were_changing_are_refused(state):
 
 
 def test_overrides_settle_what_is_guessed(state):
-    found = recognise(state(**SMALL), overrides={"HS_start_block": 0, "init_stride": 2})
+    found = recognise(state(**V2), overrides={"HS_start_block": 0, "init_stride": 2})
     assert found.warnings == ()
     assert found.config["HS_start_block"] == 0 and found.config["init_stride"] == 2
     assert found.build().config["HS_start_block"] == 0
 
 
 def test_overrides_are_taken_before_a_presets_numbers(state):
-    found = recognise(state_of(create_model("cdnv2_a")), overrides={"HS_start_block": 1})
+    found = recognise(arrays(create_model("cdnv2_a")), overrides={"HS_start_block": 1})
     assert found.config["HS_start_block"] == 1
 
 
 def test_arch_names_the_preset():
-    tensors = state_of(create_model("cdnv2_b", num_classes=3))
+    tensors = arrays(create_model("cdnv2_b", num_classes=3))
     found = recognise(tensors, arch="cdnv2_b")
     assert found.arch == "cdnv2_b" and found.warnings == () and found.config["num_classes"] == 3
 
 
 def test_arch_with_other_numbers_is_contradicted(state):
     with pytest.raises(WeightsError) as caught:
-        recognise(state(**SMALL), arch="cdnv2_a")
+        recognise(state(**V2), arch="cdnv2_a")
     assert "cdnv2_a" in str(caught.value) and "stages" in str(caught.value)
 
 
 def test_unknown_arch_and_overrides_are_the_callers_mistake(state):
-    tensors = state(**SMALL)
+    tensors = state(**V2)
     with pytest.raises(ValueError, match="unknown model 'cdnv2_z'"):
         recognise(tensors, arch="cdnv2_z")
     with pytest.raises(ValueError, match=r"no argument 'hs_start_block'.*HS_start_block"):
@@ -219,7 +169,7 @@ def test_no_tensors_are_no_network():
     ],
 )
 def test_a_missing_tensor_is_named(name, state):
-    tensors = state(**SMALL)
+    tensors = state(**V2)
     del tensors[name]
     with pytest.raises(WeightsError) as caught:
         recognise(tensors)
@@ -243,7 +193,7 @@ NONSENSE = {
 @pytest.mark.filterwarnings("error")
 def test_nonsense_in_any_tensor_ends_in_a_weights_error_or_nothing(nonsense, condensed, state):
     """Whether the tensor matters or not: no traceback of another kind, no warning from numpy."""
-    tensors = state(**SMALL, condensed=condensed)
+    tensors = state(**V2, condensed=condensed)
     refused = []
     for name in tensors:
         try:
