@@ -26,7 +26,7 @@ def oracles() -> Path:
     """Answers of the original implementations that are too large to ship."""
     folder = HERE.parents[1] / "shared" / "oracles"
     if not folder.is_dir():
-        pytest.skip("needs the large oracles of the original implementations in ../shared/oracles beside the checkout")
+        pytest.skip("needs ../shared/oracles beside the checkout: tests/data/README.md says where its files come from")
     return folder
 
 

@@ -14,24 +14,21 @@ from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models import CondenseNetV2
+from tests.helpers import answers, arrays, loaded, part, random_images
 
 # channels in, channels out, groups G, condensation factor C
 LGCS = [(16, 8, 4, 4), (24, 12, 6, 6), (16, 8, 4, 2), (24, 8, 4, 8), (14, 12, 6, 7)]
 SFRS = [(8, 16, 4, 4), (12, 24, 6, 6), (8, 16, 4, 2), (8, 24, 4, 8), (12, 14, 6, 7)]
+EVERY_LAYER = pytest.mark.parametrize(
+    ("kind", "size"),
+    [*((LGC, size) for size in LGCS), *((SFR, size) for size in SFRS)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+RULES = {LGC: condense_lgc, SFR: condense_sfr}
 
 
 def tiny_rule(name: str) -> tuple:
     return (condense_sfr if name.endswith(".sfr") else condense_lgc), 4, 4
-
-
-def arrays_of(layer: paddle.nn.Layer) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
-
-
-def answer(model: paddle.nn.Layer, x: np.ndarray) -> paddle.Tensor:
-    model.eval()
-    with paddle.no_grad():
-        return model(paddle.to_tensor(x))
 
 
 def trained(kind, inputs, outputs, groups, factor, randomise, **options):
@@ -41,7 +38,7 @@ def trained(kind, inputs, outputs, groups, factor, randomise, **options):
 def assert_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert set(found) == set(expected)
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
         assert found[name].tobytes() == array.tobytes(), name
 
 
@@ -57,13 +54,8 @@ def test_the_result_is_the_originals_bit_for_bit(tiny_state):
 
 @pytest.mark.parametrize("name", ["lgc", "sfr"])
 def test_one_layer_is_the_originals_bit_for_bit(data, name):
-    oracle = np.load(data / "layers_v2.npz")
-
-    def arrays(start: str) -> dict[str, np.ndarray]:
-        return {key[len(start) :]: oracle[key] for key in oracle if key.startswith(start)}
-
-    found = (condense_lgc if name == "lgc" else condense_sfr)(arrays(f"{name}/state/"), 4, 4)
-    assert_identical(found, arrays(f"{name}_condensed/state/"))
+    rule, file = (condense_lgc if name == "lgc" else condense_sfr), data / "layers_v2.npz"
+    assert_identical(rule(part(file, f"{name}/state/"), 4, 4), part(file, f"{name}_condensed/state/"))
 
 
 def condense_lgc_by_hand(layer: dict[str, np.ndarray], groups: int, factor: int) -> dict[str, np.ndarray]:
@@ -106,13 +98,9 @@ def condense_sfr_by_hand(layer: dict[str, np.ndarray], groups: int, factor: int)
     return found
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [*((LGC, size) for size in LGCS), *((SFR, size) for size in SFRS)],
-    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
-)
+@EVERY_LAYER
 def test_layers_with_any_g_and_c_are_what_the_loops_say(kind, size, randomise):
-    layer = arrays_of(trained(kind, *size, randomise))
+    layer = arrays(trained(kind, *size, randomise))
     fast, by_hand = (condense_lgc, condense_lgc_by_hand) if kind is LGC else (condense_sfr, condense_sfr_by_hand)
     assert_identical(fast(layer, *size[2:]), by_hand(layer, *size[2:]))
 
@@ -128,57 +116,45 @@ def test_layers_are_found_by_their_masks(tiny_state):
 # Models
 
 
-@pytest.mark.parametrize("size", LGCS, ids=str)
+@EVERY_LAYER
 @pytest.mark.parametrize("activation", ["ReLU", "HS"])
-def test_a_condensed_lgc_answers_as_the_trained_one(size, activation, randomise, difference):
-    net = paddle.nn.Sequential(trained(LGC, *size, randomise, activation=activation))
-    x = np.random.default_rng(0).standard_normal((2, size[0], 5, 4)).astype("f4")
+def test_a_condensed_layer_answers_as_the_trained_one(kind, size, activation, randomise, difference):
+    net = paddle.nn.Sequential(trained(kind, *size, randomise, activation=activation))
+    x = random_images(2, size[0], 5, 4)
     condensed = condense(net)
-    assert isinstance(condensed[0], CondenseLGC)
-    assert difference(answer(condensed, x), answer(net, x)) < 1e-6
-
-
-@pytest.mark.parametrize("size", SFRS, ids=str)
-@pytest.mark.parametrize("activation", ["ReLU", "HS"])
-def test_a_condensed_sfr_answers_as_the_trained_one(size, activation, randomise, difference):
-    net = paddle.nn.Sequential(trained(SFR, *size, randomise, activation=activation))
-    x = np.random.default_rng(0).standard_normal((2, size[0], 5, 4)).astype("f4")
-    condensed = condense(net)
-    assert isinstance(condensed[0], CondenseSFR)
-    assert difference(answer(condensed, x), answer(net, x)) < 1e-6
+    assert isinstance(condensed[0], CondenseLGC if kind is LGC else CondenseSFR)
+    assert difference(answers(condensed, x), answers(net, x)) < 1e-6
 
 
 def test_the_trained_oracle_keeps_its_logits(data, tiny, tiny_state, difference):
     oracle = np.load(data / "cdnv2_tiny_io.npz")
-    model = CondenseNetV2(**tiny, condensed=False)
-    model.set_state_dict(tiny_state("trained_unconverted.pth.tar"))
-    before, config = arrays_of(model), dict(model.config)
+    model = loaded(CondenseNetV2(**tiny, condensed=False), tiny_state("trained_unconverted.pth.tar"))
+    before, config = arrays(model), dict(model.config)
 
     condensed = condense(model)
 
-    assert difference(answer(condensed, oracle["x_eval"]), answer(model, oracle["x_eval"])) < 1e-6
-    assert difference(answer(condensed, oracle["x_eval"]), oracle["logits_converted"]) < 1e-6
-    assert_identical(arrays_of(condensed), tiny_state("converted.pth"))
+    assert difference(answers(condensed, oracle["x_eval"]), answers(model, oracle["x_eval"])) < 1e-6
+    assert difference(answers(condensed, oracle["x_eval"]), oracle["logits_converted"]) < 1e-6
+    assert_identical(arrays(condensed), tiny_state("converted.pth"))
     assert condensed.config == {**config, "condensed": True}
-    assert_identical(arrays_of(model), before)
-    assert model.config == config and isinstance(model.features.denseblock_1.denselayer_1.sfr, SFR)
+    assert_identical(arrays(model), before)
+    assert model.config == config
+    assert isinstance(model.features.denseblock_1.denselayer_1.sfr, SFR)
 
 
 def test_the_result_shares_nothing_with_the_model(tiny, randomise):
     model = randomise(CondenseNetV2(**tiny, condensed=False))
     condensed = condense(model)
-    kept = arrays_of(condensed)
+    kept = arrays(condensed)
     randomise(model, seed=1)
-    assert_identical(arrays_of(condensed), kept)
+    assert_identical(arrays(condensed), kept)
 
 
 def test_the_result_can_be_rebuilt_from_its_config(tiny, randomise, difference):
     condensed = condense(randomise(CondenseNetV2(**tiny, condensed=False, condense_factor=2, trans_factor=8)))
-    again = CondenseNetV2(**condensed.config)
-    missing, unexpected = again.set_state_dict(condensed.state_dict())
-    assert not missing and not unexpected
-    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype("f4")
-    assert difference(answer(again, x), answer(condensed, x)) < 1e-6
+    again = loaded(CondenseNetV2(**condensed.config), arrays(condensed))
+    x = random_images(2, 3, 32, 32)
+    assert difference(answers(again, x), answers(condensed, x)) < 1e-6
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -192,14 +168,15 @@ def test_the_result_is_in_the_mode_of_the_model(training, tiny, randomise):
 def test_an_averaged_model_condenses_as_if_its_masks_were_whole(data, tiny, tiny_state, difference):
     """The EMA's masks are 0.99997 and 0.00002: rounding them moves the logits by less than a thousandth."""
     oracle = np.load(data / "cdnv2_tiny_io.npz")
-    model = CondenseNetV2(**tiny, condensed=False)
-    model.set_state_dict(tiny_state("ema.pth.tar"))
+    model = loaded(CondenseNetV2(**tiny, condensed=False), tiny_state("ema.pth.tar"))
     masks = np.unique(model.features.denseblock_1.denselayer_1.sfr._mask.numpy())
-    assert len(masks) == 2 and 0 < masks[0] < 1e-4 and 0.999 < masks[1] < 1
+    assert len(masks) == 2
+    assert 0 < masks[0] < 1e-4
+    assert 0.999 < masks[1] < 1
     condensed = condense(model)
-    assert 0 < difference(answer(condensed, oracle["x_eval"]), answer(model, oracle["x_eval"])) < 1e-3
+    assert 0 < difference(answers(condensed, oracle["x_eval"]), answers(model, oracle["x_eval"])) < 1e-3
     found = condense_state(tiny_state("ema.pth.tar"), tiny_rule)
-    assert_identical(arrays_of(condensed), found)
+    assert_identical(arrays(condensed), found)
 
 
 class UsersNetwork(paddle.nn.Layer):
@@ -221,12 +198,12 @@ class UsersNetwork(paddle.nn.Layer):
 
 def test_a_users_own_network_condenses_wherever_its_layers_are(randomise, difference):
     net = randomise(UsersNetwork())
-    x = np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype("f4")
+    x = random_images(2, 3, 9, 9)
     condensed = condense(net)
     layers = (condensed.listed[0], condensed.listed[1][0], condensed.named["one"], condensed.last)
     assert [type(layer) for layer in layers] == [CondenseLGC, CondenseSFR, CondenseLGC, CondenseSFR]
     assert not any(isinstance(layer, (LGC, SFR)) for layer in condensed.sublayers())
-    assert difference(answer(condensed, x), answer(net, x)) < 1e-6
+    assert difference(answers(condensed, x), answers(net, x)) < 1e-6
 
 
 @pytest.mark.parametrize("size", [*LGCS, (24, 8, 2, 8)], ids=str)
@@ -241,24 +218,24 @@ def test_a_condensed_lgc_knows_which_channels_its_input_has(size, randomise, tmp
 @pytest.mark.parametrize("kind", [LGC, SFR])
 def test_a_single_layer_is_a_model_too(kind, randomise, difference):
     layer = trained(kind, 16, 16, 4, 4, randomise)
-    x = np.random.default_rng(0).standard_normal((2, 16, 3, 3)).astype("f4")
-    assert difference(answer(condense(layer), x), answer(layer, x)) < 1e-6
+    x = random_images(2, 16, 3, 3)
+    assert difference(answers(condense(layer), x), answers(layer, x)) < 1e-6
 
 
 def test_a_layer_used_in_two_places_condenses_in_both(randomise, difference):
     layer = trained(LGC, 16, 16, 4, 4, randomise)
     net = paddle.nn.Sequential(layer, paddle.nn.ReLU(), layer)
-    x = np.random.default_rng(0).standard_normal((2, 16, 3, 3)).astype("f4")
+    x = random_images(2, 16, 3, 3)
     condensed = condense(net)
     assert not any(isinstance(layer, LGC) for layer in condensed.sublayers())
     assert condensed[0] is condensed[2]
-    assert difference(answer(condensed, x), answer(net, x)) < 1e-6
+    assert difference(answers(condensed, x), answers(net, x)) < 1e-6
 
 
 def test_dropout_of_training_leaves_no_trace(randomise, difference):
     net = paddle.nn.Sequential(trained(LGC, 16, 16, 4, 4, randomise, dropout_rate=0.5))
-    x = np.random.default_rng(0).standard_normal((2, 16, 3, 3)).astype("f4")
-    assert difference(answer(condense(net), x), answer(net, x)) < 1e-6
+    x = random_images(2, 16, 3, 3)
+    assert difference(answers(condense(net), x), answers(net, x)) < 1e-6
 
 
 # Refusals
@@ -274,7 +251,9 @@ def test_a_model_that_is_not_condensed_yet_is_an_error_that_says_how_far_it_is(s
         condense(model)
     density = {0: "100.0%", 1: "75.0%", 2: "50.0%"}[stage]
     assert "features.denseblock_1.denselayer_1.conv_1" in str(caught.value)
-    assert density in str(caught.value) and "1/4" in str(caught.value) and "\n" not in str(caught.value)
+    assert density in str(caught.value)
+    assert "1/4" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_unfinished_layer_among_finished_ones_is_named(tiny, randomise):
@@ -291,30 +270,29 @@ def test_one_unfinished_layer_among_finished_ones_is_named(tiny, randomise):
 @pytest.mark.parametrize("kind", [LGC, SFR])
 def test_masks_of_other_groups_are_refused(kind, randomise):
     """Condensing with the wrong G would move weights to the wrong places."""
-    layer = arrays_of(trained(kind, 24, 24, 6, 6, randomise))
-    condense_layer = condense_lgc if kind is LGC else condense_sfr
+    layer = arrays(trained(kind, 24, 24, 6, 6, randomise))
     with pytest.raises(WeightsError, match=r"block\._mask does not belong to 4 groups"):
-        condense_layer(layer, 4, 6, "block")
+        RULES[kind](layer, 4, 6, "block")
     with pytest.raises(WeightsError, match="block is not condensed yet"):
-        condense_layer(layer, 6, 4, "block")
+        RULES[kind](layer, 6, 4, "block")
 
 
 @pytest.mark.parametrize("kind", [LGC, SFR])
 @pytest.mark.parametrize("groups", [5, 7])
 def test_groups_that_do_not_divide_the_channels_are_refused(kind, groups, randomise):
-    layer = arrays_of(trained(kind, 16, 16, 4, 4, randomise))
+    layer = arrays(trained(kind, 16, 16, 4, 4, randomise))
     with pytest.raises(WeightsError, match="block"):
-        (condense_lgc if kind is LGC else condense_sfr)(layer, groups, 4, "block")
+        RULES[kind](layer, groups, 4, "block")
 
 
 @pytest.mark.parametrize("value", [0.5, 0.1, 0.94, -0.3, 1.2, np.nan, np.inf])
 @pytest.mark.parametrize("kind", [LGC, SFR])
 def test_masks_in_between_are_refused(value, kind, randomise):
-    layer = arrays_of(trained(kind, 16, 16, 4, 4, randomise))
+    layer = arrays(trained(kind, 16, 16, 4, 4, randomise))
     layer["_mask"] = layer["_mask"].copy()
     layer["_mask"][3, 5] = value
     with pytest.raises(WeightsError, match=r"block\._mask holds values that are neither near 0 nor near 1"):
-        (condense_lgc if kind is LGC else condense_sfr)(layer, 4, 4, "block")
+        RULES[kind](layer, 4, 4, "block")
 
 
 @pytest.mark.parametrize("kind", [LGC, SFR])
@@ -333,14 +311,13 @@ def test_masks_in_between_are_refused(value, kind, randomise):
 )
 def test_a_layer_whose_tensors_do_not_fit_together_is_named(kind, key, value, randomise):
     """As a damaged checkpoint has it: one sentence with the layer's name, never a KeyError or numpy's reshape."""
-    net = {f"block.{name}": array for name, array in arrays_of(trained(kind, 24, 16, 4, 4, randomise)).items()}
+    net = {f"block.{name}": array for name, array in arrays(trained(kind, 24, 16, 4, 4, randomise)).items()}
     if value is None:
         del net[f"block.{key}"]
     else:
         net[f"block.{key}"] = value
-    rule = {LGC: condense_lgc, SFR: condense_sfr}[kind]
     with pytest.raises(WeightsError, match="block") as caught:
-        condense_state(net, lambda name: (rule, 4, 4))
+        condense_state(net, lambda name: (RULES[kind], 4, 4))
     assert "\n" not in str(caught.value)
 
 
@@ -348,7 +325,7 @@ def test_a_layer_whose_tensors_do_not_fit_together_is_named(kind, key, value, ra
 @pytest.mark.parametrize("size", [0, 4, 40])
 def test_statistics_of_other_channels_are_refused(key, size, randomise):
     """An LGC gathers them: too few would end in an IndexError, too many would pass for the right ones."""
-    layer = arrays_of(trained(LGC, 16, 16, 4, 4, randomise))
+    layer = arrays(trained(LGC, 16, 16, 4, 4, randomise))
     layer[key] = np.ones(size, "f4")
     with pytest.raises(WeightsError, match=key):
         condense_lgc(layer, 4, 4, "block")

@@ -24,7 +24,8 @@ def test_help_tells_what_a_preset_is_and_takes():
     told = paddle.hub.help(HUB, "cdnv2_a", source="local")
     assert told.startswith("2.0 M parameters, 46 M MACs, 35.6 % top-1 error on ImageNet.")
     assert "CondenseNetV2(stages=[1, 1, 4, 6, 8]" in told
-    assert "pretrained:" in told and "num_classes" in told
+    assert "pretrained:" in told
+    assert "num_classes" in told
 
 
 def test_load_builds_with_the_arguments():

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("paddle")
-pytest.importorskip("matplotlib")
-pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib", reason="the notebooks draw: pip install matplotlib")
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 QUICK = ("01_quickstart",)
@@ -30,8 +29,8 @@ def cells(path: Path, kind: str) -> list[dict]:
 
 def run(path: Path) -> list[str]:
     """Run a notebook with nbmake; what its cells printed."""
-    pytest.importorskip("ipykernel")
-    nb_run = pytest.importorskip("nbmake.nb_run")
+    pytest.importorskip("ipykernel", reason="runs notebooks: pip install ipykernel")
+    nb_run = pytest.importorskip("nbmake.nb_run", reason="runs notebooks: pip install nbmake")
     result = nb_run.NotebookRun(path, SECONDS).execute()
     assert result.error is None, result.error.trace
     code = [cell for cell in result.nb.cells if cell.cell_type == "code"]

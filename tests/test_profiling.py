@@ -49,7 +49,8 @@ def test_linear_layers_by_hand():
 def test_a_layer_that_runs_twice_costs_twice_and_weighs_once():
     layer = nn.Conv2D(4, 4, 1, bias_attr=False)
     found = profile(nn.Sequential(layer, nn.ReLU(), layer), (4, 5, 5))
-    assert found.params == 16 and found.macs == 2 * 16 * 25 + 100
+    assert found.params == 16
+    assert found.macs == 2 * 16 * 25 + 100
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,8 @@ def test_rows_add_up_to_the_whole():
     found = profile(cdnv2_a(), (3, 64, 64))
     names = [name for name, _, _ in found.layers]
     assert len(set(names)) == len(names)
-    assert "features.init_conv" in names and "classifier" in names
+    assert "features.init_conv" in names
+    assert "classifier" in names
     assert sum(params for _, params, _ in found.layers) == found.params
     assert sum(macs for _, _, macs in found.layers) == found.macs
     assert all(params or macs for _, params, macs in found.layers)
@@ -101,15 +103,18 @@ def test_the_picture_decides_the_cost_but_not_the_size():
     model = create_model("cdnv2_a", in_channels=1, SE_start_block=5, features_only=True)
     small, large = (profile(model, (1, size, size)) for size in (64, 128))
     assert small.params == large.params
-    assert large.macs == 4 * small.macs and large.executed_macs == 4 * small.executed_macs
+    assert large.macs == 4 * small.macs
+    assert large.executed_macs == 4 * small.executed_macs
 
 
 def test_parts_of_a_network_can_be_profiled():
     whole = profile(CondenseNetV2(**V2), (3, 32, 32))
     headless = profile(CondenseNetV2(**{**V2, "num_classes": 0}), (3, 32, 32))
     backbone = profile(CondenseNetV2(**V2, features_only=True), (3, 32, 32))
-    assert whole.macs - headless.macs == 24 * 7 and whole.params - headless.params == 24 * 7 + 7
-    assert backbone.params < headless.params and backbone.macs < headless.macs
+    assert whole.macs - headless.macs == 24 * 7
+    assert whole.params - headless.params == 24 * 7 + 7
+    assert backbone.params < headless.params
+    assert backbone.macs < headless.macs
 
 
 def test_the_summary_reads_as_a_sentence():

@@ -32,7 +32,9 @@ def test_the_script_finds_the_networks_registered(script, paddleseg, capsys):
 def test_wrong_usage_is_one_line(arguments, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ")
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("error: ")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,8 @@ def test_a_missing_package_is_one_line(adapter, modules, script, capsys, monkeyp
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     assert main([adapter, str(script)]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"pip install {adapter}" in said
+    assert said.count("\n") == 1
+    assert f"pip install {adapter}" in said
 
 
 def test_help(capsys):

@@ -19,7 +19,8 @@ def test_freeze_at_keeps_what_the_level_is_computed_from(paddledet):
     learning = {name for name, parameter in backbone.network.named_parameters() if not parameter.stop_gradient}
     frozen = {name for name, parameter in backbone.network.named_parameters() if parameter.grad is None}
     below = ("features.init_conv.", "features.denseblock_1.", "features.denseblock_2.")
-    assert learning and frozen
+    assert learning
+    assert frozen
     assert not any(name.startswith(below) for name in learning)
     assert {name for name in frozen if not name.endswith(("_mean", "_variance"))} == {
         name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import paddle
 import pytest
@@ -15,6 +13,7 @@ from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import HS
 from paddle_dense.models.fitting import set_state
 from paddle_dense.training import learned_connections, set_progress
+from tests.helpers import answers, arrays, twin_class
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 
@@ -29,25 +28,23 @@ CSPNET = {"backbone": "resnet", "depths": [1, 1], "channels": [16, 24], "expand_
 CSPNET.update(bottle_ratio=[0.5, 0.5], stem_channels=8, groups=1)
 EFFICIENTNET = {"channel_multiplier": 0.25, "depth_multiplier": 0.3, "num_experts": 2, "num_classes": 5}
 FAMILIES = {
-    "CondenseNetV2, trained form": ("condensenetv2.CondenseNetV2", {**CONDENSENETV2, "condensed": False}),
-    "CondenseNetV2, condensed form": ("condensenetv2.CondenseNetV2", CONDENSENETV2),
-    "CondenseNet, trained form": ("condensenet.CondenseNet", {**CONDENSENET, "condensed": False}),
-    "CondenseNet, condensed form": ("condensenet.CondenseNet", CONDENSENET),
-    "DenseNet": ("densenet.DenseNet", DENSENET),
-    "DenseNet, memory-efficient": ("densenet.DenseNet", {**DENSENET, "memory_efficient": True}),
-    "CSPDenseNet": ("cspnet.CSPDenseNet", {**DENSENET, "mode": "stand"}),
-    "CSPNet": ("cspnet.CSPNet", CSPNET),
-    "EfficientNetCondConv": ("condconv.EfficientNetCondConv", EFFICIENTNET),
+    "CondenseNetV2, trained form": ("CondenseNetV2", {**CONDENSENETV2, "condensed": False}),
+    "CondenseNetV2, condensed form": ("CondenseNetV2", CONDENSENETV2),
+    "CondenseNet, trained form": ("CondenseNet", {**CONDENSENET, "condensed": False}),
+    "CondenseNet, condensed form": ("CondenseNet", CONDENSENET),
+    "DenseNet": ("DenseNet", DENSENET),
+    "DenseNet, memory-efficient": ("DenseNet", {**DENSENET, "memory_efficient": True}),
+    "CSPDenseNet": ("CSPDenseNet", {**DENSENET, "mode": "stand"}),
+    "CSPNet": ("CSPNet", CSPNET),
+    "EfficientNetCondConv": ("EfficientNetCondConv", EFFICIENTNET),
 }
 FIRST = "features.denseblock_1.denselayer_1"
 
 
-def pair(network, config):
+def pair(name, config):
     """The PyTorch twin and the Paddle network with the twin's fresh weights, no connection dropped yet."""
-    module, name = network.split(".")
-    twin = getattr(importlib.import_module(f"convert.torch_models.{module}"), name)(**config)
-    model = getattr(models, name)(**config)
-    set_state(model, to_paddle({key: value.numpy() for key, value in twin.state_dict().items()}))
+    twin, model = twin_class(name)(**config), getattr(models, name)(**config)
+    set_state(model, to_paddle(arrays(twin)))
     return twin, model
 
 
@@ -73,12 +70,13 @@ def test_every_family_trains_alike(name, randomise):
     twin, model = pair(*FAMILIES[name])
     if ", condensed" in name:
         randomise(model)  # an index that connects something
-        parity.load_torch_state(twin, to_torch({name: value.numpy() for name, value in model.state_dict().items()}))
+        parity.load_torch_state(twin, to_torch(arrays(model)))
     # An EfficientNet leaves one pixel of 32, too little for a BN.
     batches = random_batches(3, size=64 if name == "EfficientNetCondConv" else 32)
     with parity.exact_pair(twin, model) as exact:
         result = parity.compare_training(*exact, batches, learning_rate=0.01, tolerance=1e-9)
-    assert result.first_difference is None and result.agrees
+    assert result.first_difference is None
+    assert result.agrees
     assert result.exact == (), "what is in float64 already needs no second run"
     assert all(step.masks_equal for step in result.steps)
     if ", trained" in name:
@@ -87,23 +85,29 @@ def test_every_family_trains_alike(name, randomise):
 
 def test_float32_differs_by_rounding_that_float64_settles(learning):
     loose = parity.compare_training(*learning, random_batches(2), tolerance=1e-2)
-    assert loose.agrees and loose.exact == () and loose.warnings == ()
+    assert loose.agrees
+    assert loose.exact == ()
+    assert loose.warnings == ()
     tight = parity.compare_training(*learning, random_batches(2), tolerance=1e-8)
-    assert tight.agrees and len(tight.exact) == 2
+    assert tight.agrees
+    assert len(tight.exact) == 2
     assert tight.steps == parity.compare_training(*learning, random_batches(2), tolerance=1e-8).steps
     assert max(step.gradient.size for step in tight.exact) < 1e-9
-    assert len(tight.warnings) == 1 and "in float64 every step is the same to" in tight.warnings[0]
+    assert len(tight.warnings) == 1
+    assert "in float64 every step is the same to" in tight.warnings[0]
 
 
 def test_the_networks_stay_as_they_are(learning):
     twin, model = learning
     twin.eval()
-    before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    before = {name: value.copy() for name, value in arrays(model).items()}
     parity.compare_training(twin, model, random_batches(2))
-    assert not twin.training and model.training
-    theirs = to_paddle({name: value.numpy() for name, value in twin.state_dict().items()})
-    for name, value in model.state_dict().items():
-        assert (value.numpy() == before[name]).all() and (theirs[name] == before[name]).all()
+    assert not twin.training
+    assert model.training
+    theirs = to_paddle(arrays(twin))
+    for name, value in arrays(model).items():
+        assert (value == before[name]).all()
+        assert (theirs[name] == before[name]).all()
 
 
 def test_progress_may_be_that_of_a_longer_training(learning):
@@ -120,22 +124,23 @@ def test_progress_may_be_that_of_a_longer_training(learning):
 @pytest.mark.parametrize(
     ("network", "config"),
     [
-        ("condensenet.CondenseNet", {**CONDENSENET, "condensed": False, "dropout_rate": 0.5}),
-        ("densenet.DenseNet", {**DENSENET, "drop_rate": 0.5}),
-        ("condconv.EfficientNetCondConv", {**EFFICIENTNET, "drop_rate": 0.2, "drop_path_rate": 0.2}),
+        ("CondenseNet", {**CONDENSENET, "condensed": False, "dropout_rate": 0.5}),
+        ("DenseNet", {**DENSENET, "drop_rate": 0.5}),
+        ("EfficientNetCondConv", {**EFFICIENTNET, "drop_rate": 0.2, "drop_path_rate": 0.2}),
     ],
 )
 def test_dropout_is_switched_off_and_said_so(network, config):
     twin, model = pair(network, config)
     result = parity.compare_training(twin, model, random_batches(1), learning_rate=0.01)
-    assert result.agrees and result.warnings[0] == NO_DROPOUT
+    assert result.agrees
+    assert result.warnings[0] == NO_DROPOUT
     assert any(getattr(layer, "p", 0) > 0 for layer in model.sublayers()), "the network itself keeps its dropout"
 
 
 def test_gradients_of_equal_weights_differ_in_float32_only_where_an_activation_crosses_a_kink(data, tiny, difference):
     """The reason why float32 parts: see the docstring of `convert.parity.training`."""
     oracle = np.load(data / "cdnv2_tiny_lockstep.npz")
-    twin, model = pair("condensenetv2.CondenseNetV2", {**tiny, "condensed": False})
+    twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
     parity.load_torch_state(twin, read_checkpoint(data / "cdnv2_tiny_init.pth").state)
     optimizer = torch.optim.SGD(twin.parameters(), 0.05, 0.9, weight_decay=1e-4, nesterov=True)
     inputs = {}
@@ -151,7 +156,7 @@ def test_gradients_of_equal_weights_differ_in_float32_only_where_an_activation_c
             dict(twin.named_modules())[name].register_forward_pre_hook(remember(name, "torch"))
 
     for step, (x, y) in enumerate(zip(oracle["X"], oracle["Y"])):
-        set_state(model, to_paddle({name: value.numpy() for name, value in twin.state_dict().items()}))
+        set_state(model, to_paddle(arrays(twin)))
         for module in (*twin.modules(), *model.sublayers()):
             if hasattr(module, "set_progress"):
                 module.set_progress(step / 24)
@@ -252,8 +257,10 @@ def test_a_mistake_is_found_in_its_step_and_tensor(learning, monkeypatch, mistak
     result = parity.compare_training(twin, model, random_batches(6)[:2], steps=6)
     assert not result.agrees
     first = result.first_difference
-    assert (first.step, first.what) == (step, what) and first.name.startswith(name)
-    assert name in str(first) and f"step {step}, {what}" in str(first)
+    assert (first.step, first.what) == (step, what)
+    assert first.name.startswith(name)
+    assert name in str(first)
+    assert f"step {step}, {what}" in str(first)
     assert result.steps[0].masks_equal is not (what == "initial value" and name.endswith("_mask"))
 
 
@@ -268,11 +275,11 @@ def test_a_wrong_momentum_is_found_in_the_first_update(learning, monkeypatch):
 
 def test_networks_that_are_not_the_same_are_one_sentence(learning):
     twin, model = learning
-    _, other = pair("condensenetv2.CondenseNetV2", {**CONDENSENETV2, "condensed": False, "fc_channel": 24})
+    _, other = pair("CondenseNetV2", {**CONDENSENETV2, "condensed": False, "fc_channel": 24})
     with pytest.raises(WeightsError, match=r"fc.weight is \[32, 16\] in the PyTorch network") as error:
         parity.compare_training(twin, other, random_batches(1))
     assert "\n" not in str(error.value)
-    _, condensed = pair("condensenetv2.CondenseNetV2", CONDENSENETV2)
+    _, condensed = pair("CondenseNetV2", CONDENSENETV2)
     with pytest.raises(WeightsError, match="absent"):
         parity.compare_training(twin, condensed, random_batches(1))
     with pytest.raises(ValueError, match="there is none"):
@@ -341,9 +348,7 @@ def whole_training(model, oracle):
     """The steps of an oracle's training, and the state and the logits that it ends with."""
     with parity.pytorch_running_variance(model):
         steps = list(lockstep(model, batches_of(oracle), len(oracle["X"])))
-    state = {key: value.numpy() for key, value in model.state_dict().items()}
-    model.eval()
-    return steps, state, model(paddle.to_tensor(oracle["x_eval"], model.parameters()[0].dtype)).numpy()
+    return steps, arrays(model), answers(model, oracle["x_eval"].astype(model.parameters()[0].numpy().dtype))
 
 
 def gradients_of(oracle, step):
@@ -369,7 +374,7 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
     oracle = np.load(data / "cdnv2_tiny_lockstep.npz")
     pictures, classes = oracle["X"][:2], oracle["Y"][:2]
     batches = list(zip(pictures, map(paddle.to_tensor, classes)))
-    twin, model = pair("condensenetv2.CondenseNetV2", {**tiny, "condensed": False})
+    twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
     with parity.exact_pair(twin, model) as (twin, corrected):
         plain = parity.paddle_in_double_precision(corrected)
         with parity.pytorch_running_variance(corrected):
@@ -442,7 +447,7 @@ def test_the_whole_training_is_pytorchs(oracles, tiny, name):
     """In float64 nothing is left of float32's parting: every gradient and update of every step, unsynchronised."""
     oracle = np.load(oracles / f"{name}_tiny_lockstep.npz")
     config = tiny if name == "cdnv2" else {"stages": [3, 3, 3], "growth": [8, 16, 32], "num_classes": 10}
-    network = "condensenetv2.CondenseNetV2" if name == "cdnv2" else "condensenet.CondenseNet"
+    network = "CondenseNetV2" if name == "cdnv2" else "CondenseNet"
     twin, model = pair(network, {**config, "condensed": False})
     state = read_checkpoint(oracles / f"{name}_tiny_init.pth").state
     parity.load_torch_state(twin, state)

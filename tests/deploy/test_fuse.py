@@ -26,6 +26,7 @@ from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet, EfficientNetCondConv
 from paddle_dense.surgery import rewrite
 from paddle_dense.zoo import create_model, list_models
+from tests.helpers import answers, arrays, random_images
 
 # What float32 leaves; a rule that is wrong anywhere is wrong by a hundred times as much.
 ROUNDING = 3e-6
@@ -77,19 +78,6 @@ def network(randomise):
     return build
 
 
-def pictures(*shape, dtype="float32"):
-    return paddle.to_tensor(np.random.default_rng(1).standard_normal(shape).astype(dtype))
-
-
-def answer(layer, x):
-    with paddle.no_grad():
-        return layer(x)
-
-
-def arrays(model):
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
 def kinds(model):
     return {type(layer) for layer in model.sublayers()}
 
@@ -103,12 +91,12 @@ def test_the_outputs_are_the_same_and_the_model_is_left_alone(network, differenc
     model = network(name)
     before, trainable = arrays(model), [not parameter.stop_gradient for parameter in model.parameters()]
     # Neither the batch nor the size is the one that `fuse` itself looks at; sides can be odd and differ.
-    inputs = [pictures(1, 3, 64, 64), pictures(3, 3, 77, 51)]
-    expected = [answer(model, x) for x in inputs]
+    inputs = [random_images(1, 3, 64, 64), random_images(3, 3, 77, 51)]
+    expected = [answers(model, x) for x in inputs]
     fused = fuse(model, runtime)
     for x, y in zip(inputs, expected):
-        assert difference(answer(fused, x), y) < ROUNDING
-        assert answer(model, x).numpy().tobytes() == y.numpy().tobytes()
+        assert difference(answers(fused, x), y) < ROUNDING
+        assert answers(model, x).tobytes() == y.tobytes()
     after = arrays(model)
     assert list(after) == list(before)
     assert all(after[key].tobytes() == value.tobytes() for key, value in before.items())
@@ -118,21 +106,16 @@ def test_the_outputs_are_the_same_and_the_model_is_left_alone(network, differenc
 @EVERY_RUNTIME
 @pytest.mark.parametrize("name", ["V2", "CondenseNet", "DenseNet", "CSP stand", "CSPResNeXt", "CondConv"])
 def test_without_a_head(network, difference, name, runtime):
-    x = pictures(2, 3, 96, 64)
+    x = random_images(2, 3, 96, 64)
     pyramid, features = network(name, features_only=True), network(name, num_classes=0)
-    found, expected = answer(fuse(pyramid, runtime), x), answer(pyramid, x)
-    assert len(found) == len(expected) == len(pyramid.feature_channels)
-    assert all(difference(*pair) < ROUNDING for pair in zip(found, expected))
-    assert difference(answer(fuse(features, runtime), x), answer(features, x)) < ROUNDING
+    assert difference(answers(fuse(pyramid, runtime), x), answers(pyramid, x)) < ROUNDING
+    assert difference(answers(fuse(features, runtime), x), answers(features, x)) < ROUNDING
 
 
 @EVERY_RUNTIME
 def test_other_pictures_than_three_channels(network, difference, runtime):
-    model = network("V2", in_channels=1)
-    assert (
-        difference(answer(fuse(model, runtime), pictures(2, 1, 32, 32)), answer(model, pictures(2, 1, 32, 32)))
-        < ROUNDING
-    )
+    model, x = network("V2", in_channels=1), random_images(2, 1, 32, 32)
+    assert difference(answers(fuse(model, runtime), x), answers(model, x)) < ROUNDING
 
 
 @EVERY_RUNTIME
@@ -146,10 +129,10 @@ def test_in_double_precision_the_difference_is_nothing(network, difference, name
         for tensor, value in zip(model.state_dict().values(), arrays(single).values()):
             tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype))
         model.eval()
-        x = pictures(2, 3, 64, 64, dtype="float64")
-        found = answer(fuse(model, runtime), x)
-        assert found.dtype == paddle.float64
-        assert difference(found, answer(model, x)) < 1e-12
+        x = random_images(2, 3, 64, 64, dtype="float64")
+        found = answers(fuse(model, runtime), x)
+        assert found.dtype == np.float64
+        assert difference(found, answers(model, x)) < 1e-12
     finally:
         paddle.set_default_dtype("float32")
 
@@ -159,10 +142,10 @@ def test_in_double_precision_the_difference_is_nothing(network, difference, name
 def test_it_is_for_inference_only(network, runtime):
     fused = fuse(network("V2"), runtime)
     assert all(parameter.stop_gradient for parameter in fused.parameters())
-    x = pictures(2, 3, 32, 32)
-    expected, before = answer(fused, x).numpy(), arrays(fused)
+    x = random_images(2, 3, 32, 32)
+    expected, before = answers(fused, x), arrays(fused)
     fused.train()
-    assert answer(fused, x).numpy().tobytes() == expected.tobytes()
+    assert fused(paddle.to_tensor(x)).numpy().tobytes() == expected.tobytes()
     assert all(value.tobytes() == before[name].tobytes() for name, value in arrays(fused).items())
 
 
@@ -175,14 +158,14 @@ def test_it_becomes_a_static_graph(network, difference, name, runtime, tmp_path)
     spec = InputSpec([None, 3, None, None], "float32")
     paddle.jit.save(paddle.jit.to_static(fused, input_spec=[spec], full_graph=True), str(tmp_path / "fused"))
     loaded = paddle.jit.load(str(tmp_path / "fused"))
-    for x in (pictures(1, 3, 64, 64), pictures(3, 3, 45, 70)):
-        assert difference(answer(loaded, x), answer(model, x)) < ROUNDING
+    for x in (random_images(1, 3, 64, 64), random_images(3, 3, 45, 70)):
+        assert difference(answers(loaded, x), answers(model, x)) < ROUNDING
 
 
 def test_a_static_graph_of_one_size(network, difference):
-    model, x = network("V2"), pictures(2, 3, 64, 64)
+    model, x = network("V2"), random_images(2, 3, 64, 64)
     static = paddle.jit.to_static(fuse(model), input_spec=[InputSpec([2, 3, 64, 64])], full_graph=True)
-    assert difference(answer(static, x), answer(model, x)) < ROUNDING
+    assert difference(answers(static, x), answers(model, x)) < ROUNDING
 
 
 @EVERY_RUNTIME
@@ -193,8 +176,8 @@ def test_scales_can_be_negative_zero_or_tiny(network, difference, name, runtime)
         scale = norm.weight.numpy()
         scale[::4], scale[1::4], scale[2::8] = 0.0, -scale[1::4], 1e-30
         norm.weight.set_value(scale)
-    x = pictures(2, 3, 64, 64)
-    assert difference(answer(fuse(model, runtime), x), answer(model, x)) < ROUNDING
+    x = random_images(2, 3, 64, 64)
+    assert difference(answers(fuse(model, runtime), x), answers(model, x)) < ROUNDING
 
 
 @pytest.mark.slow
@@ -203,8 +186,8 @@ def test_scales_can_be_negative_zero_or_tiny(network, difference, name, runtime)
 def test_every_preset(randomise, difference, name, runtime):
     model = randomise(create_model(name))
     model.eval()
-    x = pictures(1, 3, model.input_size, model.input_size)
-    assert difference(answer(fuse(model, runtime), x), answer(model, x)) < ROUNDING
+    x = random_images(1, 3, model.input_size, model.input_size)
+    assert difference(answers(fuse(model, runtime), x), answers(model, x)) < ROUNDING
 
 
 # What is refused
@@ -354,18 +337,18 @@ LGCS = [(16, 8, 4, 16), (24, 12, 4, 12), (12, 12, 6, 30), (24, 6, 3, 7), (8, 8, 
 def test_lgc_in_every_form(randomise, difference, form, inputs, outputs, groups, source, activation):
     lgc = random_lgc(randomise, inputs, outputs, groups, source, activation)
     one_bn_for_each_source(lgc)
-    norm, x = random_norm(randomise, outputs), pictures(2, source, 5, 7)
-    expected = answer(nn.Sequential(lgc, norm), x)
-    assert difference(answer(form(lgc, norm), x), expected) < 1e-6
-    assert difference(answer(form(lgc), x), answer(lgc, x)) < 1e-6
+    norm, x = random_norm(randomise, outputs), random_images(2, source, 5, 7)
+    expected = answers(nn.Sequential(lgc, norm), x)
+    assert difference(answers(form(lgc, norm), x), expected) < 1e-6
+    assert difference(answers(form(lgc), x), answers(lgc, x)) < 1e-6
 
 
 def test_lgc_with_several_bns_for_one_channel_is_not_dense(randomise, difference):
     """Statistics of the copies differ once a condensed network has been trained further."""
     lgc = random_lgc(randomise)
     assert dense_lgc(lgc) is None
-    x = pictures(2, 16, 5, 7)
-    assert difference(answer(fusing_rules.lgc_for_engines(lgc), x), answer(lgc, x)) < 1e-6
+    x = random_images(2, 16, 5, 7)
+    assert difference(answers(fusing_rules.lgc_for_engines(lgc), x), answers(lgc, x)) < 1e-6
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "HS"])
@@ -373,26 +356,26 @@ def test_lgc_with_several_bns_for_one_channel_is_not_dense(randomise, difference
 def test_sfr_is_one_dense_convolution(randomise, difference, inputs, outputs, groups, rows, activation):
     sfr = randomise(CondenseSFR(inputs, outputs, groups=groups, activation=activation, rows=rows))
     sfr.eval()
-    x = pictures(2, inputs, 5, 7)
+    x = random_images(2, inputs, 5, 7)
     fused = fused_sfr(sfr)
     assert [list(parameter.shape) for parameter in fused[2].parameters()] == [[outputs, inputs, 1, 1]]
-    assert difference(answer(fused, x), answer(sfr, x)) < 1e-6
+    assert difference(answers(fused, x), answers(sfr, x)) < 1e-6
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
 @pytest.mark.parametrize("size", [(7, 5), (1, 1), (1, 4)])
 def test_the_product_before_the_spreading(randomise, difference, inputs, outputs, groups, size):
     conv = randomise(nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False))
-    x = pictures(2, inputs, *size)
-    assert difference(answer(SpreadConvolution(conv), x), answer(conv, x)) < 1e-6
+    x = random_images(2, inputs, *size)
+    assert difference(answers(SpreadConvolution(conv), x), answers(conv, x)) < 1e-6
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_channel_by_itself_before_the_sums(randomise, difference, inputs, outputs, groups, stride):
     conv = randomise(nn.Conv2D(inputs, outputs, 3, stride, padding=1, groups=groups, bias_attr=False))
-    x = pictures(2, inputs, 7, 5)
-    assert difference(answer(depthwise_sums(conv), x), answer(conv, x)) < 1e-6
+    x = random_images(2, inputs, 7, 5)
+    assert difference(answers(depthwise_sums(conv), x), answers(conv, x)) < 1e-6
 
 
 @pytest.mark.parametrize("merge", [1, 2, 3, 6])
@@ -400,7 +383,7 @@ def test_groups_made_one(randomise, difference, merge):
     weight = np.random.default_rng(0).standard_normal([12, 3, 3, 3]).astype("f4")
     merged = merged_groups(weight, 6, merge)
     assert merged.shape == (12, 3 * merge, 3, 3)
-    x = pictures(2, 18, 5, 5)
+    x = paddle.to_tensor(random_images(2, 18, 5, 5))
     found = nn.functional.conv2d(x, paddle.to_tensor(merged), groups=6 // merge)
     assert difference(found, nn.functional.conv2d(x, paddle.to_tensor(weight), groups=6)) < 1e-6
 
@@ -434,31 +417,29 @@ def test_groups_of_one_output_are_sums_of_channels():
 @pytest.mark.parametrize("small", [0, 100_000])
 def test_pooling_as_a_product(difference, monkeypatch, size, small):
     monkeypatch.setattr(PoolingProduct, "SMALL", small)
-    x = pictures(2, 3, *size)
-    assert difference(answer(PoolingProduct(), x), nn.functional.avg_pool2d(x, 2)) < 1e-7
+    x = random_images(2, 3, *size)
+    assert difference(answers(PoolingProduct(), x), nn.functional.avg_pool2d(paddle.to_tensor(x), 2)) < 1e-7
 
 
 @pytest.mark.parametrize("bias", [None, False])
 @pytest.mark.parametrize("groups", [1, 8])
 def test_bn_folds_into_the_convolution_before_it(randomise, difference, groups, bias):
     conv = randomise(nn.Conv2D(8, 16, 3, stride=2, padding=1, groups=groups, bias_attr=bias))
-    norm, x = random_norm(randomise, 16), pictures(2, 8, 7, 7)
-    expected = answer(nn.Sequential(conv, norm), x)
-    assert difference(answer(fold_norm(conv, norm), x), expected) < 1e-6
+    norm, x = random_norm(randomise, 16), random_images(2, 8, 7, 7)
+    expected = answers(nn.Sequential(conv, norm), x)
+    assert difference(answers(fold_norm(conv, norm), x), expected) < 1e-6
 
 
 def test_bn_folds_into_the_kernels_that_a_condconv_mixes(randomise, difference):
     conv, norm = randomise(RoutedCondConv2D(8, 16, 3, padding=1, groups=2)), random_norm(randomise, 16)
-    x, routing = pictures(3, 8, 5, 5), paddle.rand([3, 4])
-    expected = answer(norm, conv(x, routing))
+    x, routing = paddle.to_tensor(random_images(3, 8, 5, 5)), paddle.rand([3, 4])
     with paddle.no_grad():
-        assert difference(fold_norm(conv, norm)(x, routing), expected) < 1e-6
+        assert difference(fold_norm(conv, norm)(x, routing), norm(conv(x, routing))) < 1e-6
 
 
 def test_affine_is_a_bn_with_nothing_to_subtract(difference):
     scale, shift = np.array([2.0, 0.0, -1.0]), np.array([0.5, 3.0, 0.0])
-    x = pictures(2, 3, 4, 4)
-    norm = affine(scale, shift, x)
-    norm.eval()
-    expected = x.numpy() * scale[:, None, None] + shift[:, None, None]
-    assert difference(answer(norm, x), expected.astype("f4")) < 1e-7
+    x = random_images(2, 3, 4, 4)
+    norm = affine(scale, shift, paddle.to_tensor(x))
+    expected = x * scale[:, None, None] + shift[:, None, None]
+    assert difference(answers(norm, x), expected.astype("f4")) < 1e-7

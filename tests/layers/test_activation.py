@@ -31,4 +31,6 @@ def test_activations_go_by_the_papers_names():
 def test_an_unknown_name_lists_what_there_is(name):
     with pytest.raises(ValueError) as caught:
         activation(name)
-    assert repr(name) in str(caught.value) and "ReLU" in str(caught.value) and "HS" in str(caught.value)
+    assert repr(name) in str(caught.value)
+    assert "ReLU" in str(caught.value)
+    assert "HS" in str(caught.value)

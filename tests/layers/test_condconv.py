@@ -12,6 +12,7 @@ from paddle.static import InputSpec
 
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
+from tests.helpers import answers, loaded, part, random_images
 
 # The smallest that shows each feature; sizes (in, out, kernel) come first.
 CONFIGS = {
@@ -45,8 +46,8 @@ def build(randomise, kind=CondConv2D, **config):
     return layer
 
 
-def pictures(channels, batch=4, height=9, width=8):
-    x = paddle.to_tensor(np.random.default_rng(1).standard_normal((batch, channels, height, width)).astype("f4"))
+def images(channels, batch=4, height=9, width=8):
+    x = paddle.to_tensor(random_images(batch, channels, height, width))
     x.stop_gradient = False
     return x
 
@@ -76,7 +77,7 @@ def gradients(output, layer, x):
 
 @EVERY_CONFIG
 def test_a_batch_equals_its_samples_one_by_one(config, randomise, difference):
-    layer, x = build(randomise, **config), pictures(config["in_channels"])
+    layer, x = build(randomise, **config), images(config["in_channels"])
     expected = one_by_one(layer, x)
     expected_gradients = gradients(expected, layer, x)
     found = layer(x)
@@ -92,7 +93,7 @@ def test_a_static_graph_for_any_batch_and_size_equals_the_dynamic_one(config, ra
     layer = build(randomise, **config, dropout_rate=0.0)
     layer.train()  # in evaluation, a static graph has no gradients
     channels = config["in_channels"]
-    inputs = [pictures(channels, *shape) for shape in ((1, 9, 8), (3, 12, 7))]
+    inputs = [images(channels, *shape) for shape in ((1, 9, 8), (3, 12, 7))]
     expected = [layer(x) for x in inputs]
     expected_gradients = [gradients(y, layer, x) for x, y in zip(inputs, expected)]
     static = paddle.jit.to_static(
@@ -107,34 +108,29 @@ def test_a_static_graph_for_any_batch_and_size_equals_the_dynamic_one(config, ra
 
 @pytest.mark.parametrize("name", ["std", "grouped", "dw", "dil"])
 def test_it_answers_what_the_articles_layer_answers(name, data, difference):
-    with np.load(data / "condconv2d.npz") as file:
-        oracle = {key[len(name) + 1 :]: file[key] for key in file.files if key.startswith(f"{name}/")}
+    oracle = part(data / "condconv2d.npz", f"{name}/")
     layer = CondConv2D(**ast.literal_eval(str(oracle["config"])))
-    state = {key[len("state/") :]: value for key, value in oracle.items() if key.startswith("state/")}
-    missing, unexpected = layer.set_state_dict(to_paddle(state))
-    assert not missing
-    assert not unexpected
-    layer.eval()
-    assert difference(layer(paddle.to_tensor(oracle["x"])), oracle["y"]) < 1e-6
+    loaded(layer, to_paddle(part(data / "condconv2d.npz", f"{name}/state/")))
+    assert difference(answers(layer, oracle["x"]), oracle["y"]) < 1e-6
 
 
 def test_a_batch_is_one_convolution(monkeypatch, randomise):
     """Counted on the real convolution: as many groups as samples times groups, and no second call."""
     groups, convolution = [], F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *args: groups.append(args[6]) or convolution(*args))
-    build(randomise, **CONFIGS["grouped"])(pictures(6, batch=5))
+    build(randomise, **CONFIGS["grouped"])(images(6, batch=5))
     assert groups == [5 * 3]
 
 
 def test_the_routing_decides_which_expert_convolves(randomise, difference):
-    layer, x = build(randomise, **CONFIGS["plain"], num_experts=3), pictures(4)
+    layer, x = build(randomise, **CONFIGS["plain"], num_experts=3), images(4)
     layer._routing_fn.fc.weight.set_value(np.zeros((4, 3), "f4"))
     layer._routing_fn.fc.bias.set_value(np.float32([-100, 100, -100]))  # sigmoid: 0, 1, 0
     assert difference(layer(x), F.conv2d(x, layer.weight[1], layer.bias)) < 1e-6
 
 
 def test_dropout_changes_the_routing_in_training_alone(randomise, difference):
-    layer, x = build(randomise, **CONFIGS["plain"], dropout_rate=0.5), pictures(4)
+    layer, x = build(randomise, **CONFIGS["plain"], dropout_rate=0.5), images(4)
     expected = layer(x)
     assert difference(layer(x), expected) == 0
     layer.train()
@@ -146,7 +142,7 @@ def test_the_two_parameterisations_agree(bias, randomise, difference):
     """timm's [E, numbers of a kernel] and [E, out] hold what the article's [E, out, in/g, kh, kw] and [out] hold."""
     theirs = build(randomise, **CONFIGS["grouped"])
     ours = build(randomise, RoutedCondConv2D, **{**CONFIGS["grouped"], "bias": bias})
-    x = pictures(6)
+    x = images(6)
     routing = theirs._routing_fn(x.mean([2, 3]))
     ours.weight.set_value(theirs.weight.reshape(ours.weight.shape))
     expected = theirs(x) - theirs.bias.reshape([1, -1, 1, 1])
@@ -162,7 +158,7 @@ def test_same_padding_is_tensorflows(size, kernel_size, randomise, difference):
         randomise, RoutedCondConv2D, in_channels=3, out_channels=3, kernel_size=kernel_size, groups=3, stride=2,
         padding="SAME",
     )  # fmt: skip
-    x, routing = pictures(3, height=size, width=size), paddle.rand([4, 4])
+    x, routing = images(3, height=size, width=size), paddle.rand([4, 4])
     pad = max((-(-size // 2) - 1) * 2 + kernel_size - size, 0)
     padded = F.pad(x, [pad // 2, pad - pad // 2] * 2)
     found = layer(x, routing)
@@ -175,7 +171,7 @@ def test_the_linear_layer_is_a_one_by_one_convolution(randomise, difference):
     conv = build(randomise, in_channels=6, out_channels=5, kernel_size=1, num_experts=4)
     state = {name: value.reshape(conv.state_dict()[name].shape) for name, value in linear.state_dict().items()}
     conv.set_state_dict(state)
-    x = pictures(6, height=1, width=1)
+    x = images(6, height=1, width=1)
     expected = gradients(conv(x), conv, x)
     vector = x.detach().flatten(1)
     vector.stop_gradient = False

@@ -94,7 +94,8 @@ def test_what_was_put_in_the_place_of_a_convolution_is_called(monkeypatch):
     dilated, hooked = conv2d(24, 12, 3, padding=1), conv2d(24, 12, 3, padding=1)
     dilated._dilation = [2, 2]
     hooked.register_forward_post_hook(lambda layer, inputs, output: None)
-    assert is_called(dilated, monkeypatch) and is_called(hooked, monkeypatch)
+    assert is_called(dilated, monkeypatch)
+    assert is_called(hooked, monkeypatch)
 
 
 def test_convolutions_have_no_bias():
@@ -106,7 +107,8 @@ def test_linear_layers_start_as_pytorch_starts_them():
     assert layer.weight.shape == [400, 300]
     for values in (layer.weight.numpy(), layer.bias.numpy()):
         assert np.abs(values).max() <= 1 / 20
-        assert values.min() < -0.9 / 20 and values.max() > 0.9 / 20
+        assert values.min() < -0.9 / 20
+        assert values.max() > 0.9 / 20
         assert values.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.1)
     assert linear(4, 8, bias=False).bias is None
 

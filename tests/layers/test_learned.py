@@ -11,6 +11,7 @@ import pytest
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers.learned import due_stage
+from tests.helpers import answers, arrays, loaded, part, random_images
 
 # channels in, channels out, groups G, condensation factor C
 SIZES = {
@@ -108,7 +109,8 @@ def test_nothing_is_dropped_before_the_first_stage_is_over(kind):
     layer = build(kind)
     layer.set_progress(0.16)
     assert (mask_of(layer) == 1).all()
-    assert layer.density == 1 and layer.stage == 0
+    assert layer.density == 1
+    assert layer.stage == 0
 
 
 @KINDS
@@ -117,7 +119,8 @@ def test_progress_that_goes_back_changes_nothing(kind):
     layer.set_progress(0.4)
     before = mask_of(layer)
     layer.set_progress(0.2)
-    assert (mask_of(layer) == before).all() and layer.stage == 2
+    assert (mask_of(layer) == before).all()
+    assert layer.stage == 2
 
 
 @KINDS
@@ -144,9 +147,11 @@ def test_two_models_in_one_process_do_not_disturb_each_other(kind):
     first, second = build(kind), build(kind)
     first.set_progress(1.0)
     assert first.density == 0.25
-    assert second.density == 1 and second.stage == 0
+    assert second.density == 1
+    assert second.stage == 0
     second.set_progress(0.2)
-    assert second.density == 0.75 and first.density == 0.25
+    assert second.density == 0.75
+    assert first.density == 0.25
 
 
 @KINDS
@@ -158,7 +163,8 @@ def test_training_goes_on_from_a_checkpoint_where_it_stopped(kind):
     for one in (layer, resumed):
         one.set_progress(1.0)
     assert (mask_of(layer) == mask_of(resumed)).all()
-    assert resumed._count.item() == 12 and resumed.stage == 3
+    assert resumed._count.item() == 12
+    assert resumed.stage == 3
 
 
 @KINDS
@@ -168,7 +174,8 @@ def test_the_counters_of_averaged_weights_count_as_whole_stages(kind):
     layer.set_progress(1.0)
     layer._stage.set_value(np.float32([2.9997]))
     before = mask_of(layer)
-    assert layer.stage == 3 and layer.group_lasso().item() == 0
+    assert layer.stage == 3
+    assert layer.group_lasso().item() == 0
     layer.set_progress(1.0)
     assert (mask_of(layer) == before).all()
 
@@ -178,28 +185,24 @@ def test_the_counters_of_averaged_weights_count_as_whole_stages(kind):
 
 @pytest.mark.parametrize(("kind", "name", "activation"), [(LGC, "lgc", "ReLU"), (SFR, "sfr", "HS")])
 def test_the_trained_layer_answers_as_the_original(data, difference, kind, name, activation):
-    oracle = np.load(data / "layers_v2.npz")
-    state = to_paddle({key[len(f"{name}/state/") :]: oracle[key] for key in oracle if key.startswith(f"{name}/state/")})
+    oracle = part(data / "layers_v2.npz", f"{name}/")
+    state = to_paddle(part(data / "layers_v2.npz", f"{name}/state/"))
     outputs, inputs = state["conv.weight"].shape[:2]
-    layer = kind(inputs, outputs, groups=4, activation=activation)
-    missing, unexpected = layer.set_state_dict(state)
-    assert not missing and not unexpected
-    layer.eval()
-    assert difference(layer(paddle.to_tensor(oracle[f"{name}/x"])), oracle[f"{name}/y"]) < 1e-6
+    layer = loaded(kind(inputs, outputs, groups=4, activation=activation), state)
+    assert difference(answers(layer, oracle["x"]), oracle["y"]) < 1e-6
     assert layer.density == 0.25
 
 
 @pytest.mark.parametrize(("kind", "name"), [(LGC, "lgc"), (SFR, "sfr")])
 def test_the_masks_are_what_the_original_would_drop(data, kind, name):
     """The oracle's weights did not change while its mask was learned, so all stages at once find the same mask."""
-    oracle = np.load(data / "layers_v2.npz")
-    outputs, inputs = oracle[f"{name}/state/conv.weight"].shape[:2]
+    state = part(data / "layers_v2.npz", f"{name}/state/")
+    outputs, inputs = state["conv.weight"].shape[:2]
     layer = kind(inputs, outputs, groups=4)
-    layer.conv.weight.set_value(oracle[f"{name}/state/conv.weight"])
+    layer.conv.weight.set_value(state["conv.weight"])
     layer.set_progress(1.0)
-    assert (layer._mask.numpy() == oracle[f"{name}/state/_mask"]).all()
-    assert layer._count.numpy() == oracle[f"{name}/state/_count"]
-    assert layer._stage.numpy() == oracle[f"{name}/state/_stage"]
+    for buffer in ("_mask", "_count", "_stage"):
+        assert (getattr(layer, buffer).numpy() == state[buffer]).all(), buffer
 
 
 @KINDS
@@ -207,8 +210,8 @@ def test_the_masks_are_what_the_original_would_drop(data, kind, name):
 def test_forward_is_bn_activation_and_the_masked_matrix(kind, activation, randomise, difference):
     layer = randomise(kind(12, 24, groups=6, activation=activation))
     layer.eval()
-    x = np.random.default_rng(0).standard_normal((2, 12, 5, 3)).astype("f4")
-    state = {name: tensor.numpy().astype("f8") for name, tensor in layer.state_dict().items()}
+    x = random_images(2, 12, 5, 3)
+    state = {name: value.astype("f8") for name, value in arrays(layer).items()}
     mean, variance, weight, bias = (
         state[f"norm.{name}"][:, None, None] for name in ("_mean", "_variance", "weight", "bias")
     )
@@ -275,9 +278,11 @@ def test_group_lasso_is_bounded_below_by_a_thousandth_for_each_candidate(kind):
 def test_group_lasso_ends_with_stage_g_minus_1(kind, groups, factor, stage):
     layer = build(kind, 16, 16, groups, factor)
     layer.set_progress((stage - 0.5) / (2 * (factor - 1)))
-    assert layer.stage == stage - 1 and layer.group_lasso().item() > 1
+    assert layer.stage == stage - 1
+    assert layer.group_lasso().item() > 1
     layer.set_progress(stage / (2 * (factor - 1)))
-    assert layer.stage == stage and layer.group_lasso().item() == 0
+    assert layer.stage == stage
+    assert layer.group_lasso().item() == 0
 
 
 @KINDS

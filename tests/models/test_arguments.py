@@ -61,7 +61,8 @@ def test_a_network_whose_annotations_are_types_is_registered_recognised_saved_an
     save_weights(model, tmp_path / "tiny.pdparams")
     again = load_model(tmp_path / "tiny.pdparams")
     x = paddle.randn([1, 3, 32, 32])
-    assert type(again) is tiny and again.config == model.config
+    assert type(again) is tiny
+    assert again.config == model.config
     np.testing.assert_array_equal(again(x).numpy(), model(x).numpy())
     found = recognise({name: tensor.numpy() for name, tensor in model.state_dict().items()})
     assert found.arch == "tiny_4_8"

@@ -122,7 +122,9 @@ def test_weights_start_as_in_the_original(condensed):
             assert 0.98 * bound < np.abs(layer.weight.numpy()).max() <= bound, name
             assert layer.bias is None or 0.9 * bound < np.abs(layer.bias.numpy()).max() <= bound, name
         elif isinstance(layer, (LGC, SFR)):
-            assert layer.density == 1 and layer.stage == 0 and layer._count.item() == 0
+            assert layer.density == 1
+            assert layer.stage == 0
+            assert layer._count.item() == 0
 
 
 # Wrong use

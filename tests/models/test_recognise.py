@@ -52,7 +52,8 @@ def test_masks_that_are_still_all_ones_leave_the_groups_to_guess():
 
 def test_the_initial_weights_of_a_preset_are_known_by_name():
     found = recognise(arrays(create_model("cdnv2_a", condensed=False)))
-    assert found.arch == "cdnv2_a" and found.config["condensed"] is False
+    assert found.arch == "cdnv2_a"
+    assert found.config["condensed"] is False
     assert found.config["group_1x1"] == found.config["group_trans"] == 8
 
 
@@ -64,7 +65,8 @@ def test_unfinished_masks_show_the_groups_but_not_the_factor(stage):
             layer.set_progress(stage / 6)
     found = recognise(arrays(model))
     assert found.config["group_1x1"] == found.config["group_trans"] == 4
-    assert found.config["condense_factor"] is None and found.config["trans_factor"] is None
+    assert found.config["condense_factor"] is None
+    assert found.config["trans_factor"] is None
     assert any("condense_factor" in warning for warning in found.warnings)
     assert any("trans_factor" in warning for warning in found.warnings)
 
@@ -89,7 +91,8 @@ def test_half_of_the_connections_left_is_not_mistaken_for_a_factor_of_two():
     for layer in model.sublayers():
         if isinstance(layer, (LGC, SFR)):
             layer.set_progress(0.34)
-            assert layer.density == 0.5 and layer.stage == 2
+            assert layer.density == 0.5
+            assert layer.stage == 2
     assert recognise(arrays(model)).config["condense_factor"] is None
 
 
@@ -113,7 +116,8 @@ def test_masks_that_were_changing_are_refused(state):
 def test_overrides_settle_what_is_guessed(state):
     found = recognise(state(**V2), overrides={"HS_start_block": 0, "init_stride": 2})
     assert found.warnings == ()
-    assert found.config["HS_start_block"] == 0 and found.config["init_stride"] == 2
+    assert found.config["HS_start_block"] == 0
+    assert found.config["init_stride"] == 2
     assert found.build().config["HS_start_block"] == 0
 
 
@@ -125,13 +129,16 @@ def test_overrides_are_taken_before_a_presets_numbers(state):
 def test_arch_names_the_preset():
     tensors = arrays(create_model("cdnv2_b", num_classes=3))
     found = recognise(tensors, arch="cdnv2_b")
-    assert found.arch == "cdnv2_b" and found.warnings == () and found.config["num_classes"] == 3
+    assert found.arch == "cdnv2_b"
+    assert found.warnings == ()
+    assert found.config["num_classes"] == 3
 
 
 def test_arch_with_other_numbers_is_contradicted(state):
     with pytest.raises(WeightsError) as caught:
         recognise(state(**V2), arch="cdnv2_a")
-    assert "cdnv2_a" in str(caught.value) and "stages" in str(caught.value)
+    assert "cdnv2_a" in str(caught.value)
+    assert "stages" in str(caught.value)
 
 
 def test_unknown_arch_and_overrides_are_the_callers_mistake(state):
@@ -148,7 +155,8 @@ def test_unknown_arch_and_overrides_are_the_callers_mistake(state):
 def test_another_network_lists_what_is_known():
     with pytest.raises(WeightsError) as caught:
         recognise({"layer1.0.conv1.weight": np.zeros((4, 4, 3, 3), "f4"), "fc.weight": np.zeros((4, 4), "f4")})
-    assert "CondenseNetV2" in str(caught.value) and "layer1.0.conv1.weight" in str(caught.value)
+    assert "CondenseNetV2" in str(caught.value)
+    assert "layer1.0.conv1.weight" in str(caught.value)
 
 
 def test_no_tensors_are_no_network():
@@ -173,7 +181,9 @@ def test_a_missing_tensor_is_named(name, state):
     del tensors[name]
     with pytest.raises(WeightsError) as caught:
         recognise(tensors)
-    assert name in str(caught.value) and "missing" in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value)
+    assert "missing" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 NONSENSE = {

@@ -26,23 +26,29 @@ def test_create_model_and_the_function_of_the_same_name_agree():
     configs = [model.config for model in models]
     assert configs[0] == configs[1] == configs[2]
     assert all(type(model) is CondenseNetV2 and model.arch == "cdnv2_a" for model in models)
-    assert configs[0]["stages"] == [1, 1, 4, 6, 8] and configs[0]["num_classes"] == 4
+    assert configs[0]["stages"] == [1, 1, 4, 6, 8]
+    assert configs[0]["num_classes"] == 4
 
 
 @pytest.mark.parametrize("name", ["cdnv2_a", "cdnv2_b", "cdnv2_c"])
 def test_every_preset_holds_its_published_figures(name):
     entry = preset(name)
-    assert entry.name == name and entry.network is CondenseNetV2
-    assert entry.published.params and entry.published.macs and entry.published.top1_error
+    assert entry.name == name
+    assert entry.network is CondenseNetV2
+    assert entry.published.params
+    assert entry.published.macs
+    assert entry.published.top1_error
     assert str(entry.published).count(",") == 2
-    assert entry in presets(CondenseNetV2) and entry in presets()
+    assert entry in presets(CondenseNetV2)
+    assert entry in presets()
 
 
 def test_arguments_replace_the_presets_numbers():
     model = create_model("cdnv2_a", in_channels=1, num_classes=0, condensed=False, fc_channel=16)
     assert model.features.init_conv.weight.shape[1] == 1
     assert model.fc.weight.shape[1] == 16
-    assert model.num_classes == 0 and model.config["condensed"] is False
+    assert model.num_classes == 0
+    assert model.config["condensed"] is False
 
 
 def test_a_model_owns_its_config():
@@ -62,7 +68,8 @@ def test_transforms_are_those_of_the_published_figures(name, interpolation):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), "u1")
     picture = image.fromarray(pixels)
     x = transforms(picture)
-    assert x.shape == [3, 224, 224] and x.dtype == paddle.float32
+    assert x.shape == [3, 224, 224]
+    assert x.dtype == paddle.float32
     resized = picture.resize((341, 256), getattr(image, interpolation.upper()))
     expected = np.asarray(resized, "f4")[16:240, 58:282] / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -72,7 +79,8 @@ def test_transforms_are_those_of_the_published_figures(name, interpolation):
 
 def test_build_network_takes_classes_and_presets():
     model = build_network("CondenseNetV2", SMALL)
-    assert type(model) is CondenseNetV2 and model.arch == "CondenseNetV2"
+    assert type(model) is CondenseNetV2
+    assert model.arch == "CondenseNetV2"
     assert build_network("cdnv2_a", {"num_classes": 2}).arch == "cdnv2_a"
     assert CondenseNetV2 in networks()
     assert {"stages", "growth", "condensed", "features_only"} <= set(config_keys(CondenseNetV2))
@@ -82,7 +90,8 @@ def test_build_network_takes_classes_and_presets():
 def test_a_network_records_every_argument():
     model = CondenseNetV2([1, 1], [8, 8], fc_channel=8, num_classes=3)
     assert set(model.config) == set(config_keys(CondenseNetV2))
-    assert model.config["stages"] == [1, 1] and model.config["group_1x1"] == 8
+    assert model.config["stages"] == [1, 1]
+    assert model.config["group_1x1"] == 8
     assert model.arch == "CondenseNetV2"
 
 
@@ -91,7 +100,8 @@ def test_a_network_of_no_paper_says_how_its_pictures_are_prepared():
     model = CondenseNetV2(**SMALL)
     assert model.preprocessing.input_size == 32
     x = model.preprocessing.transforms()(image.fromarray(np.full((50, 70), 255, "u1")))
-    assert x.shape == [1, 32, 32] and (x == 1).all()
+    assert x.shape == [1, 32, 32]
+    assert (x == 1).all()
     assert model.preprocessing.as_dict()["mean"] == [0.5]
 
 
@@ -99,7 +109,9 @@ def test_a_network_of_no_paper_says_how_its_pictures_are_prepared():
 def test_an_unknown_name_lists_the_known_ones(build):
     with pytest.raises(ValueError) as caught:
         build("cdnv2_d")
-    assert "'cdnv2_d'" in str(caught.value) and "cdnv2_a" in str(caught.value) and "\n" not in str(caught.value)
+    assert "'cdnv2_d'" in str(caught.value)
+    assert "cdnv2_a" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -113,4 +125,5 @@ def test_an_unknown_name_lists_the_known_ones(build):
 def test_an_unknown_argument_lists_the_known_ones(build):
     with pytest.raises(ValueError) as caught:
         build()
-    assert "'number_of_classes'" in str(caught.value) and "num_classes" in str(caught.value)
+    assert "'number_of_classes'" in str(caught.value)
+    assert "num_classes" in str(caught.value)

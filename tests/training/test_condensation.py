@@ -1,17 +1,12 @@
 """Condensing through `paddle.Model`: the schedule and the lasso, with few steps, continued runs and accumulation."""
 
 import numpy as np
+import paddle
 import pytest
 
-paddle = pytest.importorskip("paddle")
-
 import paddle_dense as pd_
-from paddle_dense.training import (
-    CondensationCallback,
-    CondensationLoss,
-    learned_connections,
-    set_progress,
-)
+from paddle_dense.training import CondensationCallback, CondensationLoss, learned_connections, set_progress
+from tests.helpers import answers, arrays
 
 SMALL = {"stages": [1, 1, 1], "growth": [8, 8, 8], "num_classes": 4, "condensed": False}
 
@@ -58,9 +53,8 @@ def test_a_network_condenses_while_it_is_fitted():
     assert set(callback.history[-1][1]) == set(learned_connections(net))
 
     condensed = pd_.condense(net)
-    x = batches(1)[0][0]
-    net.eval(), condensed.eval()
-    np.testing.assert_allclose(condensed(x).numpy(), net(x).numpy(), atol=1e-6)
+    x = batches(1)[0][0].numpy()
+    np.testing.assert_allclose(answers(condensed, x), answers(net, x), atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7])
@@ -141,11 +135,11 @@ def test_a_condensed_network_trains_on_with_its_index_fixed():
     net = network()
     set_progress(net, 1.0)
     condensed = pd_.condense(net)
-    before = {name: tensor.numpy() for name, tensor in condensed.state_dict().items()}
+    before = arrays(condensed)
     model = paddle.Model(condensed)
     model.prepare(paddle.optimizer.Momentum(0.05, 0.9, condensed.parameters()), paddle.nn.CrossEntropyLoss())
     model.fit(batches(3), epochs=1, verbose=0)
-    after = {name: tensor.numpy() for name, tensor in condensed.state_dict().items()}
+    after = arrays(condensed)
     same = {name for name in before if np.array_equal(before[name], after[name])}
     assert same == {name for name in before if name.endswith(".index")}
 

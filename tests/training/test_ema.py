@@ -3,28 +3,28 @@
 import copy
 
 import numpy as np
+import paddle
 import pytest
-
-paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
 from paddle_dense.training import ModelEMA, set_progress
+from tests.helpers import arrays
 
 SMALL = {"stages": [1, 1, 1], "growth": [8, 8, 8], "num_classes": 4}
 
 
 def test_parameters_and_statistics_are_averaged(randomise):
     net = randomise(pd_.CondenseNet(**SMALL, condensed=False), seed=1)
-    first = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    first = arrays(net)
     ema = ModelEMA(net, decay=0.75)
     randomise(net, seed=2)
-    second = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    second = arrays(net)
     ema.update(net)
-    for name, tensor in ema.network.state_dict().items():
+    for name, value in arrays(ema.network).items():
         if name.endswith(("_mask", "_count", "_stage")):
-            np.testing.assert_array_equal(tensor.numpy(), second[name])
+            np.testing.assert_array_equal(value, second[name])
         else:
-            np.testing.assert_allclose(tensor.numpy(), 0.75 * first[name] + 0.25 * second[name], rtol=2e-6, atol=1e-7)
+            np.testing.assert_allclose(value, 0.75 * first[name] + 0.25 * second[name], rtol=2e-6, atol=1e-7)
 
 
 def test_the_average_of_a_condensed_network_condenses():
@@ -41,10 +41,10 @@ def test_indices_are_copied(randomise):
     ema = ModelEMA(net, decay=0.5)
     randomise(net)
     ema.update(net)
-    indices = {name: value for name, value in net.state_dict().items() if name.endswith("index")}
+    indices = {name: value for name, value in arrays(net).items() if name.endswith("index")}
     assert indices
     for name, value in indices.items():
-        np.testing.assert_array_equal(ema.network.state_dict()[name].numpy(), value.numpy())
+        np.testing.assert_array_equal(arrays(ema.network)[name], value)
 
 
 def test_as_a_callback_it_follows_every_update(randomise):
@@ -61,8 +61,9 @@ def test_as_a_callback_it_follows_every_update(randomise):
     model.prepare(paddle.optimizer.SGD(0.05, net.parameters()), paddle.nn.CrossEntropyLoss())
     data = [[paddle.randn([2, 3, 32, 32]), paddle.to_tensor([0, 1])] for _ in range(5)]
     model.fit(data, epochs=1, verbose=0, accumulate_grad_batches=2, callbacks=[Follow(), ema])
-    for name, tensor in expected.network.state_dict().items():
-        np.testing.assert_array_equal(ema.network.state_dict()[name].numpy(), tensor.numpy())
+    averaged = arrays(ema.network)
+    for name, value in arrays(expected.network).items():
+        np.testing.assert_array_equal(averaged[name], value)
     assert not ema.network.training
     assert all(parameter.stop_gradient for parameter in ema.network.parameters())
 

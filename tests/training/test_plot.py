@@ -49,7 +49,8 @@ def silent(model: nn.Layer) -> nn.Layer:
 
 
 def assert_same(found: Connectivity, expected: Connectivity) -> None:
-    assert found.sources == expected.sources and found.layers == expected.layers
+    assert found.sources == expected.sources
+    assert found.layers == expected.layers
     assert found.density == pytest.approx(expected.density, rel=1e-12)
     np.testing.assert_allclose(found.reads, expected.reads, rtol=1e-12, atol=0)
     assert (found.reactivates is None) == (expected.reactivates is None)
@@ -138,7 +139,8 @@ def test_dropped_connections_count_as_zero_at_any_density(trained):
     conv = model.features.denseblock_1.denselayer_2.conv_1
     conv._mask[:, 16:] = 0.0
     found = connectivity(model)
-    assert found.reads[1, 1] == 0 and found.reads[0, 1] > 0
+    assert found.reads[1, 1] == 0
+    assert found.reads[0, 1] > 0
     assert found.density == 1 - conv._mask[:, 16:].size / sum(layer._mask.size for layer in layers)
 
 
@@ -155,7 +157,8 @@ def test_networks_that_are_dense_within_blocks_only(network):
     weight = np.abs(model.features.denseblock2.denselayer3.conv1.weight.numpy())
     assert found.reads[4, 4] == pytest.approx(weight[:, -4:].mean(), rel=1e-6)
     assert found.reads[2, 4] == pytest.approx(weight[:, :-8].mean(), rel=1e-6)
-    assert found.reactivates is None and found.density == 1
+    assert found.reactivates is None
+    assert found.density == 1
 
 
 def test_networks_without_dense_layers_are_refused():
@@ -253,7 +256,8 @@ def test_a_failing_write_leaves_what_was_there(trained, tmp_path, matplotlib):
             plot_connectivity(trained(), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [file.name for file in tmp_path.iterdir()] == ["map.png"] and path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+    assert path.read_bytes() == b"old"
 
 
 # The command
@@ -307,7 +311,8 @@ def test_no_sidecar_and_no_warning(capsys, checkpoint, recwarn, matplotlib):
 def test_wrong_usage(capsys, arguments, message):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (USAGE, "")
-    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
 
 
 def test_bad_checkpoints(capsys, data, tmp_path):
@@ -320,7 +325,9 @@ def test_bad_checkpoints(capsys, data, tmp_path):
     ):
         status, out, err = run(capsys, path, "-o", tmp_path / "map.png")
         assert (status, out) == (FAILED, "")
-        assert err.startswith(f"error: {path}: ") and message in err and err.count("\n") == 1
+        assert err.startswith(f"error: {path}: ")
+        assert message in err
+        assert err.count("\n") == 1
     assert not (tmp_path / "map.png").exists()
 
 

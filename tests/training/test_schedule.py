@@ -4,8 +4,6 @@ import math
 
 import pytest
 
-pytest.importorskip("paddle")
-
 from paddle_dense.training import WarmupCosine
 
 
