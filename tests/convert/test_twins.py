@@ -18,7 +18,6 @@ from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models.cspnet import MODES
 from paddle_dense.models.network import preset, presets
-from paddle_dense.models.recognise import canonical
 from tests.helpers import (
     CSPNETS,
     SMALL,
@@ -30,7 +29,6 @@ from tests.helpers import (
     part,
     random_images,
     settled,
-    small,
     twin_class,
 )
 
@@ -292,9 +290,3 @@ def test_files_are_converted(kind, randomise, difference, tmp_path):
     assert type(converted) is type(ours)
     x = random_images(2, 3, 64, 64)
     assert difference(answers(converted, x), answers(twin, x)) < 1e-5
-
-
-@pytest.mark.parametrize("kind", SMALL)
-def test_no_other_network_renames_these_tensors(kind):
-    state = to_torch(arrays(small(kind)))
-    assert list(canonical(state)) == list(state)

@@ -13,6 +13,7 @@ from paddle_dense.models import build_network, network
 from paddle_dense.models.arguments import Count, Counts, FromZero, check_arguments
 from paddle_dense.models.network import Network, register_model, register_network
 from paddle_dense.models.recognise import Recognised, recognise
+from tests.helpers import arrays
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_network_whose_annotations_are_types_is_registered_recognised_saved_an
     assert type(again) is tiny
     assert again.config == model.config
     np.testing.assert_array_equal(again(x).numpy(), model(x).numpy())
-    found = recognise({name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    found = recognise(arrays(model))
     assert found.arch == "tiny_4_8"
     assert build_network("tiny_4_8", {"class_dim": 5}).num_classes == 5
 

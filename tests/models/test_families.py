@@ -8,9 +8,9 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle
+from convert.mapping import to_paddle, to_torch
 from paddle_dense import create_model, list_models, load_model, models, save_weights
-from paddle_dense.models.recognise import recognise
+from paddle_dense.models.recognise import canonical, recognise
 from tests.helpers import (
     CONDCONV,
     CONDENSENET,
@@ -247,6 +247,14 @@ def test_presets_are_known_by_name_however_they_are_used(name, form, use, random
     # Whether a classifier would be condensed that is whole yet, or is not there, no tensor shows.
     read = found.config.keys() - {"condense_classifier"}
     assert {key: found.config[key] for key in read} == {key: model.config[key] for key in read}
+
+
+@EVERY_KIND
+def test_no_network_renames_these_tensors(kind):
+    """Neither the network's own `canonical` nor another's, under Paddle's names or PyTorch's."""
+    own = arrays(small(kind))
+    for state in (own, to_torch(own)):
+        assert list(canonical(state)) == list(state)
 
 
 # Full size

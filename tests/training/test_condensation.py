@@ -113,15 +113,6 @@ def test_gradient_accumulation_drops_between_updates_only():
     assert dropped == [{1.0}] * 4 + [{0.5}] * 4 + [{0.25}]
 
 
-def test_two_models_do_not_disturb_each_other():
-    first, second = network(4), network(2)
-    set_progress(first, 0.4)
-    assert densities(first) == {0.5}
-    assert densities(second) == {1.0}
-    set_progress(second, 1.0)
-    assert densities(first) == {0.5}
-
-
 def test_what_was_dropped_stays_dropped_while_training_goes_on():
     net = network()
     set_progress(net, 1.0)
