@@ -12,7 +12,7 @@ from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models.condconv import EfficientNetCondConv
 from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import recognise
-from tests.helpers import answers, arrays, loaded, random_images, settled
+from tests.helpers import answers, arrays, loaded, random_images, settled, shapes
 from tests.helpers import small as small_network
 
 
@@ -42,6 +42,12 @@ def test_what_no_file_shows_is_said_to_be_a_guess(small):
     warnings = recognise(arrays(small())).warnings
     assert len(warnings) == 2
     assert "same_padding=True is assumed, and --config same_padding=VALUE" in warnings[0]
+
+
+def test_a_pyramids_tensors_are_recognised():
+    state = arrays(small_network("CondConv", features_only=True))
+    rebuilt = EfficientNetCondConv(**EfficientNetCondConv.recognise(state).config, features_only=True)
+    assert shapes(rebuilt) == shapes(state)
 
 
 def test_another_networks_file_is_left_to_others(tiny_state):

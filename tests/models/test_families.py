@@ -235,6 +235,14 @@ def test_the_config_and_the_tensors_rebuild_the_network(name, config, build):
         assert config.keys() - found.config.keys() <= {"memory_efficient"}
 
 
+@EVERY_KIND
+def test_a_network_without_classes_is_recognised(kind, randomise):
+    state = arrays(randomise(small(kind, num_classes=0)))
+    found = recognise(state)
+    assert found.config["num_classes"] == 0
+    assert shapes(found.build()) == shapes(state)
+
+
 @pytest.mark.parametrize("use", [{}, {"num_classes": 37, "in_channels": 1}, {"num_classes": 0}], ids=str)
 @pytest.mark.parametrize(
     ("name", "form"),
