@@ -272,7 +272,11 @@ def test_no_network_renames_these_tensors(kind):
 def test_a_preset_answers_as_the_original(name, oracles, difference):
     state, x, logits = tool("oracle_weights").load_oracle(oracles / "full" / name)
     found = recognise(to_paddle(state))
-    assert (found.arch, found.warnings) == (name, ())
+    assert found.arch == name
+    # The form that pads as PyTorch does has the same tensors.
+    assert [f"--arch {name[3:]} corrects it" in warning for warning in found.warnings] == [True] * name.startswith(
+        "tf_"
+    )
     assert difference(answers(loaded(found.build(), to_paddle(state)), x), logits) < 1e-5
 
 
