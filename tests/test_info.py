@@ -19,7 +19,7 @@ paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
 from paddle_dense.__main__ import main
-from paddle_dense.commands import COMMANDS, info
+from paddle_dense.commands import COMMANDS, description
 from paddle_dense.commands import list as catalogue
 from paddle_dense.files.weights import write_weights
 from paddle_dense.models import preset
@@ -102,7 +102,7 @@ def test_a_sidecar_with_numbers_that_no_tensor_contradicts_and_no_network_has(st
     (tmp_path / "tiny.json").write_text(json.dumps(claim))
     found = told(tmp_path / "tiny.pdparams", capsys)
     assert (found["params"], found["config"]["init_stride"]) == (50_010, 1)
-    said = "the sidecar .json describes another network: (init_stride=.* must be|CondenseNetV2 would leave nothing)"
+    said = "the sidecar .json describes no network of this package: (init_stride=.* must be|CondenseNetV2 would leave nothing)"
     assert any(re.match(said, warning) for warning in found["warnings"])
 
 
@@ -128,7 +128,7 @@ def test_another_packages_network_is_told_without_a_network(tmp_path, capsys):
 def test_a_released_file_is_known_by_its_hash(data, monkeypatch, capsys):
     entry = {"name": "cdnv2_x", "source": "an address", "note": "a test's", "sha256": None}
     prefix = told(data / "cdnv2_tiny_init.pth", capsys)["sha256"][:8]
-    monkeypatch.setattr(info, "manifest", lambda: [{**entry, "sha256_prefix": prefix}, {**entry, "md5": "0"}])
+    monkeypatch.setattr(description, "manifest", lambda: [{**entry, "sha256_prefix": prefix}, {**entry, "md5": "0"}])
     assert main(["info", str(data / "cdnv2_tiny_init.pth")]) == 0
     assert re.findall("released .*", capsys.readouterr().out) == ["released    cdnv2_x from an address: a test's"]
 

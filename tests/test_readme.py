@@ -375,7 +375,7 @@ def _parse(command: str) -> None:
     if name == "paddle_dense.__main__" and arguments:
         module, arguments = importlib.import_module(module.COMMANDS[arguments[0]][0]), arguments[1:]
     if arguments[:1] == ["plot"]:
-        module, arguments = importlib.import_module("paddle_dense.training.plot"), arguments[1:]
+        module, arguments = importlib.import_module("paddle_dense.commands.plot"), arguments[1:]
     if arguments:
         module.parser().parse_args(arguments)
 

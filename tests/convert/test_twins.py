@@ -9,11 +9,11 @@ import paddle
 import pytest
 
 import paddle_dense as pd_
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle, to_torch
 from convert.parity import exact_pair
 from convert.torch2paddle import OK, main
 from paddle_dense import models
+from paddle_dense.files.layout import to_paddle, to_torch
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models.cspnet import MODES

@@ -9,7 +9,7 @@ import pytest
 
 import paddle_dense as pd_
 from convert import paddle2torch, torch2paddle
-from convert.checkpoint import read_checkpoint
+from paddle_dense.files.torch_file import read_checkpoint
 from tests.helpers import answers
 
 CONFIG = {"cdnv2": "HS_start_block=1,init_stride=1", "condensenet": "init_stride=1"}

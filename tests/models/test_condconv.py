@@ -7,8 +7,6 @@ import paddle
 import pytest
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.files.layout import to_paddle
-from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models.condconv import EfficientNetCondConv
 from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import recognise

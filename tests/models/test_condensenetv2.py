@@ -6,9 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.checkpoint import read_checkpoint
-from convert.mapping import to_paddle
 from paddle_dense import cdnv2_a
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.layers import LGC, SFR, CondenseSFR
 from paddle_dense.models import CondenseNetV2
 from tests.helpers import V2, V2_VARIANTS, answers, arrays, loaded, random_images

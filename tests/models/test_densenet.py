@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddle_dense.errors import WeightsError
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.recognise import recognise

@@ -8,8 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.mapping import to_paddle, to_torch
 from paddle_dense import create_model, list_models, load_model, models, save_weights
+from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.models.recognise import canonical, recognise
 from tests.helpers import (
     CONDCONV,

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from paddle_dense import CondenseNet, CondenseNetV2, load_model, save_weights
-from paddle_dense.commands.info import describe_weights
+from paddle_dense.commands.description import describe_weights
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.unpickle import unpickle

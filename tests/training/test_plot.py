@@ -12,11 +12,12 @@ import pytest
 from paddle import nn
 
 from paddle_dense import condense, save_weights
+from paddle_dense.commands.plot import main
 from paddle_dense.errors import WeightsError
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet
 from paddle_dense.models.fitting import set_state
 from paddle_dense.process import FAILED, OK, USAGE
-from paddle_dense.training.plot import Connectivity, connectivity, main, plot_connectivity
+from paddle_dense.training.plot import Connectivity, connectivity, plot_connectivity
 
 CONDENSENET = {"stages": [2, 3], "growth": [8, 16], "num_classes": 10}
 NETWORKS = {
@@ -342,7 +343,7 @@ def test_without_matplotlib(capsys, checkpoint, monkeypatch):
 def test_the_users_figures_are_left_alone(checkpoint, matplotlib):
     """The picture needs neither pyplot, which keeps figures and chooses a display, nor PyTorch."""
     code = (
-        "import sys; from paddle_dense.training.plot import main; status = main(sys.argv[1:]); "
+        "import sys; from paddle_dense.commands.plot import main; status = main(sys.argv[1:]); "
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules); sys.exit(status)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(checkpoint)], check=True, capture_output=True)
