@@ -50,7 +50,7 @@ setup(
         "convert.report": ["*.j2", "*.css"],
         "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],
     },
-    install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "tqdm", "Pillow>=9.1"],
+    install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "lazy-loader>=0.3", "tqdm", "Pillow>=9.1"],
     extras_require=extras,
     entry_points={
         "console_scripts": [

@@ -27,7 +27,7 @@ import paddle
 from paddle import nn
 
 from benchmarks.runners import THREADS
-from paddle_dense.deploy.export import export, load_onnx
+from paddle_dense.deploy.exporting import export, load_onnx
 from paddle_dense.deploy.fused_layers import (
     GatheredConvolution,
     GatheredProduct,

@@ -61,7 +61,7 @@ def paddle_eager_fused(folder: Path, batch: int) -> Runner:
 
 
 def _predictor(model: Any, folder: Path, batch: int, onednn: bool = False) -> Runner:
-    from paddle_dense.deploy.export import load_paddle
+    from paddle_dense.deploy.exporting import load_paddle
 
     size = _described(folder)["input_size"]
     pd_ = importlib.import_module("paddle_dense")
@@ -97,7 +97,7 @@ def _onnx_of_ours(folder: Path, batch: int) -> Path:
 def _torch_model(folder: Path) -> Any:
     import torch
 
-    from convert.parity import load_torch_state
+    from convert.parity.forward import load_torch_state
     from convert.verification import build_twin
     from paddle_dense.files.layout import to_torch
     from paddle_dense.models.network import network_class

@@ -67,7 +67,7 @@ def _paddle_logits(path: Path, images: np.ndarray) -> np.ndarray:
 def _torch_logits(path: Path, images: np.ndarray) -> np.ndarray:
     import torch
 
-    from convert.parity import load_torch_state
+    from convert.parity.forward import load_torch_state
     from paddle_dense.files.layout import to_paddle
     from paddle_dense.files.torch_file import read_checkpoint
     from paddle_dense.models.recognise import recognise

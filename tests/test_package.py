@@ -44,7 +44,7 @@ def said(script: str, *options: str, **environment: str) -> str:
         "import paddle_dense",
         "import paddle_dense.errors, paddle_dense.files.weights, paddle_dense.files.sidecar",
         "import convert",
-        "import paddle_dense.files.torch_file, paddle_dense.files.layout, convert.torch2paddle, convert.conversion",
+        "import paddle_dense.files.torch_file, paddle_dense.files.layout, convert.torch2paddle",
     ],
 )
 def test_importing_loads_no_framework(statement):

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
+import paddle
 
+from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.evaluation import evaluation as paddle_evaluation
+from paddle_dense.pictures import read_picture
 
 if TYPE_CHECKING:
     import torch
     from paddle import Tensor, nn
 
-    from paddle_dense.data import Preprocessing
 
 SEEDS = (0, 1)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,8 +58,6 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
         ValueError: the folder holds no picture.
         DataError: one cannot be read.
     """
-    from paddle_dense.pictures import read_picture
-
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
@@ -70,8 +71,6 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
 def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator[None]:
     """Both models in evaluation mode, without gradients; their modes are put back afterwards."""
     import torch
-
-    from paddle_dense.evaluation import evaluation as paddle_evaluation
 
     modes = [(module, module.training) for module in torch_model.modules()]
     torch_model.eval()
@@ -102,15 +101,11 @@ def _rounded_momentum(momentum: float) -> float:
 
 def _slope(slope: float) -> float:
     """The slope of a leaky ReLU as this version of Paddle has it: 2.6 in float32, 3.3 in float64."""
-    import paddle
-
     return -float(paddle.nn.functional.leaky_relu(paddle.to_tensor(-1.0, dtype="float64"), slope))
 
 
 def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
     """A copy of the model in float64, to be run within `double_precision`; integers such as an index stay integers."""
-    import paddle
-
     model = copy.deepcopy(model)
     integers = [
         (layer, name, buffer.clone())
@@ -138,8 +133,6 @@ def _average_exactly(layer: nn.Layer, inputs: tuple[Tensor], output: Tensor) -> 
 @contextmanager
 def double_precision() -> Iterator[None]:
     """Paddle networks built inside compute in float64, and those of `paddle_in_double_precision` can be run."""
-    import paddle
-
     default = paddle.get_default_dtype()
     paddle.set_default_dtype("float64")
     try:
@@ -156,7 +149,6 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
         paddle_model: the Paddle network, of Paddle's default dtype.
         batches: float32 [N, C, H, W] each.
     """
-    import paddle
     import torch
 
     like = next(iter(torch_model.parameters()))
@@ -258,7 +250,6 @@ def output_differences(
     torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
 ) -> list[LayerDifference]:
     """`layer_differences` in the mode that the models are in."""
-    import paddle
     import torch
 
     theirs: dict[str, np.ndarray] = {}

@@ -40,10 +40,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import paddle
 
 from convert.parity.forward import exact_pair, first_difference, output_differences
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
+from paddle_dense.models.fitting import set_state
+from paddle_dense.training.condensation import learned_connections
 
 if TYPE_CHECKING:
     import torch
@@ -292,10 +295,6 @@ class _PaddleSide:
     """A copy of the Paddle network in training, its running variances as PyTorch has them."""
 
     def __init__(self, model: nn.Layer, recipe: _Recipe) -> None:
-        import paddle
-
-        from paddle_dense.training.condensation import learned_connections
-
         self.model = copy.deepcopy(model)
         self.model.train()
         self.random = _without_randomness(self.model.sublayers(include_self=True))
@@ -314,8 +313,6 @@ class _PaddleSide:
         return {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
 
     def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        import paddle
-
         like = next(iter(self.model.parameters()))
         logits = self.model(paddle.to_tensor(x, dtype=like.dtype))
         loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(y))
@@ -351,8 +348,6 @@ def _train(
     synchronised: bool = False,
 ) -> tuple[tuple[StepParity, ...], bool]:
     """Every step, from PyTorch's weights if synchronised, and whether something random was switched off."""
-    from paddle_dense.models.fitting import set_state
-
     if not batches:
         raise ValueError("training is compared on batches, and there is none: give one for each step")
     torch_side, paddle_side = _TorchSide(torch_model, recipe), _PaddleSide(paddle_model, recipe)

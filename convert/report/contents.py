@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Union
 from convert.report.plots import Bars, Dots, bars, dots
 
 if TYPE_CHECKING:
-    from convert.parity import LayerPrecision, Parity, TrainingParity
+    from convert.parity.forward import LayerPrecision, Parity
+    from convert.parity.training import TrainingParity
     from convert.report.weights import Weights
     from convert.result import Result
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convert.parity import LayerPrecision
+    from convert.parity.forward import LayerPrecision
     from convert.report.weights import Histogram
 
 SIZE = 1000  # of a plot, in its own units

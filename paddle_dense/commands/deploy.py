@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from paddle import nn
 
-    from paddle_dense.deploy.export import Exported
+    from paddle_dense.deploy.exporting import Exported
 
 FORMATS = ("paddle", "onnx")
 _MOST_LABELS = 1 << 24  # bytes; the 21 841 classes of the whole ImageNet have one megabyte
@@ -80,7 +80,7 @@ def _deploy(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     labels = _labels(args.labels) if args.labels else None
     from paddle_dense.cost import check_cost
-    from paddle_dense.deploy.export import exported_files
+    from paddle_dense.deploy.exporting import exported_files
 
     target = _target(args)
     formats = FORMATS if args.format == "both" else (args.format,)
@@ -157,8 +157,8 @@ def _network(path: Path) -> nn.Layer:
 
 
 def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:
-    from paddle_dense.deploy.export import PROGRAM_SUFFIX, export_checked
-    from paddle_dense.deploy.fuse import fuse
+    from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export_checked
+    from paddle_dense.deploy.fusing import fuse
 
     # Paddle Inference 2 cannot broadcast in the batched products that networks fused for Paddle have.
     rules = "onnx" if PROGRAM_SUFFIX == ".pdmodel" else format
@@ -183,7 +183,7 @@ def _benchmark(model: nn.Layer, exports: Mapping[str, Exported], args: Any) -> d
 def _engines(model: nn.Layer, exports: Mapping[str, Exported], threads: int) -> dict[str, Callable]:
     import paddle
 
-    from paddle_dense.deploy.export import load_onnx, load_paddle
+    from paddle_dense.deploy.exporting import load_onnx, load_paddle
 
     def eager(x: np.ndarray) -> object:
         with paddle.no_grad():
@@ -209,7 +209,7 @@ def _load_openvino(path: Path, threads: int) -> Callable:
 
 def _medians(engines: Mapping[str, Callable], x: np.ndarray) -> dict[str, float]:
     """The engines take turns, so that whatever else the machine does falls on all of them."""
-    from paddle_dense.deploy.export import quiet
+    from paddle_dense.deploy.exporting import quiet
 
     times: dict[str, list[float]] = {name: [] for name in engines}
     with quiet():

@@ -12,7 +12,7 @@ from paddle_dense.files.layout import to_paddle
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 
-from convert import parity
+from convert.parity import forward
 from convert.torch_models.condensenetv2 import CondenseNetV2 as Twin
 from paddle_dense.models import CondenseNetV2
 
@@ -30,13 +30,13 @@ def pair(randomise):
 
 
 def test_equal_networks_agree_on_every_layer(pair):
-    batches = parity.random_batches(3, 32)
-    result = parity.compare(*pair, batches)
+    batches = forward.random_batches(3, 32)
+    result = forward.compare(*pair, batches)
     assert result.max_rel_diff < 1e-6 and result.top1_agreement == 1 and result.inputs == 4
-    layers = parity.layer_differences(*pair, batches[0])
+    layers = forward.layer_differences(*pair, batches[0])
     assert {"features.denseblock_1.denselayer_1.sfr", "features.se_last", "classifier"} <= {x.name for x in layers}
     assert all(layer.max_rel_diff < 1e-5 for layer in layers)
-    assert parity.first_difference(layers, 1e-5) is None
+    assert forward.first_difference(layers, 1e-5) is None
 
 
 @pytest.mark.parametrize(
@@ -52,35 +52,35 @@ def test_a_changed_tensor_is_found_in_its_layer(pair, tensor, layer):
     twin, model = pair
     value = model.state_dict()[tensor]
     value.set_value(paddle.flip(value, axis=[0]))
-    batch = parity.random_batches(3, 32)[0]
-    assert parity.compare(twin, model, [batch]).max_rel_diff > 1e-4
-    assert parity.first_difference(parity.layer_differences(twin, model, batch), 1e-5).name == layer
+    batch = forward.random_batches(3, 32)[0]
+    assert forward.compare(twin, model, [batch]).max_rel_diff > 1e-4
+    assert forward.first_difference(forward.layer_differences(twin, model, batch), 1e-5).name == layer
 
 
 def test_not_a_number_is_a_difference(pair):
     twin, model = pair
     model.classifier.bias.set_value(np.full(5, np.nan, np.float32))
-    result = parity.compare(twin, model, parity.random_batches(3, 32))
+    result = forward.compare(twin, model, forward.random_batches(3, 32))
     assert not result.max_rel_diff <= 1e9
 
 
 def test_what_float32_cannot_settle_float64_does(pair):
-    batches = parity.random_batches(3, 32)
-    result, warnings = parity.settled(*pair, batches, atol=1e-10)
+    batches = forward.random_batches(3, 32)
+    result, warnings = forward.settled(*pair, batches, atol=1e-10)
     assert result.max_rel_diff < 1e-12 and len(warnings) == 1 and "in float64 they agree to" in warnings[0]
-    result, warnings = parity.settled(*pair, batches, atol=1e-5)
+    result, warnings = forward.settled(*pair, batches, atol=1e-5)
     assert 0 < result.max_rel_diff < 1e-5 and warnings == []
     pair[1].classifier.bias.set_value(pair[1].classifier.bias + 1e-3)
-    result, warnings = parity.settled(*pair, batches, atol=1e-5)
+    result, warnings = forward.settled(*pair, batches, atol=1e-5)
     assert result.max_rel_diff > 1e-5 and warnings == []
 
 
 def test_the_exact_pair_is_a_copy_in_float64(pair):
     twin, model = pair
     index = model.state_dict()["features.denseblock_1.denselayer_1.conv_1.index"].numpy()
-    with parity.exact_pair(twin, model) as (exact_twin, exact_model):
+    with forward.exact_pair(twin, model) as (exact_twin, exact_model):
         assert paddle.get_default_dtype() == "float64"
-        layers = parity.layer_differences(exact_twin, exact_model, parity.random_batches(3, 32)[0])
+        layers = forward.layer_differences(exact_twin, exact_model, forward.random_batches(3, 32)[0])
         assert max(layer.max_rel_diff for layer in layers) < 1e-13
         copied = exact_model.state_dict()
         assert copied["fc.weight"].dtype == paddle.float64
@@ -100,7 +100,7 @@ def test_float64_has_no_constant_in_float32_left(pixels):
         paddle.nn.BatchNorm2D(3, epsilon=1e-3), paddle.nn.LeakyReLU(0.01), paddle.nn.AdaptiveAvgPool2D(1)
     )
     x = np.random.default_rng(0).standard_normal((2, 3, pixels, pixels))
-    with parity.exact_pair(theirs, ours) as (theirs, ours):
+    with forward.exact_pair(theirs, ours) as (theirs, ours):
         expected = theirs(torch.from_numpy(x))
         expected.square().sum().backward()
         found = ours(paddle.to_tensor(x))
@@ -114,14 +114,14 @@ def test_modes_are_put_back(pair):
     twin, model = pair
     twin.train()
     model.train()
-    parity.compare(twin, model, parity.random_batches(3, 32))
+    forward.compare(twin, model, forward.random_batches(3, 32))
     assert twin.training and model.training
 
 
 def test_different_numbers_of_classes_are_an_error(pair, randomise):
     other = randomise(Twin(**{**CONFIG, "num_classes": 6}))
     with pytest.raises(WeightsError, match=r"PyTorch answers \[4, 6\] and Paddle \[4, 5\]"):
-        parity.compare(other, pair[1], parity.random_batches(3, 32))
+        forward.compare(other, pair[1], forward.random_batches(3, 32))
 
 
 def test_a_state_that_does_not_fit_names_the_tensor(pair):
@@ -135,7 +135,7 @@ def test_a_state_that_does_not_fit_names_the_tensor(pair):
         changed = dict(state)
         change(changed)
         with pytest.raises(WeightsError, match=said):
-            parity.load_torch_state(twin, changed)
+            forward.load_torch_state(twin, changed)
 
 
 def test_grey_and_colour_pictures_become_batches(tmp_path):
@@ -145,7 +145,7 @@ def test_grey_and_colour_pictures_become_batches(tmp_path):
         Image.new("L", (40 + number, 50), number * 20).save(tmp_path / f"{number}.png")
     for channels in (1, 3):
         preprocessing = Preprocessing.for_network(32, channels)
-        batches = list(parity.image_batches(tmp_path, preprocessing, channels))
+        batches = list(forward.image_batches(tmp_path, preprocessing, channels))
         assert [batch.shape for batch in batches] == [(8, channels, 32, 32), (1, channels, 32, 32)]
         assert batches[0].dtype == np.float32
         # The first picture is black, and nothing but its normalisation remains.

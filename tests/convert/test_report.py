@@ -26,8 +26,8 @@ from convert.result import Result as Section
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 pytest.importorskip("jinja2", reason='draws HTML: pip install "paddle_dense[report]"')
 
-from convert.parity import LayerPrecision, Parity
 from convert.parity.__main__ import main as parity
+from convert.parity.forward import LayerPrecision, Parity
 from convert.torch_models.densenet import DenseNet
 
 # A person's name for a file, a script, an escape sequence, a mark that turns the reading direction, half a character.

@@ -17,7 +17,7 @@ from tests.helpers import answers, arrays, twin_class
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
 
-from convert import parity
+from convert.parity import forward, training
 from convert.parity.training import NO_DROPOUT
 
 CONDENSENETV2 = {"stages": [1, 1], "growth": [8, 8], "fc_channel": 16, "HS_start_block": 1, "SE_start_block": 1}
@@ -70,11 +70,11 @@ def test_every_family_trains_alike(name, randomise):
     twin, model = pair(*FAMILIES[name])
     if ", condensed" in name:
         randomise(model)  # an index that connects something
-        parity.load_torch_state(twin, to_torch(arrays(model)))
+        forward.load_torch_state(twin, to_torch(arrays(model)))
     # An EfficientNet leaves one pixel of 32, too little for a BN.
     batches = random_batches(3, size=64 if name == "EfficientNetCondConv" else 32)
-    with parity.exact_pair(twin, model) as exact:
-        result = parity.compare_training(*exact, batches, learning_rate=0.01, tolerance=1e-9)
+    with forward.exact_pair(twin, model) as exact:
+        result = training.compare_training(*exact, batches, learning_rate=0.01, tolerance=1e-9)
     assert result.first_difference is None
     assert result.agrees
     assert result.exact == (), "what is in float64 already needs no second run"
@@ -84,14 +84,14 @@ def test_every_family_trains_alike(name, randomise):
 
 
 def test_float32_differs_by_rounding_that_float64_settles(learning):
-    loose = parity.compare_training(*learning, random_batches(2), tolerance=1e-2)
+    loose = training.compare_training(*learning, random_batches(2), tolerance=1e-2)
     assert loose.agrees
     assert loose.exact == ()
     assert loose.warnings == ()
-    tight = parity.compare_training(*learning, random_batches(2), tolerance=1e-8)
+    tight = training.compare_training(*learning, random_batches(2), tolerance=1e-8)
     assert tight.agrees
     assert len(tight.exact) == 2
-    assert tight.steps == parity.compare_training(*learning, random_batches(2), tolerance=1e-8).steps
+    assert tight.steps == training.compare_training(*learning, random_batches(2), tolerance=1e-8).steps
     assert max(step.gradient.size for step in tight.exact) < 1e-9
     assert len(tight.warnings) == 1
     assert "in float64 every step is the same to" in tight.warnings[0]
@@ -101,7 +101,7 @@ def test_the_networks_stay_as_they_are(learning):
     twin, model = learning
     twin.eval()
     before = {name: value.copy() for name, value in arrays(model).items()}
-    parity.compare_training(twin, model, random_batches(2))
+    training.compare_training(twin, model, random_batches(2))
     assert not twin.training
     assert model.training
     theirs = to_paddle(arrays(twin))
@@ -114,7 +114,7 @@ def test_progress_may_be_that_of_a_longer_training(learning):
     batches = random_batches(2)
     stages = []
     for steps in (None, 2, 1000):
-        result = parity.compare_training(*learning, batches, steps=steps)
+        result = training.compare_training(*learning, batches, steps=steps)
         assert result.agrees
         stages.append(result.steps[1].torch_lasso)
     assert stages[0] == stages[1] == 0, "half of two steps: everything has been dropped, and the lasso with it"
@@ -131,7 +131,7 @@ def test_progress_may_be_that_of_a_longer_training(learning):
 )
 def test_dropout_is_switched_off_and_said_so(network, config):
     twin, model = pair(network, config)
-    result = parity.compare_training(twin, model, random_batches(1), learning_rate=0.01)
+    result = training.compare_training(twin, model, random_batches(1), learning_rate=0.01)
     assert result.agrees
     assert result.warnings[0] == NO_DROPOUT
     assert any(getattr(layer, "p", 0) > 0 for layer in model.sublayers()), "the network itself keeps its dropout"
@@ -141,7 +141,7 @@ def test_gradients_of_equal_weights_differ_in_float32_only_where_an_activation_c
     """The reason why float32 parts: see the docstring of `convert.parity.training`."""
     oracle = np.load(data / "cdnv2_tiny_lockstep.npz")
     twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
-    parity.load_torch_state(twin, read_checkpoint(data / "cdnv2_tiny_init.pth").state)
+    forward.load_torch_state(twin, read_checkpoint(data / "cdnv2_tiny_init.pth").state)
     optimizer = torch.optim.SGD(twin.parameters(), 0.05, 0.9, weight_decay=1e-4, nesterov=True)
     inputs = {}
 
@@ -254,7 +254,7 @@ def wrong_optimizer(**changes):
 def test_a_mistake_is_found_in_its_step_and_tensor(learning, monkeypatch, mistake, step, what, name):
     twin, model = learning
     mistake(model, monkeypatch)
-    result = parity.compare_training(twin, model, random_batches(6)[:2], steps=6)
+    result = training.compare_training(twin, model, random_batches(6)[:2], steps=6)
     assert not result.agrees
     first = result.first_difference
     assert (first.step, first.what) == (step, what)
@@ -268,7 +268,7 @@ def test_a_wrong_momentum_is_found_in_the_first_update(learning, monkeypatch):
     twin, model = learning
     momentum = paddle.optimizer.Momentum
     monkeypatch.setattr(paddle.optimizer, "Momentum", lambda rate, m, **kwargs: momentum(rate, 0.899, **kwargs))
-    first = parity.compare_training(twin, model, random_batches(1)).first_difference
+    first = training.compare_training(twin, model, random_batches(1)).first_difference
     assert (first.step, first.what, first.name) == (0, "update", "features.init_conv.weight")
     assert first.size == pytest.approx(0.001 / 1.9, rel=0.1), "the way of a first step is (1 + momentum) times gradient"
 
@@ -277,18 +277,18 @@ def test_networks_that_are_not_the_same_are_one_sentence(learning):
     twin, model = learning
     _, other = pair("CondenseNetV2", {**CONDENSENETV2, "condensed": False, "fc_channel": 24})
     with pytest.raises(WeightsError, match=r"fc.weight is \[32, 16\] in the PyTorch network") as error:
-        parity.compare_training(twin, other, random_batches(1))
+        training.compare_training(twin, other, random_batches(1))
     assert "\n" not in str(error.value)
     _, condensed = pair("CondenseNetV2", CONDENSENETV2)
     with pytest.raises(WeightsError, match="absent"):
-        parity.compare_training(twin, condensed, random_batches(1))
+        training.compare_training(twin, condensed, random_batches(1))
     with pytest.raises(ValueError, match="there is none"):
-        parity.compare_training(twin, model, [])
+        training.compare_training(twin, model, [])
     for module in twin.modules():
         if hasattr(module, "set_progress"):
             module.__class__ = type("Unknown", (torch.nn.Module,), {"forward": type(module).forward})
     with pytest.raises(ValueError, match="give the PyTorch layer set_progress and group_lasso"):
-        parity.compare_training(twin, model, random_batches(1))
+        training.compare_training(twin, model, random_batches(1))
 
 
 # The running variance
@@ -298,7 +298,7 @@ def test_the_running_variance_becomes_pytorchs():
     """With batches and pictures of different sizes, so that no one factor would do."""
     theirs, ours, plain = torch.nn.BatchNorm2d(3), paddle.nn.BatchNorm2D(3), paddle.nn.BatchNorm2D(3)
     random = np.random.default_rng(0)
-    with parity.pytorch_running_variance(ours):
+    with training.pytorch_running_variance(ours):
         for shape in ((2, 3, 1, 1), (4, 3, 5, 5), (2, 3, 2, 3)):
             x = random.standard_normal(shape, np.float32)
             expected = theirs(torch.from_numpy(x)).detach().numpy()
@@ -310,7 +310,7 @@ def test_the_running_variance_becomes_pytorchs():
     assert np.abs(plain._variance.numpy() / variance - 1).max() > 0.01
 
     ours.eval()
-    with parity.pytorch_running_variance(ours):
+    with training.pytorch_running_variance(ours):
         ours(paddle.to_tensor(x))
     np.testing.assert_allclose(ours._variance.numpy(), variance, rtol=1e-6)
     ours.train()
@@ -346,7 +346,7 @@ def batches_of(oracle):
 
 def whole_training(model, oracle):
     """The steps of an oracle's training, and the state and the logits that it ends with."""
-    with parity.pytorch_running_variance(model):
+    with training.pytorch_running_variance(model):
         steps = list(lockstep(model, batches_of(oracle), len(oracle["X"])))
     return steps, arrays(model), answers(model, oracle["x_eval"].astype(model.parameters()[0].numpy().dtype))
 
@@ -375,9 +375,9 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
     pictures, classes = oracle["X"][:2], oracle["Y"][:2]
     batches = list(zip(pictures, map(paddle.to_tensor, classes)))
     twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
-    with parity.exact_pair(twin, model) as (twin, corrected):
-        plain = parity.paddle_in_double_precision(corrected)
-        with parity.pytorch_running_variance(corrected):
+    with forward.exact_pair(twin, model) as (twin, corrected):
+        plain = forward.paddle_in_double_precision(corrected)
+        with training.pytorch_running_variance(corrected):
             list(lockstep(corrected, batches, 24))
         list(lockstep(plain, batches, 24))
         momentum, decay = float(np.float32(0.9)), float(np.float32(1e-4))
@@ -390,8 +390,8 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
             optimizer.zero_grad()
             (loss + 1e-5 * sum(layer.group_lasso() for layer in layers)).backward()
             optimizer.step()
-        assert parity.compare(twin, corrected, pictures[:1]).max_rel_diff < 1e-12
-        assert parity.compare(twin, plain, pictures[:1]).max_rel_diff > 1e-5
+        assert forward.compare(twin, corrected, pictures[:1]).max_rel_diff < 1e-12
+        assert forward.compare(twin, plain, pictures[:1]).max_rel_diff > 1e-5
 
 
 @pytest.mark.slow
@@ -415,8 +415,8 @@ def test_the_whole_training_is_the_originals(oracles, difference, tiny, name, ne
     model = getattr(models, network)(**config, condensed=False)
     set_state(model, to_paddle(read_checkpoint(oracles / f"{name}_tiny_init.pth").state))
     if dtype == "float64":
-        with parity.double_precision():
-            steps, found, answer = whole_training(parity.paddle_in_double_precision(model), oracle)
+        with forward.double_precision():
+            steps, found, answer = whole_training(forward.paddle_in_double_precision(model), oracle)
     else:
         steps, found, answer = whole_training(model, oracle)
 
@@ -450,11 +450,11 @@ def test_the_whole_training_is_pytorchs(oracles, tiny, name):
     network = "CondenseNetV2" if name == "cdnv2" else "CondenseNet"
     twin, model = pair(network, {**config, "condensed": False})
     state = read_checkpoint(oracles / f"{name}_tiny_init.pth").state
-    parity.load_torch_state(twin, state)
+    forward.load_torch_state(twin, state)
     set_state(model, to_paddle(state))
     batches = list(zip(oracle["X"], oracle["Y"]))
-    single = parity.compare_training(twin, model, batches, tolerance=np.inf)
+    single = training.compare_training(twin, model, batches, tolerance=np.inf)
     assert all(step.masks_equal for step in single.steps)
-    with parity.exact_pair(twin, model) as exact:
-        result = parity.compare_training(*exact, batches, tolerance=1e-9)
+    with forward.exact_pair(twin, model) as exact:
+        result = training.compare_training(*exact, batches, tolerance=1e-9)
     assert result.agrees

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 import paddle_dense as pd_
-from convert.parity import exact_pair
+from convert.parity.forward import exact_pair
 from convert.torch2paddle import OK, main
 from paddle_dense import models
 from paddle_dense.files.layout import to_paddle, to_torch

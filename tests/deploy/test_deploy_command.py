@@ -14,7 +14,7 @@ import pytest
 
 import paddle_dense as pd_
 from paddle_dense.commands.deploy import main
-from paddle_dense.deploy.export import PROGRAM_SUFFIX, load_onnx, load_paddle
+from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, load_onnx, load_paddle
 from paddle_dense.process import FAILED, OK, USAGE
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"

@@ -13,8 +13,8 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import paddle_dense as pd_
-from paddle_dense.deploy.export import PROGRAM_SUFFIX, export, export_checked, load_onnx, load_paddle
-from paddle_dense.deploy.fuse import fuse
+from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, export_checked, load_onnx, load_paddle
+from paddle_dense.deploy.fusing import fuse
 from paddle_dense.errors import WeightsError
 from tests.helpers import answers, random_images
 

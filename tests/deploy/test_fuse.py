@@ -9,7 +9,6 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddle_dense.deploy import fusing_rules
-from paddle_dense.deploy.fuse import RUNTIMES, fuse
 from paddle_dense.deploy.fused_layers import (
     GatheredConvolution,
     GatheredProduct,
@@ -22,6 +21,7 @@ from paddle_dense.deploy.fused_layers import (
     fused_sfr,
     merged_groups,
 )
+from paddle_dense.deploy.fusing import RUNTIMES, fuse
 from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet, EfficientNetCondConv
 from paddle_dense.surgery import rewrite

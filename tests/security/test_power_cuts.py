@@ -216,7 +216,7 @@ def test_two_commands_at_once_into_one_target(tmp_path, module):
         assert pd_.load_model(target).config["num_classes"] == 10
         assert names(tmp_path) == ["net.json", "net.pdparams"]
     else:
-        from paddle_dense.deploy.export import PROGRAM_SUFFIX, load_paddle
+        from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, load_paddle
 
         files = [tmp_path / f"net{PROGRAM_SUFFIX}", tmp_path / "net.pdiparams"]
         assert load_paddle(files, threads=1)(np.zeros((1, 1, 32, 32), "f4"))[0].shape == (1, 10)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
+import paddle
+from paddle import Tensor, nn
 
-if TYPE_CHECKING:
-    from paddle import Tensor, nn
+from paddle_dense.deploy.fusing_rules import RULES
+from paddle_dense.evaluation import evaluation
+from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.surgery import rewrite
 
 RUNTIMES = ("paddle", "onnx")
 TOLERANCE = 1e-5
@@ -47,10 +50,6 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
             runtime is unknown.
         RuntimeError: the outputs are not the same on random inputs.
     """
-    from paddle_dense.deploy.fusing_rules import RULES
-    from paddle_dense.evaluation import evaluation
-    from paddle_dense.surgery import rewrite
-
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
     _check(model)
@@ -63,8 +62,6 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
 
 
 def _check(model: nn.Layer) -> None:
-    from paddle_dense.layers.learned import LearnedConnections
-
     kind = type(model).__name__
     if not hasattr(model, "config"):
         raise ValueError(f"{kind} is no network of this package: fuse one that create_model or load_model returned")
@@ -79,12 +76,10 @@ def _check(model: nn.Layer) -> None:
 
 def _make_constant(fused: nn.Layer) -> None:
     """Nothing of it learns, not even statistics, should it be put in training mode."""
-    from paddle.nn import BatchNorm2D
-
     for parameter in fused.parameters():
         parameter.stop_gradient = True
     for layer in fused.sublayers():
-        if isinstance(layer, BatchNorm2D):
+        if isinstance(layer, nn.BatchNorm2D):
             layer._use_global_stats = True
     fused.eval()
 
@@ -95,8 +90,6 @@ def _prove(model: nn.Layer, fused: nn.Layer) -> None:
     Raises:
         RuntimeError: they differ by more than rounding, or are no numbers.
     """
-    import paddle
-
     like = model.parameters()[0]
     size = min(model.input_size, 64)  # no rule looks at the size
     pictures = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
