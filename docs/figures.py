@@ -14,6 +14,7 @@ from typing import Callable
 import matplotlib
 import numpy as np
 import paddle
+import tomllib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -190,7 +191,36 @@ def condconv() -> Figure:
     return figure
 
 
+def floors() -> Figure:
+    """The floors of the source, as import-linter's contract in pyproject.toml has them: imports go down only."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = [floor.split(" | ") for floor in contracts[0]["layers"]]
+    figure = Figure(figsize=(7.2, 0.3 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    for height, floor in enumerate(reversed(layers)):
+        for number, module in enumerate(floor):
+            width = 1 / len(floor)
+            colour = ORANGE if module == "convert" else BLUE
+            axes.barh(height, width - 0.01, 0.86, left=number * width, color=colour, alpha=0.16)
+            axes.text(
+                (number + 0.5) * width,
+                height,
+                module.replace("paddle_dense.", ""),
+                ha="center",
+                va="center",
+                fontsize=8,
+            )
+    axes.annotate("", (-0.03, -0.3), (-0.03, len(layers) - 0.7), arrowprops={"arrowstyle": "->", "color": "0.4"})
+    axes.text(-0.05, len(layers) / 2, "imports", rotation=90, ha="center", va="center", fontsize=8, color="0.4")
+    axes.set_xlim(-0.07, 1)
+    axes.axis("off")
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
+    "floors": floors,
     "dense": dense,
     "lgc": lgc,
     "schedule": schedule,

@@ -76,7 +76,7 @@ def test_every_command_is_in_the_reference():
 def test_the_figures_of_the_documents_are_there():
     shown = {
         (document.parent / figure).resolve()
-        for document in DOCS.rglob("*.md")
+        for document in (*DOCS.rglob("*.md"), DOCS.parent / "CONTRIBUTING.md")
         for figure in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text(encoding="utf-8"))
     }
     assert shown == set((DOCS / "figures").glob("*.svg"))
