@@ -7,7 +7,7 @@ PyTorch                     Paddle                values
 =========================== ===================== ==========================================
 ``*.running_mean``          ``*._mean``           as they are
 ``*.running_var``           ``*._variance``       as they are
-``*.num_batches_tracked``   in the sidecar        see `convert.original`
+``*.num_batches_tracked``   in the sidecar        see `convert.origin`
 ``*.weight``, 2-D (Linear)  ``*.weight``          transposed: [out, in] -> [in, out]
 ``*.conv*.weight``, 2-D     the same name         as they are: rows of experts, [E, numbers of a kernel]
 anything else               the same name         as they are

@@ -19,7 +19,7 @@ import pytest
 
 from convert import paddle2torch, torch2paddle
 from convert.command import refuse_written
-from convert.conversion import convert_checkpoint
+from convert.conversion import convert_back, convert_checkpoint
 from convert.options import Options
 from paddle_dense import load_model, save_weights
 from paddle_dense.commands.description import describe_weights
@@ -273,7 +273,7 @@ def test_an_input_is_never_the_output(tmp_path, capsys, command, name):
             convert_checkpoint(path, target, Options(verify=False, force=True))
     else:
         with pytest.raises(WeightsError, match="would replace"):
-            paddle2torch.convert_back(path, target, Options(verify=False, force=True))
+            convert_back(path, target, Options(verify=False, force=True))
     assert contents(tmp_path) == before
 
 
