@@ -333,6 +333,13 @@ def _every_command() -> Iterator[Any]:
 COMMANDS = list(_every_command())
 
 
+# What the `__main__` of a package runs.
+HANDED_OVER = {
+    "paddle_dense.training": "paddle_dense.commands.train",
+    "paddle_dense.deploy": "paddle_dense.commands.deploy",
+}
+
+
 def _module(words: list[str]) -> tuple[str, list[str]]:
     """The module that a command line runs, and its arguments."""
     if words[0] == "eval":  # of what the command in "$(...)" prints
@@ -345,7 +352,8 @@ def _module(words: list[str]) -> tuple[str, list[str]]:
     name = words[2]
     spec = util.find_spec(name)
     assert spec is not None, f"there is no module {name}"
-    return (f"{name}.__main__" if spec.submodule_search_locations else name), words[3:]
+    main = f"{name}.__main__" if spec.submodule_search_locations else name
+    return HANDED_OVER.get(name, main), words[3:]
 
 
 def _parse(command: str) -> None:
