@@ -91,7 +91,7 @@ def test_a_sidecar_of_another_network_is_not_believed(tiny, tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(json.dumps(claim))
     found = told(tmp_path / "tiny.pdparams", capsys)
     assert found["config"]["stages"] == [2, 2, 2]
-    assert any("the sidecar .json describes another network" in warning for warning in found["warnings"])
+    assert any("the sidecar .json describes" in warning for warning in found["warnings"])
 
 
 @pytest.mark.parametrize("stride", [-1, 2**40, True])
