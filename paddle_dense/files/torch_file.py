@@ -493,14 +493,32 @@ def _choose(saved: Any, ema: bool) -> tuple[Any, str]:
     averaged = [key for key in averaged if _has_tensors(saved[key])][:_MAX_MODULES]
     plain = _plain({key: value for key, value in saved.items() if key not in averaged})
     for key in averaged if ema or plain is None else ():
-        # One that lacks something, such as the statistics of batch normalisations, is no network.
-        if plain is None or _network_names(_entries(plain[0])[0]) <= _network_names(_entries(saved[key])[0]):
+        if plain is None or _is_complete(saved[key], key, plain[0]):
             return saved[key], key
     if plain is not None:
         return plain
     found = listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
     several = sum(map(_has_tensors, saved.values())) > 0
     raise WeightsError(f"holds {'several dicts' if several else 'no dict'} of tensors, among {found}: {_SAVE}")
+
+
+def _is_complete(averaged: Any, key: str, plain: Any) -> bool:
+    """Whether averaged weights have all names of the plain ones; those of another network have not.
+
+    Neither have those that lack all tensors of a kind, such as the statistics of batch normalisations.
+
+    Raises:
+        WeightsError: they lack single tensors, which nobody leaves out, so one of the two is damaged.
+    """
+    names, found = (_network_names(_entries(weights)[0]) for weights in (plain, averaged))
+    lacking, kinds = names - found, {name.rpartition(".")[2] for name in found}
+    single = [shown(name) for name in sorted(lacking) if name.rpartition(".")[2] in kinds]
+    if single and 2 * len(lacking) < len(names):
+        raise WeightsError(
+            f"has averaged weights under {shown(key)} without {_listed(single)}, which the plain ones have: take the "
+            f"plain ones with --no-ema (in Python: ema=False), or save the right ones alone with torch.save"
+        )
+    return not lacking
 
 
 def _plain(saved: Mapping[Any, Any]) -> tuple[Any, str] | None:

@@ -343,6 +343,20 @@ def test_other_weights_of_the_network_are_not_passed_over_in_silence(tmp_path, f
     assert "under 'state_dict'" in said and f"left out those under '{key}'" in said
 
 
+@both_formats
+@pytest.mark.parametrize("became", ["", "0.nosm.weight", "0.conv.weight"], ids=["gone", "another", "one of others"])
+@pytest.mark.parametrize("lacking", ["0.norm.weight", "1.running_mean"])
+def test_averaged_weights_without_a_single_tensor_are_damaged(tmp_path, form, lacking, became):
+    """One flipped bit in a name gave the plain weights in place of the averaged ones."""
+    state = nn.Sequential(network(), nn.BatchNorm2d(8)).state_dict()
+    averaged = {became if name == lacking else name: tensor + 1 for name, tensor in state.items()}
+    averaged.pop("", None)
+    path = save({"state_dict": state, "state_dict_ema": averaged, "epoch": 3}, tmp_path / "net.pth", form)
+    with pytest.raises(WeightsError, match=rf"under 'state_dict_ema' without '{lacking}', which the plain ones have"):
+        read_checkpoint(path)
+    assert_same(read_checkpoint(path, ema=False), state)
+
+
 def test_what_stands_beside_weights_is_no_second_set(tmp_path):
     """The optimizer, its momenta, a discriminator, one object under two names, the settings of an average."""
     state = network().state_dict()
