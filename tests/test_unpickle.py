@@ -361,6 +361,15 @@ def test_keys_and_numbers_of_the_memo_that_pickle_trips_over(program):
         read(program)
 
 
+@pytest.mark.parametrize("digits", [b"012", b"-012", b"+1", b" 1", b"-0", b"1_0", b"000", b"", b"12LL"])
+@pytest.mark.parametrize("instruction", [b"I", b"L"])
+def test_integers_that_pickle_does_not_write(instruction, digits):
+    """Of `I`, pickle in C takes 012 for 10, +1 for True and -0 for False; of `L` it refuses the first."""
+    assert read(instruction + b"-12\n.") == -12
+    with pytest.raises(WeightsError, match="makes no sense"):
+        read(instruction + digits + b"\n.")
+
+
 def test_a_frame_in_a_frame():
     """A flipped bit of a frame's length had been passed over."""
     program = pickle.dumps([str(number) * 1000 for number in range(100)], 4)

@@ -33,6 +33,7 @@ _MAX_DIMS = 32
 _MAX_ELEMENTS = 2**48
 _NUMERIC = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _NEWLINE = re.compile(rb"\n")
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _ESCAPE = re.compile(rb"""\\([\\'"abfnrtv]|x[0-9A-Fa-f]{2})?""")  # a backslash, and what a repr puts behind one
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
@@ -354,6 +355,13 @@ def unpickle(
     return machine.run(), machine.position
 
 
+def _integer(line: bytes) -> int:
+    """An integer as pickle writes it; others it reads in another way than Python does: 012 is 10, +1 True."""
+    if not _INTEGER.fullmatch(line):
+        raise ValueError("an integer that pickle does not write")
+    return int(line)
+
+
 class _Machine:
     """`stack` holds what was pushed since the last mark, `below` the stacks under the marks."""
 
@@ -486,7 +494,7 @@ class _Machine:
 
     def digits(self) -> None:
         line = self.line(_MAX_DIGITS)
-        self.push(line == b"01" if line in (b"00", b"01") else int(line))
+        self.push(line == b"01" if line in (b"00", b"01") else _integer(line))
 
     def integer(self, size: int) -> None:
         if size > _MAX_LONG:
@@ -575,7 +583,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
         b"J": lambda m: m.push(m.number(4, signed=True)),
         b"K": lambda m: m.push(m.number(1)),
         b"M": lambda m: m.push(m.number(2)),
-        b"L": lambda m: m.push(int(m.line(_MAX_DIGITS).rstrip(b"L"))),
+        b"L": lambda m: m.push(_integer(m.line(_MAX_DIGITS).removesuffix(b"L"))),
         b"\x8a": lambda m: m.integer(m.number(1)),
         b"\x8b": lambda m: m.integer(m.number(4, signed=True)),
         b"F": lambda m: m.push(float(m.line(_MAX_DIGITS))),
