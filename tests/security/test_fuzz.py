@@ -74,7 +74,8 @@ def plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(map(plain, value))
     if isinstance(value, dict):
-        return [(plain(key), plain(item)) for key, item in value.items()]
+        # Keys that are no plain values are never compared in reading, so that one may be there twice; the last counts.
+        return list({plain(key): plain(item) for key, item in value.items()}.items())
     return value
 
 
@@ -120,7 +121,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[bytes]] = {
     "int4": number("<i", -(2**31), 2**31 - 1),
     "uint4": number("<I", 0, 9),
     "uint8": number("<Q", 0, 99),
-    "decimalnl_short": line(st.one_of(DIGITS, st.sampled_from([b"00", b"01", b" 12", b"1_0", b"", b"0x1", b"+12"]))),
+    "decimalnl_short": line(st.one_of(DIGITS, st.sampled_from([b"00", b"012", b" 12", b"1_0", b"", b"0x1", b"+1"]))),
     "decimalnl_long": line(DIGITS.flatmap(lambda digits: st.sampled_from([digits, digits + b"L"]))),
     "floatnl": line(st.one_of(st.floats().map(lambda value: repr(value).encode()), DIGITS, BYTES)),
     "float8": st.floats().map(lambda value: struct.pack(">d", value)),
