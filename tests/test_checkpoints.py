@@ -206,7 +206,7 @@ def with_row(row: int, values: dict[int, float]) -> np.ndarray:
 WRONG = {
     "missing": ("fc.bias", None, "is missing"),
     "missing buffer": (f"{LAYER}.sfr.index", None, "is missing"),
-    "extra": ("features.denseblock_9.weight", np.zeros(3, "f4"), "has no place in CondenseNetV2"),
+    "extra": ("features.denseblock_9.weight", np.zeros(3, "f4"), "no place in CondenseNetV2: .* if the original"),
     "misshapen": ("fc.bias", np.zeros(25, "f4"), r"is \[25\] and CondenseNetV2 needs \[24\]"),
     "another rank": ("fc.weight", np.zeros((56, 24, 1, 1), "f4"), r"needs \[56, 24\]"),
     "as PyTorch lies": ("fc.weight", np.zeros((24, 56), "f4"), r"is \[24, 56\]"),

@@ -52,8 +52,8 @@ def check_state(
     for name, value in state.items():
         if name not in expected:
             raise WeightsError(
-                f"{quoted(name)} {list(value.shape)} has no place in {network}: remove it, or build the "
-                f"network with the file's own numbers"
+                f"{quoted(name)} {list(value.shape)} has no place in {network}: build the network with the file's own "
+                f"numbers, or remove the tensor if the original network computes nothing with it"
             )
     checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state}
     return _checked_numbers(checked, model, allow_nonfinite)
