@@ -515,7 +515,7 @@ def _is_complete(averaged: Any, key: str, plain: Any) -> bool:
     single = [shown(name) for name in sorted(lacking) if name.rpartition(".")[2] in kinds]
     if single and 2 * len(lacking) < len(names):
         raise WeightsError(
-            f"has averaged weights under {shown(key)} without {_listed(single)}, which the plain ones have: take the "
+            f"has averaged weights under {shown(key)} without {listed(single)}, which the plain ones have: take the "
             f"plain ones with --no-ema (in Python: ema=False), or save the right ones alone with torch.save"
         )
     return not lacking
