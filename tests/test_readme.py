@@ -304,7 +304,7 @@ PARSED = {
     r"paddle_dense\.adapters": "needs clones of the other packages; tests/adapters runs it",
     r"^pip install": "the extras are looked up in setup.py",
     r"^make": "the targets are looked up in the Makefile",
-    r"benchmarks\.": "takes minutes to hours",
+    r"(benchmarks|fuzz)\.": "takes minutes to hours",
 }
 NEEDED = {
     r"--format (onnx|both)": "paddle2onnx",
@@ -369,7 +369,7 @@ def _parse(command: str) -> None:
         assert set(words[1:]) <= set(targets)
         return
     name, arguments = _module(words)
-    if name.startswith("benchmarks."):
+    if name.startswith(("benchmarks.", "fuzz.")):
         source = Path(util.find_spec(name).origin).read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
         return

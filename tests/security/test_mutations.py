@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-W", "ignore", "-m", "benchmarks.mutations"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "fuzz.mutations"]
 
 pytest.importorskip("torch", reason="writes PyTorch checkpoints: pip install torch")
 pytest.importorskip("safetensors", reason="an independent reader of its files: pip install safetensors")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs every muta
 
 
 def test_a_hang_is_ended_and_a_pause_is_none(tmp_path, monkeypatch):
-    from benchmarks import mutations
+    from fuzz import mutations
 
     def paused() -> int:
         if not os.fork():

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("fcntl", reason="locks of Unix")
 
 import paddle_dense as pd_
-from benchmarks.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
+from fuzz.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import atomic as writing
 from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
@@ -46,7 +46,7 @@ def test_killed_at_every_step_and_at_random_moments(count):
     """In a process of its own, which forks: threads of the tests before would not survive that."""
     if count:
         pytest.importorskip("torch", reason="the check compares with PyTorch")
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kills", "--count", str(count)]
+    command = [sys.executable, "-W", "ignore", "-m", "fuzz.kills", "--count", str(count)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" at every step |") == 24 and done.stdout.endswith(" 0 wrong\n")

@@ -1,6 +1,6 @@
 """Power cuts: conversions killed at random moments, and every kind of writing killed before each of its steps.
 
-python -m benchmarks.kills --count 200 --seed 0
+python -m fuzz.kills --count 200 --seed 0
 """
 
 from __future__ import annotations

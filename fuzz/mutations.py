@@ -1,6 +1,6 @@
 """Damages checkpoints and converts them: each must end as a correct conversion or as one sentence with status 1.
 
-python -m benchmarks.mutations --count 2000 --seed 0
+python -m fuzz.mutations --count 2000 --seed 0
 
 Every mutation is converted in processes of its own, forked from one that has imported the frameworks and computed
 nothing: first unchecked, where time and memory are those of reading, then, if that went well, as users do. It ends
@@ -597,7 +597,7 @@ def save_offender(kind: Kind, mutation: str, number: int, content: bytes) -> Pat
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; the status is 1 if a mutation ended badly."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutations", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m fuzz.mutations", description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000, help="mutations (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: 0)")
     options = parser.parse_args(arguments)
