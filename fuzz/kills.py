@@ -383,7 +383,9 @@ def kill_conversions(count: int, seed: int) -> dict[str, Counter]:
 
 def main() -> int:
     """Kill, look, and print the tables; 1 if anything is broken."""
-    parser = argparse.ArgumentParser(description="Kill conversions and other writing, and look what is left.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fuzz.kills", description="Kill conversions and other writing, and look what is left."
+    )
     parser.add_argument("--count", type=int, default=200, help="conversions to kill at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
