@@ -16,10 +16,11 @@ from convert.options import Options
 from convert.origin import origin_path, recalled, remembered, restored
 from convert.report import summarise
 from convert.result import Result
-from convert.verification import check_stated, on_cpu, verify
+from convert.verification import check_stated, verify
 from paddle_dense.checkpoints import identify
 from paddle_dense.condensing import condense_state
 from paddle_dense.errors import WeightsError, naming
+from paddle_dense.evaluation import on_cpu
 from paddle_dense.files import WeightsFile, open_weights, write_torch, write_weights
 from paddle_dense.files.atomic import atomic_write, make_folder, overlap, refuse_existing
 from paddle_dense.files.names import paddle_sign, pytorch_sign
@@ -64,7 +65,8 @@ def convert_checkpoint(
     result = result or Result(str(file.path))
     check_targets((target, sidecar_path(target)), (file.path,), options)
     _refuse_paddle(file)
-    found, state, original = identify(file, options.arch, options.config)
+    with on_cpu():
+        found, state, original = identify(file, options.arch, options.config)
     result.container, result.warnings = file.container, [*result.warnings, *file.warnings, *found.warnings]
     with naming(file.path), on_cpu():
         # In the file's form first: condensing leaves out much that tells of damage.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import paddle
 
 from convert.options import Options
 from convert.parity.forward import (
@@ -150,17 +149,6 @@ def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         f"compared with 0 in place of NaN and infinity, and 1 for variances that are not positive, in {listed(names)}"
     )
     return kept, [said] if names else []
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
-    device = paddle.get_device()
-    paddle.set_device("cpu")
-    try:
-        yield
-    finally:
-        paddle.set_device(device)
 
 
 def build_reference(architecture: Architecture, own: str | None) -> torch.nn.Module:

@@ -20,3 +20,14 @@ def evaluation(model: nn.Layer) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Paddle on the CPU, where float32 is float32; the device is put back afterwards."""
+    device = paddle.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(device)

@@ -21,10 +21,11 @@ from convert.parity.forward import (
 )
 from convert.parity.training import Batch, compare_training
 from convert.result import Result
-from convert.verification import build_reference, check, check_stated, comparable, on_cpu, with_binary_masks
+from convert.verification import build_reference, check, check_stated, comparable, with_binary_masks
 from paddle_dense.checkpoints import Identified, identify
 from paddle_dense.cost import CostError, affordable
 from paddle_dense.errors import WeightsError, naming
+from paddle_dense.evaluation import on_cpu
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import materialise
@@ -53,7 +54,8 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
     start = time.perf_counter()
     file = source if isinstance(source, WeightsFile) else open_weights(source, ema=options.ema)
     result = result or Result(str(file.path))
-    found = identify(file, options.arch, options.config)
+    with on_cpu():
+        found = identify(file, options.arch, options.config)
     result.warnings += [*file.warnings, *found.architecture.warnings]
     with naming(file.path), on_cpu():
         _compare(file, found, options, result)

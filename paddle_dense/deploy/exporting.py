@@ -37,7 +37,7 @@ from paddle.static import InputSpec
 from paddle_dense import __version__
 from paddle_dense.deploy.fused_layers import fused_sfr
 from paddle_dense.errors import WeightsError
-from paddle_dense.evaluation import evaluation
+from paddle_dense.evaluation import evaluation, on_cpu
 from paddle_dense.files.atomic import move_together, temporary_folder, unwritable
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
@@ -112,7 +112,7 @@ def export_checked(
     way = _FORMATS[format]
     _check(model, input_size, batch)
     described = _describe(model, input_size, labels, metadata)
-    with _on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
+    with on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
         network = _copy_on_cpu(model)
         batches = _random_batches(model, input_size, batch)
         with evaluation(network):
@@ -192,16 +192,6 @@ def _copy_on_cpu(model: nn.Layer) -> nn.Layer:
     network = nn.Sequential(copy.deepcopy(model)).to(device="cpu")
     network.eval()
     return network
-
-
-@contextmanager
-def _on_cpu() -> Iterator[None]:
-    device = paddle.get_device()
-    paddle.set_device("cpu")
-    try:
-        yield
-    finally:
-        paddle.set_device(device)
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
