@@ -56,6 +56,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="arguments of the network that the file does not show",
     )
     add(
+        "--drop",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="leave out tensors of this name, such as 'loss.*'",
+    )
+    add(
+        "--rename",
+        metavar="OLD=NEW",
+        action="append",
+        type=_pair,
+        default=[],
+        help="put NEW in place of OLD at the beginning of names; {n} stands for a number: 'enc.{n}=features.{n+1}'",
+    )
+    add("--part", metavar="PREFIX", default="", help="convert the network under this prefix, where there are several")
+    add(
         "--atol",
         type=float,
         default=1e-5,
@@ -71,6 +87,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--reference", metavar="MODULE:FACTORY", help="check against your own PyTorch network")
     add("--json", action="store_true", help="print one JSON object for each input on stdout")
     add("--report", metavar="FILE", type=Path, help=f"write a report: {', '.join(SUFFIXES)}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not old or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must have the form OLD=NEW")
+    return old, new
 
 
 def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:

@@ -27,8 +27,9 @@ from paddle_dense.files.names import paddle_sign, pytorch_sign
 from paddle_dense.files.sidecar import is_left_over, sidecar_path, with_its_sidecar, write_with_sidecar
 from paddle_dense.layers.linear import condense_linear
 from paddle_dense.models.fitting import check_state
+from paddle_dense.models.matching import match
 from paddle_dense.models.network import Network
-from paddle_dense.models.recognise import Architecture, canonical
+from paddle_dense.models.recognise import Architecture
 
 DEFAULTS = Options()
 _HASHES = ("sha256",)
@@ -66,19 +67,22 @@ def convert_checkpoint(
     check_targets((target, sidecar_path(target)), (file.path,), options)
     _refuse_paddle(file)
     with on_cpu():
-        found, state, original = identify(file, options.arch, options.config)
-    result.container, result.warnings = file.container, [*result.warnings, *file.warnings, *found.warnings]
+        identified = identify(file, options.arch, options.config, options.selection)
+    found, original, names = identified.architecture, identified.original, identified.matched.names
+    result.container, result.left_out = file.container, list(identified.matched.left_out)
+    result.warnings += [*file.warnings, *identified.warnings]
     with naming(file.path), on_cpu():
         # In the file's form first: condensing leaves out much that tells of damage.
         outline = outline_of(found, options)
-        state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
-        result.warnings += check_stated(file.checkpoint, found, outline, options)
+        state = check_state(identified.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
+        result.warnings += check_stated(file.checkpoint, identified, outline, options)
         state, outline = _in_target_form(state, found, outline, options, result)
         describe(result, outline, state, options)
-        verify(original, state, found, outline, options, result)
+        # The user's own network has the file's own names.
+        verify(file.tensors if options.reference else original, state, found, outline, options, result)
     _conclude(result, file, target, start)
     provenance = result.provenance()
-    provenance["source"].update(remembered(file.tensors, original, state))
+    provenance["source"].update(remembered(names.values(), original, state))
     write_with_sidecar(state, target, provenance, options.force)
     return result
 
@@ -106,19 +110,23 @@ def convert_back(
     _refuse_pytorch(file)
     with on_cpu():
         try:
-            found, state, _ = identify(file, options.arch, options.config)
+            identified = identify(file, options.arch, options.config, options.selection)
+            found, names = identified.architecture, identified.matched.names
             outline = outline_of(found, options)
             with naming(file.path):
-                state = check_state(state, outline, allow_nonfinite=options.allow_nonfinite)
+                state = check_state(identified.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
         except WeightsError:
-            if _is_fused(canonical(file.tensors)):
+            if _is_fused(file.tensors):
                 raise WeightsError(f"{file.path}: {_FUSED}") from None
             raise
         with naming(file.path):
-            result.container, result.warnings = file.path.suffix.lstrip("."), [*result.warnings, *found.warnings]
+            result.container, result.left_out = file.path.suffix.lstrip("."), list(identified.matched.left_out)
+            result.warnings += identified.warnings
             describe(result, outline, state, options)
             original = restored(state, recalled(file.path, file.sidecar))
-            verify(canonical(original), state, found, outline, options, result)
+            # What is written is what is read again: under the names that it will have.
+            again = original if options.reference else match(original, in_pytorch=True, known=found.network).state
+            verify(again, state, found, outline, options, result)
     _conclude(result, file, target, start)
     _write_torch(original, target, result.provenance())
     return result

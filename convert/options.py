@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from paddle_dense.files.spelling import Selection
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,9 @@ class Options:
     Attributes:
         arch: the preset that the file is said to be.
         config: arguments of the network that the user knows better than the file.
+        drop: patterns of names of the file's tensors to leave out.
+        rename: beginnings of the file's names, old and new.
+        part: the beginning of the names to take, of a file with several networks.
         format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
@@ -30,6 +35,9 @@ class Options:
 
     arch: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    drop: Sequence[str] = ()
+    rename: Sequence[tuple[str, str]] = ()
+    part: str = ""
     format: str = "pdparams"
     keep_trained_form: bool = False
     condense_classifier: bool = False
@@ -41,6 +49,11 @@ class Options:
     force: bool = False
     report: Path | None = None
     allow_nonfinite: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        """What the user says of the file's tensors."""
+        return Selection(self.drop, self.rename, self.part)
 
 
 @dataclass(frozen=True)

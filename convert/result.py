@@ -32,6 +32,7 @@ class Result:
         layers: the same, layer by layer.
         training: loss, gradients and steps compared.
         weights: how the numbers are distributed.
+        left_out: names of the file's tensors that are no part of the network.
         warnings: what the user should know, one sentence each.
         error: why it failed, one sentence.
         seconds: time taken.
@@ -50,6 +51,7 @@ class Result:
     layers: Sequence[LayerPrecision] = ()
     training: TrainingParity | None = None
     weights: Weights | None = None
+    left_out: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     error: str | None = None
     seconds: float | None = None
@@ -73,7 +75,7 @@ class Result:
         """What ``--json`` prints of a conversion."""
         return {
             **{key: getattr(self, key) for key in ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)},
-            **{key: getattr(self, key) for key in ("verified", "seconds", "warnings")},
+            **{key: getattr(self, key) for key in ("verified", "seconds", "left_out", "warnings")},
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Result:
             "source": {"file": Path(self.input).name, "sha256": self.sha256, "container": self.container},
             "verified": self.verified,
             "parity": {key: getattr(self, key) for key in _FIGURES},
+            "left_out": list(self.left_out),
             "warnings": list(self.warnings),
             "versions": versions(),
         }

@@ -24,6 +24,7 @@ from convert.parity.forward import (
     settled,
 )
 from convert.result import Result
+from paddle_dense.checkpoints import Identified
 from paddle_dense.cost import affordable
 from paddle_dense.errors import WeightsError, listed, shown
 from paddle_dense.files.torch_file import Checkpoint
@@ -181,14 +182,14 @@ def _own_reference(name: str) -> torch.nn.Module:
         sys.path.pop(0)
 
 
-def check_stated(checkpoint: Checkpoint | None, found: Architecture, outline: Network, options: Options) -> list[str]:
+def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Network, options: Options) -> list[str]:
     """What a whole pickled module states of its layers, held against the network that is built; warnings.
 
     A check against the user's own network settles what is right, so a contradiction is a warning there.
 
     Args:
         checkpoint: what was read; None for a Paddle file, which states nothing.
-        found: the network in the checkpoint's form.
+        found: the network in the checkpoint's form, and which of the file's tensors are its.
         outline: the same, built.
         options: see `Options`.
 
@@ -197,12 +198,12 @@ def check_stated(checkpoint: Checkpoint | None, found: Architecture, outline: Ne
     """
     if not checkpoint or not checkpoint.layers:
         return []
-    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
-    compared = compare(*file, outline)
-    fault = compared.fault(found.arch)
+    architecture, matched = found.architecture, found.matched
+    compared = compare(checkpoint, matched, outline)
+    fault = compared.fault(architecture.arch)
     settled = bool(options.reference and options.verify and util.find_spec("torch"))
     if fault and not settled:
-        option = remedy(*file, found, options.config)
+        option = remedy(checkpoint, matched, architecture, options.config)
         advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
         raise WeightsError(f"{fault}: {advice}")
     if settled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -14,9 +14,10 @@ from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.layout import to_paddle, to_torch
-from paddle_dense.files.names import pytorch_sign, refuse_mixture
+from paddle_dense.files.names import pytorch_sign, refuse_mixture, renamed
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.sidecar import described_network, write_with_sidecar
+from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.files.weights import read_metadata, read_weights
 from paddle_dense.layers.budget import Room
 from paddle_dense.models.fitting import (
@@ -27,18 +28,27 @@ from paddle_dense.models.fitting import (
     without_head,
     without_other_classifier,
 )
+from paddle_dense.models.matching import Match, match
 from paddle_dense.models.network import Network, network_class
-from paddle_dense.models.recognise import Architecture, canonical, materialise, recognise
+from paddle_dense.models.recognise import Architecture, materialise, settle
 
 PathLike = Union[str, os.PathLike]
 
 
 def load_weights(
-    model: nn.Layer, path: PathLike, strict: bool = True, allow_nonfinite: bool = False
+    model: nn.Layer,
+    path: PathLike,
+    strict: bool = True,
+    allow_nonfinite: bool = False,
+    *,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    part: str = "",
 ) -> tuple[list[str], list[str]]:
     """Put a file's tensors into a model, in place.
 
-    A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file.
+    A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file, and a
+    network of this package takes its tensors from behind whatever prefix.
 
     Args:
         model: any Paddle network.
@@ -46,6 +56,9 @@ def load_weights(
         strict: every tensor of the model must be in the file and fit, and the other way round; otherwise whatever
             fits is loaded.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
+        drop: patterns of names, as of files, of the file's tensors to leave out.
+        rename: beginnings of the file's names, and what to put in their place.
+        part: the beginning of the names to take, of a file with several networks.
 
     Returns:
         Names of the model's tensors that were not loaded, and names of the file's tensors that were not used.
@@ -54,17 +67,17 @@ def load_weights(
         WeightsError: the file cannot be read, is PyTorch's, holds numbers that no network has, or, if strict, does not
             fit.
     """
-    expected = model.state_dict()
-    state = without_head(_read_for(expected, path), model)
-    if strict:
-        with naming(path):
-            state = check_state(state, model, allow_nonfinite=allow_nonfinite)
-        set_state(model, state)
-        return [], []
+    selection = Selection(drop, tuple((rename or {}).items()), part)
+    matched = _read_for(model, path, selection, strict)
+    state = without_head(matched.state, model)
     with naming(path):
-        loaded = fitting_tensors(state, model, allow_nonfinite)
+        if strict:
+            loaded = check_state(state, model, allow_nonfinite=allow_nonfinite, names=matched.names)
+        else:
+            loaded = fitting_tensors(state, model, allow_nonfinite)
     set_state(model, loaded)
-    return [name for name in expected if name not in loaded], [name for name in state if name not in loaded]
+    unused = [] if strict else [matched.names[name] for name in state if name not in loaded]
+    return [name for name in model.state_dict() if name not in loaded], [*unused, *matched.left_out]
 
 
 def load_pretrained(model: nn.Layer, path: PathLike) -> None:
@@ -77,7 +90,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     Raises:
         WeightsError: the weights do not fit, or are PyTorch's.
     """
-    state, fresh = without_other_classifier(without_head(_read_for(model.state_dict(), path), model), model)
+    state, fresh = without_other_classifier(without_head(_read_for(model, path).state, model), model)
     if fresh:
         warnings.warn(
             f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
@@ -88,12 +101,21 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     set_state(model, state)
 
 
-def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) -> nn.Layer:
+def load_model(
+    path: PathLike,
+    *,
+    allow_nonfinite: bool = False,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    part: str = "",
+    **config: Any,
+) -> nn.Layer:
     """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
 
     Args:
         path: ``.pdparams`` or ``.safetensors``.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
+        drop, rename, part: see `load_weights`.
         config: arguments of the network to change: `num_classes` for a fresh classifier, `features_only`, ...
 
     Raises:
@@ -104,14 +126,14 @@ def load_model(path: PathLike, *, allow_nonfinite: bool = False, **config: Any) 
     file = open_weights(Path(path), "paddle")
     with naming(path):
         _refuse_pytorch(file.tensors, path)
-    found = identify(file, overrides=config)
-    for warning in found.architecture.warnings:
+    found = identify(file, overrides=config, selection=Selection(drop, tuple((rename or {}).items()), part))
+    for warning in found.warnings:
         warnings.warn(f"{path}: {warning}", stacklevel=2)
     outline = outlined(found.architecture, config, path)
     with naming(path):
         state = without_head(found.state, outline)
         state, fresh = without_other_classifier(state, outline) if config else (state, [])
-        state = check_state(state, outline, fresh, allow_nonfinite)
+        state = check_state(state, outline, fresh, allow_nonfinite, found.matched.names)
     model = materialise(outline)
     set_state(model, state)
     return model
@@ -124,20 +146,33 @@ class Identified(NamedTuple):
         architecture: the network and its numbers, in the form that the file has.
         state: the file's tensors under this package's names, in Paddle's layout.
         original: the same under PyTorch's names and in PyTorch's layout.
+        matched: which tensors of the file they are.
     """
 
     architecture: Architecture
     state: dict[str, np.ndarray]
     original: dict[str, np.ndarray]
+    matched: Match
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know, one sentence each."""
+        return [*self.architecture.warnings, *self.matched.warnings()]
 
 
-def identify(file: WeightsFile, arch: str | None = None, overrides: Mapping[str, Any] | None = None) -> Identified:
+def identify(
+    file: WeightsFile,
+    arch: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    selection: Selection = EVERYTHING,
+) -> Identified:
     """Find out which network a weight file holds: what its sidecar says, or else what the tensors show.
 
     Args:
         file: what `open_weights` gave.
         arch: the preset that it is said to be, whatever the sidecar says.
         overrides: arguments of the network that the caller knows better.
+        selection: what the caller says of the tensors.
 
     Raises:
         WeightsError: no known network has such tensors, `arch` has other numbers, or the sidecar cannot be used.
@@ -146,20 +181,34 @@ def identify(file: WeightsFile, arch: str | None = None, overrides: Mapping[str,
     if file.sidecar_fault and not arch:
         raise file.sidecar_fault
     described = None if arch else described_network(file.path, file.sidecar)
+    in_pytorch, headless = file.checkpoint is not None, (overrides or {}).get("num_classes") == 0
     with naming(file.path):
         refuse_mixture(file.tensors)
-        tensors = canonical(file.tensors)
-        in_pytorch = file.checkpoint is not None
+        known = _described_class(described[0]) if described else None
+        matched = match(file.tensors, in_pytorch, selection, known, headless)
+        tensors = matched.state
         state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
         if described is None:
-            return Identified(recognise(state, arch, overrides), state, original)
+            return Identified(settle(matched, arch, overrides), state, original, matched)
         name, config = described
         try:
-            found = Architecture(name, network_class(name), config, room=Room.of(state))
+            found = Architecture(name, matched.network, config, room=Room.of(state))
             found.outline()
         except ValueError as error:
-            raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from error
-        return Identified(replace(found, config={**config, **(overrides or {})}), state, original)
+            raise _no_network(error) from error
+        architecture = replace(found, config={**config, **(overrides or {})})
+        return Identified(architecture, state, original, matched)
+
+
+def _described_class(arch: str) -> type[Network]:
+    try:
+        return network_class(arch)
+    except ValueError as error:
+        raise _no_network(error) from error
+
+
+def _no_network(error: ValueError) -> WeightsError:
+    return WeightsError(f"the sidecar .json describes no network of this package: {error}")
 
 
 def outlined(architecture: Architecture, overrides: Mapping[str, Any], path: PathLike) -> Network:
@@ -198,19 +247,34 @@ def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | 
     )
 
 
-def _read_for(expected: Mapping[str, Tensor], path: PathLike) -> dict[str, np.ndarray]:
-    """A file's tensors under this package's names, unless they lie as PyTorch lays them out.
+class _Tensors(NamedTuple):
+    """A file's tensors under a model's names, what the file calls them, and the names of the others."""
+
+    state: dict[str, np.ndarray]
+    names: Mapping[str, str]
+    left_out: Sequence[str]
+
+
+def _read_for(model: nn.Layer, path: PathLike, selection: Selection = EVERYTHING, strict: bool = True) -> _Tensors:
+    """A file's tensors for a model, unless they lie as PyTorch lays them out.
 
     Args:
-        expected: the tensors that they are for. Names that a network has are Paddle's, whatever they sound like.
+        model: what they are for. Names that it has itself are Paddle's, whatever they sound like.
         path: the file.
+        selection, strict: see `match`.
     """
-    state = read_weights(path)
+    state, expected = read_weights(path), model.state_dict()
     with naming(path):
         _refuse_pytorch(state, path, expected)
-        state = canonical(state)
-        _refuse_transposed(state, expected, path)
-    return state
+        if isinstance(model, Network):
+            found = match(state, False, selection, type(model), model.num_classes == 0, strict)
+            tensors = _Tensors(found.state, found.names, found.left_out)
+        else:
+            kept = {name: value for name, value in state.items() if selection.keeps(name)}
+            mapped = renamed(kept, selection.renamed)
+            tensors = _Tensors(mapped, dict(zip(mapped, kept)), [name for name in state if name not in kept])
+        _refuse_transposed(tensors.state, expected, path)
+    return tensors
 
 
 def _refuse_pytorch(names: Collection[str], path: PathLike, own: Collection[str] = ()) -> None:

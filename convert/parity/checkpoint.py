@@ -55,8 +55,8 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
     file = source if isinstance(source, WeightsFile) else open_weights(source, ema=options.ema)
     result = result or Result(str(file.path))
     with on_cpu():
-        found = identify(file, options.arch, options.config)
-    result.warnings += [*file.warnings, *found.architecture.warnings]
+        found = identify(file, options.arch, options.config, options.selection)
+    result.warnings += [*file.warnings, *found.warnings]
     with naming(file.path), on_cpu():
         _compare(file, found, options, result)
         if not found.architecture.config.get("condensed", True) and not options.keep_trained_form:
@@ -69,8 +69,11 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
 def _compare(file: WeightsFile, found: Identified, options: Options, result: Result) -> None:
     """Logits, layers and training of the network in the form that the file has."""
     outline = outline_of(found.architecture, options)
-    state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite)
-    original, replaced = found.original, list[str]()
+    names = found.matched.names
+    state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
+    # The user's own network has the file's own names.
+    in_file = options.reference and file.checkpoint
+    original, replaced = file.tensors if in_file else found.original, list[str]()
     if options.allow_nonfinite:
         original, replaced = comparable(original)
         state, _ = comparable(state)
@@ -78,7 +81,7 @@ def _compare(file: WeightsFile, found: Identified, options: Options, result: Res
     load_torch_state(reference, with_binary_masks(original))
     model = materialise(outline)
     set_state(model, state)
-    result.warnings += [*replaced, *check_stated(file.checkpoint, found.architecture, model, options)]
+    result.warnings += [*replaced, *check_stated(file.checkpoint, found, model, options)]
     describe(result, model, found.state, options)
     channels, size = model.config["in_channels"], options.size or model.input_size
     with affordable(model, "compare with a smaller --size", size, batch=2):

@@ -148,7 +148,7 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
         known = fault.startswith("the sidecar .json")
         notes.append(fault if known else f"the sidecar .json describes another network: {fault}")
         found = identify(replace(file, sidecar=None))
-    notes += found.architecture.warnings
+    notes += found.warnings
     return found
 
 
@@ -161,9 +161,9 @@ def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: 
         if info.condensed is False:
             info = _with_connections(info, state, found, notes)
         outline = found.outline()
-        check_state(state, outline)
+        check_state(state, outline, names=identified.matched.names)
         if file.checkpoint and file.checkpoint.layers:
-            notes += _stated_otherwise(file.checkpoint, found, outline)
+            notes += _stated_otherwise(file.checkpoint, identified, outline)
         model = materialise(outline)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
@@ -189,14 +189,14 @@ def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: 
     )
 
 
-def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: Network) -> list[str]:
+def _stated_otherwise(checkpoint: Checkpoint, identified: Identified, outline: Network) -> list[str]:
     """What a whole pickled module states that this network does not compute, and what it leaves open."""
-    file = (checkpoint.layers, checkpoint.around, checkpoint.state)
-    compared = compare(*file, outline)
+    found = identified.architecture
+    compared = compare(checkpoint, identified.matched, outline)
     fault = compared.fault(found.arch)
     if not fault:
         return compared.warnings()
-    option = remedy(*file, found, {})
+    option = remedy(checkpoint, identified.matched, found, {})
     advice = f"convert it with {option}" if option else f"it is another network than {found.arch}"
     return [f"the file {fault}: {advice}"]
 

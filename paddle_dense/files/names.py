@@ -31,10 +31,14 @@ def renamed(state: Mapping[str, Value], rule: Callable[[str], str]) -> dict[str,
     return {new: state[name] for new, name in names.items()}
 
 
-def two_names(first: str, second: str, one: str) -> WeightsError:
+class TwoNamesError(WeightsError):
+    """A file has one tensor under two names."""
+
+
+def two_names(first: str, second: str, one: str) -> TwoNamesError:
     """What is wrong with a file that has a tensor twice."""
     meaning = "" if one in (first, second) else f", both of which mean {shown(one)}"
-    return WeightsError(
+    return TwoNamesError(
         f"holds one tensor under two names, {shown(first)} and {shown(second)}{meaning}: leave out the one that is not "
         f"the network's and save it again"
     )

@@ -27,8 +27,8 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers.condconv import RoutedCondConv2D
 from paddle_dense.models.arguments import Count, Epsilon, Factor, FromZero, Share
-from paddle_dense.models.network import Network, Published, Size, register_model, register_network
-from paddle_dense.models.recognise import Recognised, count_classes
+from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
+from paddle_dense.models.reading import count_classes
 
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 # Each stage of EfficientNet-B0: blocks, kernel size, stride of the first block, expansion, channels.
@@ -165,6 +165,7 @@ class EfficientNetCondConv(Network):
         feature_strides: pixels of the picture for each pixel of it.
     """
 
+    anchors = ("conv_stem.weight", f"blocks.{FIRST_CONDCONV_STAGE}.0.routing_fn.bias")
     head_prefixes = ("conv_head.", "bn2.", "classifier.")
     called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU", "mean"]}
 

@@ -13,7 +13,6 @@ outputs; the released checkpoints are such.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -22,19 +21,15 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
 from paddle_dense.layers.choices import learned_layers
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount, Share
-from paddle_dense.models.network import Network, Published, Size, register_model, register_network
-from paddle_dense.models.recognise import (
-    Recognised,
-    condensed_groups,
-    count_classes,
-    count_layers,
-    rename,
-    trained_groups,
-)
+from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
+from paddle_dense.models.reading import condensed_groups, count_classes, count_layers, trained_groups
+
+ANCHORS = ("features.init_conv.weight", "features.denseblock_1.denselayer_1.conv_2.conv.weight")
 
 
 class DenseLayer(nn.Layer):
@@ -152,6 +147,20 @@ class CondenseNet(Network):
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
     """
 
+    anchors = ANCHORS
+    spellings = (
+        Spelling(
+            "pytorchcv",
+            (
+                ("features.init_block.conv", "features.init_conv"),
+                ("features.stage{b}.unit{l}.conv{k}.bn", "features.denseblock_{b}.denselayer_{l}.conv_{k}.norm"),
+                ("features.stage{b}.unit{l}.conv{k}", "features.denseblock_{b}.denselayer_{l}.conv_{k}"),
+                ("features.post_activ.bn", "features.norm_last"),
+                ("output", "classifier"),
+            ),
+        ),
+    )
+
     def __init__(
         self,
         stages: Counts,
@@ -196,11 +205,6 @@ class CondenseNet(Network):
             return self.features.pyramid(x)
         x = self.features(x).flatten(1)
         return self.classifier(x) if self.num_classes else x
-
-    @staticmethod
-    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The original's names for a state_dict under pytorchcv's; any other is passed on as it is."""
-        return rename(state, _PYTORCHCV) if "features.init_block.conv.weight" in state else dict(state)
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
@@ -252,17 +256,6 @@ def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
         guesses += [key for key, unseen in zip(("group_1x1", "condense_factor"), hidden) if unseen]
     return Recognised(config, tuple(guesses))
 
-
-_PYTORCHCV = (
-    (re.compile(r"^features\.init_block\.conv\."), "features.init_conv."),
-    (
-        re.compile(r"^features\.stage([0-9]+)\.unit([0-9]+)\.conv([12])\."),
-        r"features.denseblock_\1.denselayer_\2.conv_\3.",
-    ),
-    (re.compile(r"^features\.post_activ\.bn\."), "features.norm_last."),
-    (re.compile(r"(\.conv_[12])\.bn\."), r"\1.norm."),
-    (re.compile(r"^output\."), "classifier."),
-)
 
 # The papers' tables; the sizes are exact: parameters, MACs as the paper counts, and as executed.
 _IMAGENET = {"stages": [4, 6, 8, 10, 8], "growth": [8, 16, 32, 64, 128], "init_stride": 2}

@@ -26,9 +26,9 @@ from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SE
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount
-from paddle_dense.models.condensenet import DenseFeatures, default_init_stride, read_dense_blocks
-from paddle_dense.models.network import Network, Published, Size, register_model, register_network
-from paddle_dense.models.recognise import Recognised, condensed_groups, trained_groups, unless_same
+from paddle_dense.models.condensenet import ANCHORS, DenseFeatures, default_init_stride, read_dense_blocks
+from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
+from paddle_dense.models.reading import condensed_groups, trained_groups, unless_same
 
 _FACTOR = "parts (the condensation factor)"
 
@@ -106,6 +106,7 @@ class CondenseNetV2(Network):
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
     """
 
+    anchors = ANCHORS
     head_prefixes = ("features.se_last.", "fc.", "classifier.")
 
     def __init__(

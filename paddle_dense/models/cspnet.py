@@ -32,12 +32,11 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.files.names import renamed
 from paddle_dense.layers import conv2d
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
-from paddle_dense.models.network import Network, Published, Size, register_model, register_network
-from paddle_dense.models.recognise import Recognised, count_classes
+from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
+from paddle_dense.models.reading import count_classes
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
 MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}
@@ -258,6 +257,8 @@ class CSPNet(Network):
             groups.
     """
 
+    anchors = ("stem.conv1.conv.weight", "stages.0.conv_transition_b.conv.weight")
+    aliases = (("fc", "head.fc"),)  # PaddleClas
     head_prefixes = ("head.",)
     classifier_name = "head.fc"
 
@@ -317,13 +318,6 @@ class CSPNet(Network):
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
         return _recognise(state)
-
-    @staticmethod
-    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rename PaddleClas' classifier, ``fc.*``, to ``head.fc.*``; keep any other name and any other network's."""
-        if "fc.weight" not in state or "stages.0.conv_exp.conv.weight" not in state:
-            return dict(state)
-        return renamed(state, lambda name: f"head.{name}" if name.startswith("fc.") else name)
 
 
 def _widths(

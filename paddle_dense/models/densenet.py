@@ -14,7 +14,6 @@ torchvision's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any, Callable
@@ -26,11 +25,11 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import KaimingNormal, Uniform
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.files.names import renamed
+from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.conv import convolve
 from paddle_dense.models.arguments import Count, Counts, FromZero, Share
-from paddle_dense.models.network import Network, Published, Size, register_model, register_network
-from paddle_dense.models.recognise import Recognised, count_classes, count_layers
+from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
+from paddle_dense.models.reading import count_classes, count_layers
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
@@ -146,6 +145,19 @@ def transition(channels: int, pool: bool = True) -> nn.Sequential:
 class DenseBackbone(Network):
     """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier."""
 
+    anchors = ("features.conv0.weight", "features.denseblock1.denselayer1.conv2.weight")
+    # torchvision's released files, and whatever was trained from them before its names changed.
+    aliases = (
+        ("features.denseblock{b}.denselayer{l}.norm.{k}", "features.denseblock{b}.denselayer{l}.norm{k}"),
+        ("features.denseblock{b}.denselayer{l}.relu.{k}", "features.denseblock{b}.denselayer{l}.relu{k}"),
+        ("features.denseblock{b}.denselayer{l}.conv.{k}", "features.denseblock{b}.denselayer{l}.conv{k}"),
+        ("features.norm_final", "features.norm5"),  # gpleiss' memory-efficient DenseNet
+    )
+    folds = (
+        ("features.conv0", "features.norm0"),
+        ("features.denseblock{b}.denselayer{l}.conv1", "features.denseblock{b}.denselayer{l}.norm2"),
+    )
+
     def build(self, make_block: Callable[[int, int], DenseBlock], transitions: bool) -> None:
         """Add the layers.
 
@@ -202,6 +214,10 @@ class DenseBackbone(Network):
         return [*pyramid[:-1], self.relu5(x)]
 
 
+# The children of `features`.
+_PARTS = ("conv0", "norm0", "denseblock{b}", "transition{b}", "norm5")
+
+
 @register_network
 class DenseNet(DenseBackbone):
     """DenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
@@ -225,6 +241,58 @@ class DenseNet(DenseBackbone):
     Raises:
         ValueError: a number of layers or channels is below 1.
     """
+
+    spellings = (
+        # paddle.vision and PaddleClas, whose released files were trained without dropout: theirs scales at inference,
+        # where this network's does nothing.
+        Spelling(
+            "paddle.vision",
+            (
+                ("conv1_func._conv", "features.conv0"),
+                ("conv1_func._batch_norm", "features.norm0"),
+                ("db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
+                (
+                    "db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._batch_norm",
+                    "features.denseblock{b}.denselayer{l}.norm{k}",
+                ),
+                ("tr_conv{b+1}_blk.conv_ac_func._conv", "features.transition{b}.conv"),
+                ("tr_conv{b+1}_blk.conv_ac_func._batch_norm", "features.transition{b}.norm"),
+                ("batch_norm", "features.norm5"),
+                ("out", "classifier"),
+            ),
+        ),
+        Spelling(
+            "pytorchcv",
+            (
+                ("features.init_block.conv", "features.conv0"),
+                ("features.init_block.bn", "features.norm0"),
+                ("features.stage{b}.unit{l}.conv{k}.conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
+                ("features.stage{b}.unit{l}.conv{k}.bn", "features.denseblock{b}.denselayer{l}.norm{k}"),
+                ("features.stage{b+1}.trans{b+1}.conv.conv", "features.transition{b}.conv"),
+                ("features.stage{b+1}.trans{b+1}.conv.bn", "features.transition{b}.norm"),
+                ("features.post_activ.bn", "features.norm5"),
+                ("output", "classifier"),
+            ),
+        ),
+        Spelling(
+            "MONAI",
+            (("features.denseblock{b}.denselayer{l}.layers", "features.denseblock{b}.denselayer{l}"),),
+        ),
+        Spelling(
+            "MMPretrain",
+            (
+                ("backbone.stem.0", "features.conv0"),
+                ("backbone.stem.1", "features.norm0"),
+                ("backbone.stages.{b-1}.block.{l-1}", "features.denseblock{b}.denselayer{l}"),
+                ("backbone.transitions.{b}.0", "features.norm5"),
+                ("backbone.transitions.{b-1}", "features.transition{b}"),
+                ("head.fc", "classifier"),
+            ),
+        ),
+        Spelling("features alone", tuple((part, f"features.{part}") for part in _PARTS)),
+        Spelling("timm's features_only", tuple((f"features_{part}", f"features.{part}") for part in _PARTS)),
+        Spelling("base", (("base", "features"),)),
+    )
 
     def __init__(
         self,
@@ -250,16 +318,6 @@ class DenseNet(DenseBackbone):
             return None
         return Recognised(config)
 
-    @staticmethod
-    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rename the tensors of a file in torchvision's old spelling or under Paddle's own names; keep any other name.
-
-        Old spelling: ``denselayer1.norm.1.weight`` for ``denselayer1.norm1.weight``, in the files that torchvision
-        releases. Paddle's own names: those of `paddle.vision.models.DenseNet` and PaddleClas, whose released files were
-        trained without dropout (theirs scales at inference, where this network's does nothing).
-        """
-        return renamed(state, _from_paddle_vision if "conv1_func._conv.weight" in state else _from_old_torchvision)
-
 
 FIRST_LAYER = "features.denseblock1.denselayer1"
 
@@ -282,35 +340,6 @@ def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         "num_classes": count_classes(state, "classifier"),
         "in_channels": in_channels,
     }
-
-
-def _from_old_torchvision(name: str) -> str:
-    return re.sub(r"^(features\.denseblock[0-9]+\.denselayer[0-9]+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
-
-
-_KINDS = {"_conv": "conv", "_batch_norm": "norm"}
-_PADDLE_VISION = (
-    (r"conv1_func\.(_conv|_batch_norm)", lambda m: f"features.{_KINDS[m[1]]}0"),
-    (
-        r"db_conv_([1-9][0-9]*)\.conv\1_([1-9][0-9]*)\.bn_ac_func([12])\.(_conv|_batch_norm)",
-        lambda m: f"features.denseblock{int(m[1]) - 1}.denselayer{m[2]}.{_KINDS[m[4]]}{m[3]}",
-    ),
-    (
-        r"tr_conv([1-9][0-9]*)_blk\.conv_ac_func\.(_conv|_batch_norm)",
-        lambda m: f"features.transition{int(m[1]) - 1}.{_KINDS[m[2]]}",
-    ),
-    (r"batch_norm", lambda m: "features.norm5"),
-    (r"out", lambda m: "classifier"),
-)
-
-
-def _from_paddle_vision(name: str) -> str:
-    owner, _, leaf = name.rpartition(".")
-    for pattern, new_owner in _PADDLE_VISION:
-        match = re.fullmatch(pattern, owner)
-        if match:
-            return f"{new_owner(match)}.{leaf}"
-    return name
 
 
 # Published parameters and errors are torchvision's; the sizes are exact: parameters, MACs with and without activations.

@@ -28,6 +28,7 @@ def check_state(
     model: nn.Layer,
     fresh: Collection[str] = (),
     allow_nonfinite: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The tensors of a file in the model's order, once every one of them is there and fits; averaged masks rounded.
 
@@ -36,6 +37,7 @@ def check_state(
         model: the network, or its outline.
         fresh: names that may be missing, because the model keeps its own.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
+        names: what the file calls the tensors, for messages.
 
     Raises:
         WeightsError: a tensor is missing, superfluous, misshapen, of another kind of number, or holds numbers that no
@@ -49,13 +51,19 @@ def check_state(
                 f"{quoted(name)} of {network} is missing: complete the file, or build the network with "
                 f"the file's own numbers"
             )
+    names = names or {}
     for name, value in state.items():
         if name not in expected:
             raise WeightsError(
-                f"{quoted(name)} {list(value.shape)} has no place in {network}: build the network with the file's own "
-                f"numbers, or remove the tensor if the original network computes nothing with it"
+                f"{quoted(names.get(name, name))} {list(value.shape)} has no place in {network}: build the network "
+                f"with the file's own numbers, or leave the tensor out with --drop (in Python: drop=[...]) if the "
+                f"original network computes nothing with it"
             )
-    checked = {name: _fitting(name, state[name], tensor, network) for name, tensor in expected.items() if name in state}
+    checked = {
+        name: _fitting(names.get(name, name), state[name], tensor, network)
+        for name, tensor in expected.items()
+        if name in state
+    }
     return _checked_numbers(checked, model, allow_nonfinite)
 
 

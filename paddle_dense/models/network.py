@@ -5,20 +5,31 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from paddle import nn
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.budget import check_room
 from paddle_dense.models.arguments import check_arguments
 
-if TYPE_CHECKING:
-    from paddle_dense.models.recognise import Recognised
-
 _NETWORKS: dict[str, type[Network]] = {}
 _PRESETS: dict[str, Preset] = {}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What one network reads from a state_dict.
+
+    Attributes:
+        config: the constructor's arguments.
+        guesses: the arguments of which the file holds no trace, filled in as the released checkpoints have them.
+    """
+
+    config: dict[str, Any]
+    guesses: tuple[str, ...] = ()
 
 
 class Network(nn.Layer):
@@ -43,10 +54,18 @@ class Network(nn.Layer):
         feature_channels: channels of each tensor of the pyramid.
         feature_strides: pixels of the picture for each pixel of it.
         preprocessing: how pictures are prepared for it.
+        spellings: what other code calls its tensors.
+        aliases: older names of single layers, theirs and ours, as rows of a `Spelling`; they hold in every spelling.
+        anchors: tensors by which the network is found in a file, under whatever prefix; one of them is enough.
+        folds: convolutions and the batch normalisation that alone reads each of them: templates of names.
     """
 
     classifier_name = "classifier"
     head_prefixes: tuple[str, ...] = ("classifier.",)
+    spellings: tuple[Spelling, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    anchors: tuple[str, ...] = ()
+    folds: tuple[tuple[str, str], ...] = ()
     input_size: int
     feature_channels: Sequence[int]
     feature_strides: Sequence[int]
@@ -93,11 +112,6 @@ class Network(nn.Layer):
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
         raise NotImplementedError
-
-    @staticmethod
-    def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The network's own names for a state_dict under names that other code gives to the same tensors."""
-        return dict(state)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Callable
 
-import numpy as np
 from paddle import nn
 
 from paddle_dense.errors import WeightsError, shown
+from paddle_dense.files.torch_file import Checkpoint, Layers
 from paddle_dense.models.effects import (
     ADAPTIVE_POOL,
     MEAN_POOL,
@@ -36,13 +36,12 @@ from paddle_dense.models.effects import (
     effect_in_network,
     is_known,
 )
+from paddle_dense.models.matching import Match
 from paddle_dense.models.network import presets
-from paddle_dense.models.recognise import Architecture, canonical, full_config
+from paddle_dense.models.recognise import Architecture, full_config
 
 if TYPE_CHECKING:
     from typing_extensions import TypeGuard
-
-Layers = Mapping[str, Mapping[str, Any]]
 
 _MAX_LAYERS = 20_000  # the networks of this package have up to some 1500
 
@@ -158,42 +157,39 @@ def _listed(one: str, many: str, names: Sequence[str]) -> str:
     return f"{one if len(names) == 1 else many} {', '.join(map(shown, names[:8]))}{more}"
 
 
-def compare(layers: Layers, around: Layers, state: Mapping[str, np.ndarray], outline: nn.Layer) -> Comparison:
+def compare(checkpoint: Checkpoint, matched: Match, outline: nn.Layer) -> Comparison:
     """Compare what a file states with what a network computes.
 
     Args:
-        layers: what the file states of each layer, by its name in the file: plain values by attribute, and "class".
-        around: the same of what stands around the network that has the tensors.
-        state: the file's tensors under the file's names.
+        checkpoint: the file, with what it states of each layer: plain values by attribute, and "class".
+        matched: which of its layers are the network's.
         outline: the network; it needs no memory.
 
     Raises:
         WeightsError: the file has more layers than any network.
     """
-    if len(layers) > _MAX_LAYERS:
-        raise WeightsError(f"has {len(layers)} layers, more than any network here: save the state_dict alone")
-    everything = [*layers.items(), *around.items()]
-    own = dict.fromkeys(told["class"] for _, told in everything if not is_known(told))
-    hooked = [name for name, told in everything if told.get("hooks")]
-    return Comparison(list(_Pairing(layers, around, state, outline).contradictions()), list(own), hooked)
+    stated = {**checkpoint.layers, **checkpoint.around}
+    if len(stated) > _MAX_LAYERS:
+        raise WeightsError(f"has {len(stated)} layers, more than any network here: save the state_dict alone")
+    own = dict.fromkeys(told["class"] for told in stated.values() if not is_known(told))
+    hooked = [name for name, told in stated.items() if told.get("hooks")]
+    return Comparison(list(_Pairing(checkpoint, matched, outline).contradictions()), list(own), hooked)
 
 
-def _canonical_names(layers: Layers, state: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """This package's name for each layer of the file: what it calls a tensor of that layer, without the tensor."""
-    marks = {f"{name}.weight": np.empty(0) for name in layers if name and f"{name}.weight" not in state}
-    named = {**{name: value.view() for name, value in state.items()}, **marks}  # each an object of its own
-    theirs = {id(value): name for name, value in named.items()}
-    ours = {theirs[id(value)]: name for name, value in canonical(named).items()}
-    return {name: ours.get(f"{name}.weight", f"{name}.weight").rpartition(".")[0] if name else "" for name in layers}
+def _by_own_names(checkpoint: Checkpoint, matched: Match) -> tuple[dict[str, str], Layers]:
+    """The file's name for each of the network's layers, by this package's, and what stands around the network."""
+    found = {name: matched.layer(name) for name in checkpoint.layers}
+    around = {name: told for name, told in checkpoint.layers.items() if found[name] is None}
+    return {ours: name for name, ours in found.items() if ours is not None}, {**checkpoint.around, **around}
 
 
 class _Pairing:
     """The layers of a file, by this package's names, beside those of a network."""
 
-    def __init__(self, layers: Layers, around: Layers, state: Mapping[str, np.ndarray], outline: nn.Layer) -> None:
+    def __init__(self, checkpoint: Checkpoint, matched: Match, outline: nn.Layer) -> None:
         self.network = _Network(outline)
-        self.own_names = {ours: theirs for theirs, ours in _canonical_names(layers, state).items()}
-        self.told = {ours: layers[theirs] for ours, theirs in self.own_names.items()}
+        self.own_names, around = _by_own_names(checkpoint, matched)
+        self.told = {ours: checkpoint.layers[theirs] for ours, theirs in self.own_names.items()}
         self.effects = {name: effect_in_file(told) for name, told in self.told.items()}
         self._by_parent: dict[str, list[str]] = {}
         for name in self.told:
@@ -351,19 +347,18 @@ def _number(value: object) -> str:
 # What mends it
 
 
-def remedy(
-    layers: Layers, around: Layers, state: Mapping[str, np.ndarray], found: Architecture, given: Mapping[str, Any]
-) -> str | None:
+def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: Mapping[str, Any]) -> str | None:
     """The option with which the network computes what the file states; None if there is none.
 
     Args:
-        layers, around, state: see `compare`.
+        checkpoint, matched: see `compare`.
         found: the network that does not.
         given: the arguments that the user has set with --config.
     """
+    layers = {ours: checkpoint.layers[theirs] for ours, theirs in _by_own_names(checkpoint, matched)[0].items()}
     for option, other in _others(layers, found, given):
         try:
-            if not compare(layers, around, state, other.outline()).contradictions:
+            if not compare(checkpoint, matched, other.outline()).contradictions:
                 return option
         except ValueError:  # no network has such a number
             continue

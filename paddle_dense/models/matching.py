@@ -1,0 +1,307 @@
+"""Which network a file's tensors belong to, whatever stands before their names and whoever gave these.
+
+Every network is tried in every spelling, from every place in the names from which on they could be its own. What covers
+most of the file's tensors is the network. Tensors outside of it are left out if they compute nothing or the user says
+so; any other is an error, since the original network may compute something with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from paddle_dense.errors import WeightsError, listed, shown
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.names import STATISTICS, TwoNamesError, renamed
+from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling, Template
+from paddle_dense.models.network import Network, Recognised, networks
+
+# What wrappers put between the parts of a name: DataParallel, torch.compile, Opacus, FSDP, DeepSpeed, Paddle's own.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_layers)\."
+)
+# Tensors that no forward pass reads: counters of thop and of SWA, torchxrayvision's thresholds, losses, metrics, and
+# the heads that only training has.
+_BYSTANDERS = re.compile(
+    r"(.*\.)?(total_ops|total_params|n_averaged|op_threshs)"
+    r"|([^.]+\.)?([a-z0-9]+_)?(criteri(on|a)|loss(es)?(_?fn|_?func|_?function)?|metrics?|acc|accuracy|auroc|auc|f1)[0-9]*"
+    r"\..*"
+    r"|([^.]+\.)?aux(iliary)?(_?(head|classifier|logits|fc|net))?[0-9]*\..*",
+    re.IGNORECASE,
+)
+# Under which a network's last layer is kept, beside the network's own name for it.
+_HEADS = ("classifier", "fc", "head", "heads", "output", "last_linear", "linear", "class_layers", "logits", "cls_head")
+_FOLDED = (
+    "subtracted the biases {} from the running means of the batch normalisations after them, which computes the same: "
+    "the network here has no such biases"
+)
+_MAX_PREFIXES = 32  # places from which on one file's names can be a network's
+
+
+_OWN = Spelling("this package")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A network and the tensors of a file that are its.
+
+    Attributes:
+        network: the class.
+        found: what the tensors show of its arguments.
+        state: the tensors under this package's names, in the file's own layout and order.
+        names: the file's name of each.
+        folded: names of the file's biases that went into running means.
+        left_out: names of the file's other tensors.
+        notes: what was done to tensors beside giving them names, one sentence each.
+        prefix: what stood before the network's names.
+        spelling: whose names they are.
+    """
+
+    network: type[Network]
+    found: Recognised
+    state: dict[str, np.ndarray]
+    names: dict[str, str]
+    folded: Sequence[str]
+    left_out: Sequence[str]
+    notes: Sequence[str]
+    prefix: str
+    spelling: Spelling
+    _candidate: _Candidate = field(repr=False)
+
+    def layer(self, name: str) -> str | None:
+        """This package's name for a layer of the file, "" for the network itself; None for one that is outside."""
+        return self._candidate.layer(name)
+
+    def warnings(self) -> list[str]:
+        """What was done to tensors and which were left out, one sentence each."""
+        left_out = [f"left out what is no part of the network: {listed(map(shown, self.left_out))}"]
+        return [*self.notes, *(left_out if self.left_out else [])]
+
+
+def match(
+    tensors: Mapping[str, np.ndarray],
+    in_pytorch: bool = False,
+    selection: Selection = EVERYTHING,
+    known: type[Network] | None = None,
+    headless: bool = False,
+    strict: bool = True,
+) -> Match:
+    """Find the network whose tensors these are.
+
+    Args:
+        tensors: by the file's names.
+        in_pytorch: they lie as PyTorch lays them out, and not as Paddle.
+        selection: what the user says of them.
+        known: the network, where that is known: its arguments are then not asked of the tensors.
+        headless: leave the classifier out, whatever it is.
+        strict: tensors outside of the network are an error, unless they are known to compute nothing.
+
+    Raises:
+        WeightsError: no network has such tensors, several have, or some of them belong to none.
+    """
+    kept = {name: value for name, value in tensors.items() if selection.keeps(name) and not _BYSTANDERS.fullmatch(name)}
+    matches: list[Match] = []
+    failures: list[tuple[int, WeightsError, _Candidate]] = []
+    for candidate in _candidates(kept, selection, known, headless):
+        try:
+            found = candidate.match(kept, in_pytorch, recognise=known is None)
+        except WeightsError as error:
+            failures.append((len(candidate.covered(kept)), error, candidate))
+            continue
+        if found:
+            matches.append(found)
+    if not matches:
+        raise _refusal(tensors, kept, selection, failures)
+    best = max(matches, key=lambda found: len(found.names))
+    for size, failure, candidate in failures:
+        # What covers more of the file, or would be the same tensor again, is nearer to it than what merely fits a part.
+        if candidate.network is best.network and (size > len(best.names) or isinstance(failure, TwoNamesError)):
+            raise failure
+    if strict:
+        _refuse_others(best, matches, kept)
+    taken = set(best.names.values())
+    return replace(best, left_out=[name for name in tensors if name not in taken and name not in best.folded])
+
+
+def _refuse_others(best: Match, matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
+    """WeightsError for tensors outside of the network: another one's, or nobody's."""
+    own = {*best.names.values(), *best.folded, *best.left_out}
+    apart = [other for other in matches if own.isdisjoint(other.names.values())]
+    if apart:
+        prefixes = dict.fromkeys(shown(found.prefix) for found in (best, *apart))
+        raise WeightsError(
+            f"holds several networks, under {listed(prefixes)}: choose one with --part PREFIX (in Python: part=PREFIX)"
+        )
+    strangers = [name for name in kept if name not in own]
+    if strangers:
+        raise WeightsError(
+            f"has {'a tensor' if len(strangers) == 1 else f'{len(strangers)} tensors'} beside the "
+            f"{best.network.__name__} under {shown(best.prefix)}, {listed(map(shown, strangers))}: give them their "
+            f"place in it with --rename OLD=NEW, or leave them out with --drop PATTERN if its outputs do not depend "
+            f"on them"
+        )
+
+
+def _refusal(
+    tensors: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+    selection: Selection,
+    failures: Sequence[tuple[int, WeightsError, _Candidate]],
+) -> WeightsError:
+    """Why no network has these tensors: what is wrong with the nearest, or the names of the first."""
+    if failures:
+        return max(failures, key=lambda failure: failure[0])[1]
+    if not kept and tensors:
+        return WeightsError(f"has no tensor left under {shown(selection.part)}: check --part and --drop")
+    known = ", ".join(network.__name__ for network in networks())
+    first = listed([shown(name) for name in kept][:3])
+    return WeightsError(
+        f"none of the known networks ({known}) has tensors named like these: {first}; if it is one of them under other "
+        f"names, say which are which with --rename OLD=NEW"
+    )
+
+
+def _candidates(
+    tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool
+) -> Iterator[_Candidate]:
+    """Every network in every spelling, from every place in the names at which one of its anchors begins."""
+    plain = [_unwrapped(selection.renamed(name)) for name in tensors]
+    for network in [known] if known else networks():
+        for spelling in (_OWN, *network.spellings):
+            prefixes = {"": None} if spelling is _OWN and (known or not network.anchors) else {}
+            for anchor in map(spelling.theirs, network.anchors):
+                found = [name for name in plain if name.endswith(anchor)]
+                for name in found[:_MAX_PREFIXES]:
+                    prefixes[name[: len(name) - len(anchor)]] = None
+            for prefix in prefixes:
+                if not prefix or prefix.endswith("."):
+                    yield _Candidate(network, spelling, prefix, selection, headless)
+
+
+def _unwrapped(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+@dataclass
+class _Candidate:
+    """A network, a spelling and a prefix that may be those of a file."""
+
+    network: type[Network]
+    spelling: Spelling
+    prefix: str
+    selection: Selection
+    headless: bool
+    head: str = ""  # the file's classifier, as the network's names go, where it has another name
+
+    @cached_property
+    def _aliases(self) -> Spelling:
+        return Spelling("older names", self.network.aliases)
+
+    def ours(self, name: str) -> str | None:
+        """This package's name for a tensor of the file; None if it is outside."""
+        plain = _unwrapped(self.selection.renamed(name))
+        return self._own(plain[len(self.prefix) :]) if plain.startswith(self.prefix) else None
+
+    def layer(self, name: str) -> str | None:
+        """This package's name for a layer of the file; None if it is outside."""
+        plain = _unwrapped(self.selection.renamed(f"{name}.")) if name else ""
+        return self._own(plain[len(self.prefix) : -1]) if plain.startswith(self.prefix) else None
+
+    def _own(self, name: str) -> str:
+        own = self._aliases.ours(self.spelling.ours(name))
+        if self.head and f"{own}.".startswith(f"{self.head}."):
+            return self.network.classifier_name + own[len(self.head) :]
+        return own
+
+    def covered(self, tensors: Iterable[str]) -> list[str]:
+        return [name for name in tensors if self.ours(name) is not None]
+
+    def match(self, tensors: Mapping[str, np.ndarray], in_pytorch: bool, recognise: bool) -> Match | None:
+        """The network with the file's tensors; None if they are another network's.
+
+        Raises:
+            WeightsError: they are nearly those of this network.
+        """
+        kept = {name: tensors[name] for name in self.covered(tensors)}
+        without: list[str] = []
+        if self.headless:
+            without = [name for name in kept if self._is_of_head(str(self.ours(name)))]
+            kept = {name: value for name, value in kept.items() if name not in set(without)}
+        else:
+            self._find_head(kept)
+        state = renamed(kept, lambda name: str(self.ours(name)))
+        names = dict(zip(state, kept))
+        if not self.headless:
+            self._complete_head(state, names, in_pytorch)
+        folded = self._fold(state, names)
+        found = self._recognised(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
+        if found is None:
+            return None
+        notes = [_FOLDED.format(listed(map(shown, folded)))] if folded else []
+        return Match(self.network, found, state, names, folded, without, notes, self.prefix, self.spelling, self)
+
+    def _recognised(self, state: Mapping[str, np.ndarray]) -> Recognised | None:
+        kind = self.network.__name__
+        try:
+            return self.network.recognise(state)
+        except KeyError as error:
+            raise WeightsError(f"the file looks like a {kind} but tensor {error} is missing") from None
+        except WeightsError:
+            raise
+        except (ArithmeticError, IndexError, TypeError, ValueError):
+            raise WeightsError(
+                f"the file looks like a {kind} but the shapes of its tensors do not fit together"
+            ) from None
+
+    def _is_of_head(self, name: str) -> bool:
+        """Whether a tensor is the classifier's, or that of a layer in its place, and not another of the network's."""
+        own = (f"{self.network.classifier_name}.",)
+        others = tuple(prefix for prefix in self.network.head_prefixes if prefix not in own)
+        if name.startswith(own):
+            return True
+        return name.partition(".")[0] in _HEADS and not name.startswith(others)
+
+    def _find_head(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """See which linear layer is the classifier where none has the network's own name for it."""
+        names = {str(self.ours(name)): value for name, value in tensors.items()}
+        classifier = self.network.classifier_name
+        if any(f"{classifier}.{leaf}" in names for leaf in ("weight", "linear.weight")):
+            return
+        weights = [name for name, value in names.items() if name.endswith(".weight") and value.ndim == 2]
+        linear = [name.rpartition(".")[0] for name in weights if self._is_of_head(name)]
+        if len(linear) > 1:
+            raise WeightsError(
+                f"has several linear layers, {listed(map(shown, linear))}, where {self.network.__name__} has one "
+                f"classifier: --config num_classes=0 converts the network without them, up to its pooled features"
+            )
+        self.head = linear[0] if linear else ""
+
+    def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str], in_pytorch: bool) -> None:
+        """Give a classifier without a bias one of zeros, which changes nothing."""
+        weight, bias = (f"{self.network.classifier_name}.{leaf}" for leaf in ("weight", "bias"))
+        if weight in state and bias not in state and state[weight].ndim == 2:
+            state[bias] = np.zeros(state[weight].shape[0 if in_pytorch else 1], state[weight].dtype)
+            names[bias] = names[weight][: -len("weight")] + "bias"
+
+    def _fold(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
+        """Take biases of convolutions, which the networks here have not, off the mean of the normalisation after them.
+
+        A normalisation subtracts its mean, so what a bias adds before it is taken off there exactly.
+        """
+        folded: list[str] = []
+        for convolution, norm in ((Template(one), Template(other)) for one, other in self.network.folds):
+            for name in [name for name in state if name.endswith(".bias")]:
+                found = convolution.match(name)
+                if not found or found[1] != ".bias":
+                    continue
+                means = [f"{norm.fill(found[0])}.{leaf}" for pair in STATISTICS.items() for leaf in pair]
+                mean = next((mean for mean in means if mean in state), None)
+                if mean is None or state[mean].shape != state[name].shape:
+                    continue
+                folded.append(names.pop(name))
+                state[mean] = (state[mean].astype(np.float64) - state.pop(name)).astype(state[mean].dtype)
+        return folded
