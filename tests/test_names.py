@@ -18,7 +18,8 @@ from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import renamed
 from paddle_dense.files.weights import read_metadata, write_weights
 from paddle_dense.models import CondenseNet, CSPNet, DenseNet
-from paddle_dense.models.recognise import canonical, recognise
+from paddle_dense.models.matching import match
+from paddle_dense.models.recognise import recognise
 from paddle_dense.process import FAILED
 
 DENSE = {"growth_rate": 4, "block_config": [1, 1], "num_init_features": 8, "bn_size": 2, "num_classes": 3}
@@ -41,13 +42,9 @@ def ones_like(value: np.ndarray) -> np.ndarray:
 
 
 def vision() -> dict[str, np.ndarray]:
-    """A small part of a DenseNet under Paddle's own names."""
-    shapes = {
-        "conv1_func._conv.weight": (8, 3, 7, 7),
-        "db_conv_2.conv2_1.bn_ac_func1._conv.weight": (8, 8, 1, 1),
-        "tr_conv2_blk.conv_ac_func._conv.weight": (6, 12, 1, 1),
-    }
-    return {name: np.zeros(shape, "f4") for name, shape in shapes.items()}
+    """A DenseNet under Paddle's own names."""
+    theirs = next(spelling for spelling in DenseNet.spellings if spelling.source == "paddle.vision")
+    return {theirs.theirs(name): value for name, value in arrays(DenseNet(**DENSE)).items()}
 
 
 # Two names
@@ -80,7 +77,7 @@ def test_two_names_for_one_tensor_are_refused_by_both_names(state, name, second,
     state = state()
     extra = {second: ones_like(state[name])}
     with pytest.raises(WeightsError) as caught:
-        canonical({**extra, **state} if first else {**state, **extra})
+        match({**extra, **state} if first else {**state, **extra})
     message = str(caught.value)
     assert "one tensor under two names" in message and repr(name) in message and repr(second) in message
 
@@ -98,16 +95,14 @@ def test_two_names_for_one_tensor_are_refused_by_both_names(state, name, second,
 )
 def test_what_only_resembles_paddles_names_keeps_its_own(name):
     state = vision()
-    found = canonical({**state, name: np.ones(1, "f4")})
+    found = match({**state, name: np.ones(1, "f4")}).state
     assert found[name].tolist() == [1] and len(found) == len(state) + 1
 
 
 def test_digits_are_ascii_in_every_renaming():
     odd = {"features.denseblock１.denselayer1.conv.1.weight", "features.stage１.unit1.conv1.conv.weight"}
-    state = {**dict.fromkeys(odd, np.ones(1)), "features.init_block.conv.weight": np.ones(1)}
-    found = set(canonical(state))
-    assert "features.denseblock１.denselayer1.conv.1.weight" in found
-    assert "features.stage１.unit1.conv1.conv.weight" in found
+    for model in (DenseNet(**DENSE), CondenseNet(**CONDENSE)):
+        assert odd < set(match({**arrays(model), **dict.fromkeys(odd, np.ones(1))}).state)
     with pytest.raises(Exception, match="is given twice"):
         key_values("a=1,a=2")
     assert key_values("a=²-4") == {"a": "²-4"}

@@ -11,6 +11,7 @@ import pytest
 from paddle_dense.errors import WeightsError
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
+from paddle_dense.models.matching import match
 from paddle_dense.models.recognise import recognise
 from paddle_dense.zoo import create_model
 from tests.helpers import DENSENET, answers, arrays, loaded, random_images, small
@@ -130,17 +131,17 @@ class TestCanonical:
             re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", name): value for name, value in state.items()
         }
         assert "features.denseblock1.denselayer2.norm.1.weight" in old
-        assert list(DenseNet.canonical(old)) == list(state)
+        assert list(match(old).state) == list(state)
 
     def test_drops_nothing_where_two_names_meet(self):
         state = arrays(DenseNet(**DENSENET))
         twice = "features.denseblock1.denselayer1.conv.1.weight"
         with pytest.raises(WeightsError, match="under two names"):
-            DenseNet.canonical({**state, twice: np.zeros(1)})
+            match({**state, twice: np.zeros(1)})
 
     def test_paddle_vision(self, randomise, difference):
         theirs = randomise(paddle.vision.models.densenet121())
-        state = DenseNet.canonical(arrays(theirs))
+        state = match(arrays(theirs)).state
         found = recognise(state)
         assert found.arch == "densenet121"
         ours, x = loaded(found.build(), state), random_images(2, 3, 64, 64)
