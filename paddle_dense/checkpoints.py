@@ -268,7 +268,8 @@ def _read_for(model: nn.Layer, path: PathLike, selection: Selection = EVERYTHING
         _refuse_pytorch(state, path, expected)
         if isinstance(model, Network):
             found = match(state, False, selection, type(model), model.num_classes == 0, strict)
-            tensors = _Tensors(found.state, found.names, found.left_out)
+            unused = [name for name in found.left_out if name not in found.of_head]
+            tensors = _Tensors(found.state, found.names, unused)
         else:
             kept = {name: value for name, value in state.items() if selection.keeps(name)}
             mapped = renamed(kept, selection.renamed)

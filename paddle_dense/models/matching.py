@@ -55,7 +55,8 @@ class Match:
         state: the tensors under this package's names, in the file's own layout and order.
         names: the file's name of each.
         folded: names of the file's biases that went into running means.
-        left_out: names of the file's other tensors.
+        of_head: names of the file's tensors of a classifier that nobody wants.
+        left_out: names of all tensors of the file that are not the network's.
         notes: what was done to tensors beside giving them names, one sentence each.
         prefix: what stood before the network's names.
         spelling: whose names they are.
@@ -66,6 +67,7 @@ class Match:
     state: dict[str, np.ndarray]
     names: dict[str, str]
     folded: Sequence[str]
+    of_head: Sequence[str]
     left_out: Sequence[str]
     notes: Sequence[str]
     prefix: str
@@ -129,7 +131,7 @@ def match(
 
 def _refuse_others(best: Match, matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
     """WeightsError for tensors outside of the network: another one's, or nobody's."""
-    own = {*best.names.values(), *best.folded, *best.left_out}
+    own = {*best.names.values(), *best.folded, *best.of_head}
     apart = [other for other in matches if own.isdisjoint(other.names.values())]
     if apart:
         prefixes = dict.fromkeys(shown(found.prefix) for found in (best, *apart))
@@ -232,17 +234,19 @@ class _Candidate:
             without = [name for name in kept if self._is_of_head(str(self.ours(name)))]
             kept = {name: value for name, value in kept.items() if name not in set(without)}
         else:
-            self._find_head(kept)
+            self.head = self._find_head(kept, several=not recognise)
         state = renamed(kept, lambda name: str(self.ours(name)))
         names = dict(zip(state, kept))
-        if not self.headless:
-            self._complete_head(state, names, in_pytorch)
+        notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
         folded = self._fold(state, names)
         found = self._recognised(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
         if found is None:
             return None
-        notes = [_FOLDED.format(listed(map(shown, folded)))] if folded else []
-        return Match(self.network, found, state, names, folded, without, notes, self.prefix, self.spelling, self)
+        if folded:
+            notes.append(_FOLDED.format(listed(map(shown, folded))))
+        return Match(
+            self.network, found, state, names, folded, without, without, notes, self.prefix, self.spelling, self
+        )
 
     def _recognised(self, state: Mapping[str, np.ndarray]) -> Recognised | None:
         kind = self.network.__name__
@@ -265,27 +269,35 @@ class _Candidate:
             return True
         return name.partition(".")[0] in _HEADS and not name.startswith(others)
 
-    def _find_head(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """See which linear layer is the classifier where none has the network's own name for it."""
+    def _find_head(self, tensors: Mapping[str, np.ndarray], several: bool) -> str:
+        """The linear layer that is the classifier where none has the network's own name for it; "" for none.
+
+        Raises:
+            WeightsError: it could be one of several, which is no error of a network that is known.
+        """
         names = {str(self.ours(name)): value for name, value in tensors.items()}
         classifier = self.network.classifier_name
         if any(f"{classifier}.{leaf}" in names for leaf in ("weight", "linear.weight")):
-            return
+            return ""
         weights = [name for name, value in names.items() if name.endswith(".weight") and value.ndim == 2]
         linear = [name.rpartition(".")[0] for name in weights if self._is_of_head(name)]
-        if len(linear) > 1:
+        if len(linear) > 1 and not several:
             raise WeightsError(
                 f"has several linear layers, {listed(map(shown, linear))}, where {self.network.__name__} has one "
                 f"classifier: --config num_classes=0 converts the network without them, up to its pooled features"
             )
-        self.head = linear[0] if linear else ""
+        return linear[0] if len(linear) == 1 else ""
 
-    def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str], in_pytorch: bool) -> None:
-        """Give a classifier without a bias one of zeros, which changes nothing."""
+    def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
+        """Give PyTorch's classifier without a bias one of zeros, which changes nothing; that in words."""
         weight, bias = (f"{self.network.classifier_name}.{leaf}" for leaf in ("weight", "bias"))
-        if weight in state and bias not in state and state[weight].ndim == 2:
-            state[bias] = np.zeros(state[weight].shape[0 if in_pytorch else 1], state[weight].dtype)
-            names[bias] = names[weight][: -len("weight")] + "bias"
+        if weight not in state or bias in state or state[weight].ndim != 2:
+            return []
+        state[bias] = np.zeros(len(state[weight]), state[weight].dtype)
+        names[bias] = names[weight][: -len("weight")] + "bias"
+        return [
+            f"the classifier has no bias, {shown(names[bias])}, in the file: zeros, which change nothing, are taken"
+        ]
 
     def _fold(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
         """Take biases of convolutions, which the networks here have not, off the mean of the normalisation after them.
