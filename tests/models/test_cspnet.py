@@ -11,8 +11,8 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.models.cspnet import MODES, CSPDenseNet, CSPNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
-from paddle_dense.models.network import presets
 from paddle_dense.models.matching import match
+from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import recognise
 from paddle_dense.zoo import create_model
 from tests.helpers import DENSENET, answers, arrays, loaded, part, random_images, small
