@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convert.torch_models.densenet import DenseBackbone, DenseBlock, transition
+from convert.torch_models.densenet import DenseBlock, DenseNet, transition
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
 MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}
@@ -37,31 +39,13 @@ class CSPDenseBlock(DenseBlock):
         return torch.cat([x[:, : self.part1], self.transition(added)], 1)
 
 
-class CSPDenseNet(DenseBackbone):
-    """The twin of `paddle_dense.models.CSPDenseNet`; see there for the arguments.
+class CSPDenseNet(DenseNet):
+    """The twin of `paddle_dense.models.CSPDenseNet`; see there for the arguments."""
 
-    `memory_efficient` changes no number, so the twin has nothing to do for it.
-    """
-
-    def __init__(
-        self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int = 64,
-        bn_size: int = 4,
-        drop_rate: float = 0.0,
-        num_classes: int = 1000,
-        memory_efficient: bool = False,
-        mode: str = "fusionlast",
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, *args: Any, mode: str = "fusionlast", **kwargs: Any) -> None:
         inside, between = MODES[mode]
-
-        def block(num_layers: int) -> Callable[[int], CSPDenseBlock]:
-            return lambda channels: CSPDenseBlock(num_layers, channels, growth_rate, bn_size, drop_rate, inside)
-
-        blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, between, num_classes)
+        block = partial(CSPDenseBlock, with_transition=inside)
+        super().__init__(*args, **kwargs, block=block, transitions=between)
 
 
 class ConvNormAct(nn.Sequential):
