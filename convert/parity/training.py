@@ -37,7 +37,8 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import paddle
@@ -250,82 +251,75 @@ class _Pass:
     gradients: Arrays
 
 
-class _TorchSide:
-    """A copy of the PyTorch network in training."""
+@dataclass(frozen=True)
+class _Side:
+    """A copy of a network in training; what its framework calls otherwise than the other one is a field."""
 
-    def __init__(self, model: torch.nn.Module, recipe: _Recipe) -> None:
-        import torch
-
-        self.model = copy.deepcopy(model).train()
-        self.random = _without_randomness(self.model.modules())
-        self.weight = recipe.group_lasso
-        self.layers = {
-            name: layer
-            for name, layer in self.model.named_modules()
-            if hasattr(layer, "set_progress") and hasattr(layer, "group_lasso")
-        }
-        # Paddle's optimizer keeps these two in float32.
-        momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0
-        )
+    framework: Any
+    model: Any
+    layers: Mapping[str, Any]
+    weight: float
+    random: bool
+    optimizer: Any
+    clear_gradients: Callable[[], None]
+    tensor: Callable[..., Any]
+    named: Callable[[Arrays], Arrays]
 
     def state(self) -> Arrays:
-        return to_paddle({name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()})
+        return self.named({name: _array(value) for name, value in self.model.state_dict().items()})
 
     def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        import torch
-
-        like = next(iter(self.model.parameters()))
-        logits = self.model(torch.from_numpy(x).to(like))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).to(like.device))
+        logits = self.model(self.tensor(x, dtype=next(iter(self.model.parameters())).dtype))
+        loss = self.framework.nn.functional.cross_entropy(logits, self.tensor(y))
         lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
-        self.optimizer.zero_grad()
+        self.clear_gradients()
         (loss + self.weight * sum(lassos.values())).backward()
         gradients = {
-            name: (torch.zeros_like(value) if value.grad is None else value.grad).cpu().numpy().copy()
+            name: _array(self.framework.zeros_like(value) if value.grad is None else value.grad)
             for name, value in self.model.named_parameters()
-            if value.requires_grad
         }
         values = {name: value.item() for name, value in lassos.items()}
-        return _Pass(logits.detach().cpu().numpy(), loss.item(), values, to_paddle(gradients))
+        return _Pass(_array(logits), loss.item(), values, self.named(gradients))
 
 
-class _PaddleSide:
-    """A copy of the Paddle network in training, its running variances as PyTorch has them."""
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
 
-    def __init__(self, model: nn.Layer, recipe: _Recipe) -> None:
-        self.model = copy.deepcopy(model)
-        self.model.train()
-        self.random = _without_randomness(self.model.sublayers(include_self=True))
-        self.weight = recipe.group_lasso
-        self.layers = learned_connections(self.model)
-        self.optimizer = paddle.optimizer.Momentum(
-            recipe.learning_rate,
-            recipe.momentum,
-            parameters=self.model.parameters(),
-            use_nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-        _follow_pytorch_variance(self.model)
 
-    def state(self) -> Arrays:
-        return {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
+def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
+    import torch
 
-    def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        like = next(iter(self.model.parameters()))
-        logits = self.model(paddle.to_tensor(x, dtype=like.dtype))
-        loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(y))
-        lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
-        self.optimizer.clear_grad()
-        (loss + self.weight * sum(lassos.values())).backward()
-        gradients = {
-            name: (paddle.zeros_like(value) if value.grad is None else value.grad).numpy().copy()
-            for name, value in self.model.named_parameters()
-            if not value.stop_gradient
-        }
-        values = {name: float(value) for name, value in lassos.items()}
-        return _Pass(logits.numpy(), float(loss), values, gradients)
+    model = copy.deepcopy(model).train()
+    learned = {
+        name: layer
+        for name, layer in model.named_modules()
+        if hasattr(layer, "set_progress") and hasattr(layer, "group_lasso")
+    }
+    # Paddle's optimizer keeps these two in float32.
+    momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
+    sgd = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+    tensor = partial(torch.as_tensor, device=next(iter(model.parameters())).device)
+    random = _without_randomness(model.modules())
+    return _Side(torch, model, learned, recipe.group_lasso, random, sgd, sgd.zero_grad, tensor, to_paddle)
+
+
+def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
+    """The same in Paddle, its running variances as PyTorch has them."""
+    model = copy.deepcopy(model)
+    model.train()
+    random = _without_randomness(model.sublayers(include_self=True))
+    sgd = paddle.optimizer.Momentum(
+        recipe.learning_rate,
+        recipe.momentum,
+        parameters=model.parameters(),
+        use_nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+    _follow_pytorch_variance(model)
+    learned = learned_connections(model)
+    return _Side(
+        paddle, model, learned, recipe.group_lasso, random, sgd, sgd.clear_grad, paddle.to_tensor, lambda arrays: arrays
+    )
 
 
 def _without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
@@ -350,7 +344,7 @@ def _train(
     """Every step, from PyTorch's weights if synchronised, and whether something random was switched off."""
     if not batches:
         raise ValueError("training is compared on batches, and there is none: give one for each step")
-    torch_side, paddle_side = _TorchSide(torch_model, recipe), _PaddleSide(paddle_model, recipe)
+    torch_side, paddle_side = _torch_side(torch_model, recipe), _paddle_side(paddle_model, recipe)
     start = torch_side.state()
     apart = _beyond(0, _initial_differences(torch_side, paddle_side, start))
     steps: list[StepParity] = []
@@ -363,7 +357,7 @@ def _train(
     return tuple(steps), torch_side.random or paddle_side.random
 
 
-def _initial_differences(torch_side: _TorchSide, paddle_side: _PaddleSide, start: Arrays) -> list[Difference]:
+def _initial_differences(torch_side: _Side, paddle_side: _Side, start: Arrays) -> list[Difference]:
     found = paddle_side.state()
     for name in {**start, **found}:
         shapes = [list(state[name].shape) if name in state else "absent" for state in (start, found)]
@@ -379,8 +373,8 @@ def _initial_differences(torch_side: _TorchSide, paddle_side: _PaddleSide, start
 
 
 def _step(
-    torch_side: _TorchSide,
-    paddle_side: _PaddleSide,
+    torch_side: _Side,
+    paddle_side: _Side,
     step: int,
     batch: Batch,
     start: Arrays,
