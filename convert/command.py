@@ -17,8 +17,9 @@ from convert.result import Result
 from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.files.atomic import file_key, overlap
+from paddle_dense.files.opened import Framework, open_weights
 from paddle_dense.files.sidecar import sidecar_path, with_its_sidecar
-from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, signals_waiting, warn
+from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_output, signals_waiting, warn
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
@@ -173,6 +174,25 @@ def refuse_written(outputs: Sequence[Path], number: int) -> None:
         raise WeightsError(
             f"{outputs[number]} is a file that another input has been converted to: convert this one alone with -o"
         )
+
+
+def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequence[str]) -> int:
+    """Convert every file that the command line names, from PyTorch or from Paddle; returns the exit status."""
+    beside = (sidecar_path, origin_path)
+    outputs = targets(args, formats, *(beside if framework == "pytorch" else reversed(beside)))
+    said = read_options(args, options.Options)
+
+    def work(number: int, result: Result) -> int:
+        refuse_written(outputs, number)
+        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
+        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",))
+        with importing():
+            from convert.conversion import convert_back, convert_checkpoint
+        convert = convert_checkpoint if framework == "pytorch" else convert_back
+        tell_conversion(convert(file, outputs[number], said, result), args.json)
+        return OK
+
+    return for_each(args.checkpoints, work, {"output": None} if args.json else None, said.report, said.force)
 
 
 def for_each(

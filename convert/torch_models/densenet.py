@@ -75,6 +75,7 @@ class DenseNet(nn.Module):
         num_classes: int = 1000,
         memory_efficient: bool = False,
         in_channels: int = 3,
+        *,
         block: Callable[..., DenseBlock] = DenseBlock,
         transitions: bool = True,
     ) -> None:
