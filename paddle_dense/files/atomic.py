@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Union
 
@@ -136,19 +137,13 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         new.put_in_place()
 
 
+@dataclass(frozen=True)
 class NewFile:
-    """What shall become a file.
+    """What shall become a file: open for writing under a temporary name, and the name that it gets."""
 
-    Args:
-        file: open for writing, under the temporary name.
-        temporary: that name.
-        target: the name that it gets.
-    """
-
-    def __init__(self, file: BinaryIO, temporary: str, target: str) -> None:
-        self.file = file
-        self.temporary = temporary
-        self.target = target
+    file: BinaryIO
+    temporary: str
+    target: str
 
     @property
     def in_place(self) -> bool:
@@ -275,7 +270,11 @@ def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
         for target in targets:
             check_target(target)
         with turn(folder):
-            changed = [(file, target) for file, target in zip(files, targets) if not _same(file, target)]
+            changed = [
+                (file, target)
+                for file, target in zip(files, targets)
+                if not target.is_file() or not filecmp.cmp(file, target, shallow=False)
+            ]
             if changed:
                 _exchange(changed, files[0].parent / "replaced")
     except OSError as error:
@@ -306,10 +305,6 @@ def _exchange(pairs: Sequence[tuple[Path, Path]], replaced: Path) -> None:
             with suppress(FileNotFoundError):
                 os.replace(replaced / target.name, target)
         raise
-
-
-def _same(file: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
 # Locks, and what dead runs left
