@@ -92,24 +92,11 @@ def write_with_sidecar(
                     final.put_in_place()
 
 
-def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network that a file's sidecar tells of, or None where there is no such sidecar.
-
-    Args:
-        path: the weight file.
-        state: its tensors, if they have been read already.
-
-    Raises:
-        WeightsError: the sidecar is not what `save_weights` writes, or tells of other tensors.
-    """
-    return described_network(path, told_of(path, state))
-
-
 def described_network(path: PathLike, told: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
     """Name and config of the network in what `told_of` gave, or None where it names none.
 
     Raises:
-        WeightsError: as `read_sidecar`.
+        WeightsError: it is not what `save_weights` writes.
     """
     if told is None or "arch" not in told:
         return None

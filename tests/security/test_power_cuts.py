@@ -23,7 +23,7 @@ from fuzz.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import atomic as writing
 from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
-from paddle_dense.files.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
+from paddle_dense.files.sidecar import described_network, is_left_over, told_of, write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.process import FAILED, OK
 
@@ -74,6 +74,10 @@ def test_mixed_files_are_found_out(tmp_path, kind):
 
 def describe(path: Path, version: int) -> None:
     write_with_sidecar({"w": np.full(3, version, "f4")}, path, {"arch": "net", "config": {"version": version}})
+
+
+def read_sidecar(path: Path, state: dict | None = None) -> tuple:
+    return described_network(path, told_of(path, state))
 
 
 def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
