@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.versions import versions
+from paddle_dense import __version__
 
 if TYPE_CHECKING:
     from convert.parity.forward import LayerPrecision, Parity
@@ -128,3 +130,12 @@ class Result:
         if self.training and self.training.first_difference:
             said.append(f"training differs first at {self.training.first_difference} of its scale")
         return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None
+
+
+def versions() -> dict[str, str]:
+    """Of what a conversion's figures depend on: this package, and what is installed of Paddle, PyTorch and numpy."""
+    found = {"paddle_dense": __version__}
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -100,13 +100,8 @@ def _histogram(kind: str, values: np.ndarray) -> Histogram | None:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
-    counts, _ = np.histogram(finite, BINS, _range(finite))
+    counts, _ = np.histogram(finite, BINS)
     return Histogram(kind, tuple(map(int, counts)), *_moments(finite), nonfinite=values.size - finite.size)
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _moments(values: np.ndarray) -> tuple[float, float, float, float]:
