@@ -28,14 +28,13 @@ rounding of sums that cancel, which is all there is where the true gradient is 0
 besides, the rounding of the weights to their own dtype, half a unit in the last place in each framework and step.
 
 **Running variance.** Paddle puts the biased variance of a batch into BN's running variance, PyTorch the unbiased one.
-Both compute the same in training, and differ in evaluation: see `pytorch_running_variance`, which is in force here.
+Both compute the same in training, and differ in evaluation: see `follow_pytorch_variance`, which is in force here.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
@@ -182,9 +181,8 @@ def compare_training(
     return TrainingParity(found, exact, tuple(warnings))
 
 
-@contextmanager
-def pytorch_running_variance(model: nn.Layer) -> Iterator[None]:
-    """Inside, training gives BN the running variance that PyTorch would give it; nothing else changes.
+def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
+    """From now on, training gives BN the running variance that PyTorch would give it; nothing else changes.
 
     With m the momentum in Paddle's sense, v the running variance, and b the biased variance of the n = N * H * W values
     that a channel has in the batch::
@@ -194,16 +192,10 @@ def pytorch_running_variance(model: nn.Layer) -> Iterator[None]:
 
     so that after each pass ``(v' - m v) / (n - 1)`` is missing in Paddle. n differs from layer to layer and from batch
     to batch, which is why a trained network's statistics cannot be mended afterwards.
+
+    Returns:
+        The hooks that do so; each ends with its `remove`.
     """
-    handles = _follow_pytorch_variance(model)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _follow_pytorch_variance(model: nn.Layer) -> list[Any]:
     from paddle.nn import BatchNorm1D, BatchNorm2D, BatchNorm3D
 
     before = {}
@@ -315,7 +307,7 @@ def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
         use_nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
     )
-    _follow_pytorch_variance(model)
+    follow_pytorch_variance(model)
     learned = learned_connections(model)
     return _Side(
         paddle, model, learned, recipe.group_lasso, random, sgd, sgd.clear_grad, paddle.to_tensor, lambda arrays: arrays
