@@ -90,31 +90,28 @@ class LearnedConnections(nn.Module):
 
     def per_group(self, weight: Tensor) -> Tensor:
         """Sum [out, in] over what a group shares: [G, candidates]."""
-        raise NotImplementedError
+        return self.grouped(weight).unflatten(0, (-1, self.groups)).sum(0)
 
     def spread(self, keep: Tensor) -> Tensor:
         """Lay each group's choice [G, candidates] over all weights: [out, in]."""
-        raise NotImplementedError
+        return self.grouped(keep.repeat(len(self.grouped(self._mask[:, :, 0, 0])) // self.groups, 1))
+
+    @staticmethod
+    def grouped(weight: Tensor) -> Tensor:
+        """[out, in] with what alternates between the groups as rows, and back."""
+        return weight
 
 
 class LGC(LearnedConnections):
     """Learned group convolution: row r belongs to group r mod G, groups choose inputs."""
 
-    def per_group(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(0, (-1, self.groups)).sum(0)
-
-    def spread(self, keep: Tensor) -> Tensor:
-        return keep.repeat(self.conv.out_channels // self.groups, 1)
-
 
 class SFR(LearnedConnections):
     """Sparse feature reactivation: column c belongs to group c mod G, groups choose outputs."""
 
-    def per_group(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(1, (-1, self.groups)).sum(1).T
-
-    def spread(self, keep: Tensor) -> Tensor:
-        return keep.T.repeat(1, self.conv.in_channels // self.groups)
+    @staticmethod
+    def grouped(weight: Tensor) -> Tensor:
+        return weight.T
 
 
 class CondenseLGC(nn.Module):

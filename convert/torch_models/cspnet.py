@@ -159,9 +159,6 @@ class CSPNet(nn.Module):
         self.head.flatten = nn.Flatten(1)
         if num_classes:
             self.head.fc = nn.Linear(previous, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
