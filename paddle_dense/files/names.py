@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from itertools import count
 from typing import Callable, TypeVar
 
 from paddle_dense.errors import WeightsError, shown
@@ -29,6 +30,11 @@ def renamed(state: Mapping[str, Value], rule: Callable[[str], str]) -> dict[str,
             raise two_names(names[new], name, new)
         names[new] = name
     return {new: state[name] for new, name in names.items()}
+
+
+def count_from_0(names: Container[str], template: str) -> int:
+    """How many of the names with 0, 1, 2, ... in the template's place there are without a gap."""
+    return next(number for number in count() if template.format(number) not in names)
 
 
 def two_names(first: str, second: str, one: str) -> WeightsError:
