@@ -16,7 +16,7 @@ import shutil
 import stat
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Union
@@ -199,12 +199,8 @@ def new_file(path: PathLike) -> Iterator[NewFile]:
 def sync_folder(folder: PathLike) -> None:
     """Wait until the disk has the names of the files in a folder."""
     # They are there for every process already; not every system can also wait.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with suppress(OSError), ExitStack() as closing:
+        os.fsync(_opened(folder, closing))
 
 
 # Several files
@@ -222,30 +218,25 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
     """
     inside = Path(beside).absolute().parent
     missing = [folder for folder in (inside, *inside.parents) if not folder.exists()]
-    path, handle = _temporary_name(inside), None
+    path = _temporary_name(inside)
 
     def remove() -> None:
         shutil.rmtree(path, ignore_errors=True)
         for folder in missing:
             folder.rmdir()
 
-    with removed_afterwards(remove):
+    with removed_afterwards(remove), ExitStack() as closing:
         try:
-            try:
-                inside.mkdir(parents=True, exist_ok=True)
-                with turn(inside) as alone:
-                    if alone:
-                        _sweep(inside)
-                    os.mkdir(path, 0o700)
-                    if alone:
-                        handle = os.open(path, os.O_RDONLY)
-                        _claim(handle, alone)
-            except OSError as error:
-                raise unwritable(beside, error) from error
-            yield Path(path)
-        finally:
-            if handle is not None:
-                os.close(handle)
+            inside.mkdir(parents=True, exist_ok=True)
+            with turn(inside) as alone:
+                if alone:
+                    _sweep(inside)
+                os.mkdir(path, 0o700)
+                if alone:
+                    _claim(_opened(path, closing), alone)
+        except OSError as error:
+            raise unwritable(beside, error) from error
+        yield Path(path)
 
 
 def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
@@ -316,16 +307,18 @@ def turn(folder: PathLike) -> Iterator[bool]:
 
     In a temporary folder nobody takes turns: its one writer holds the lock on it, and would wait for itself.
     """
-    handle = None
-    with uninterrupted():
-        try:
-            with suppress(OSError):
-                if not _TEMPORARY.fullmatch(os.path.basename(folder)):
-                    handle = os.open(folder, os.O_RDONLY)
-            yield handle is not None and _lock(handle, _PATIENCE)
-        finally:
-            if handle is not None:
-                os.close(handle)
+    alone = False
+    with uninterrupted(), ExitStack() as closing:
+        with suppress(OSError):
+            if not _TEMPORARY.fullmatch(os.path.basename(folder)):
+                alone = _lock(_opened(folder, closing), _PATIENCE)
+        yield alone
+
+
+def _opened(path: PathLike, closing: ExitStack, flags: int = 0) -> int:
+    handle = os.open(path, os.O_RDONLY | flags)
+    closing.callback(os.close, handle)
+    return handle
 
 
 def _claim(handle: int, sweeping: bool) -> None:
@@ -366,9 +359,6 @@ def _remove_dead(entry: os.DirEntry) -> None:
     is_folder = entry.is_dir(follow_symlinks=False)
     if not is_folder and not entry.is_file(follow_symlinks=False):
         return
-    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if _lock(handle):
+    with ExitStack() as closing:
+        if _lock(_opened(entry.path, closing, os.O_NOFOLLOW | os.O_NONBLOCK)):
             shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
-    finally:
-        os.close(handle)
