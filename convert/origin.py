@@ -71,11 +71,8 @@ def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[st
     known = {key: source[key] for key in (COUNTER, "names") if key in source} if isinstance(source, dict) else {}
     counts, names = known.get(COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
-    if (
-        not all(map(_is_count, counts))
-        or not isinstance(names, dict)
-        or not all(map(_is_name_or_count, names.values()))
-    ):
+    numbers = [name for name in names.values() if not isinstance(name, str)] if isinstance(names, dict) else [None]
+    if not all(map(_is_count, [*counts, *numbers])):
         raise WeightsError(
             f"{sidecar_path(path)} is not a readable sidecar: mend or remove it, and the tensors are asked"
         )
@@ -117,10 +114,6 @@ def _count(value: np.ndarray) -> int:
     if value.size != 1 or not np.isfinite(value).all():
         return 0
     return int(np.clip(np.round(value.reshape(-1)[0]), 0, 2**62))
-
-
-def _is_name_or_count(value: object) -> bool:
-    return isinstance(value, str) or _is_count(value)
 
 
 def _is_count(value: object) -> bool:

@@ -73,10 +73,8 @@ class Result:
 
     def conversion(self) -> dict[str, Any]:
         """What ``--json`` prints of a conversion."""
-        return {
-            **{key: getattr(self, key) for key in ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)},
-            **{key: getattr(self, key) for key in ("verified", "seconds", "warnings")},
-        }
+        keys = ("input", "output", "arch", "config", "params", "sha256", *_FIGURES, "verified", "seconds", "warnings")
+        return {key: getattr(self, key) for key in keys}
 
     def provenance(self) -> dict[str, Any]:
         """What the sidecar says: what the network is, where it came from and how far it was checked."""
@@ -94,17 +92,14 @@ class Result:
     def comparison(self, layers: bool) -> dict[str, Any]:
         """What ``--json`` prints of a comparison, with every layer if wanted."""
         first, training = self.first_layer, self.training
+        every_layer = [{"name": layer.name, "max_rel_diff": layer.float64} for layer in self.layers]
         return {
             "input": self.input,
             "arch": self.arch,
             "config": self.config,
             **(asdict(self.parity) if self.parity else {}),
             "first_layer": first and {"name": first.name, "max_rel_diff": first.float64},
-            **(
-                {"layers": [{"name": layer.name, "max_rel_diff": layer.float64} for layer in self.layers]}
-                if layers
-                else {}
-            ),
+            **({"layers": every_layer} if layers else {}),
             "steps": [asdict(step) for step in training.steps] if training else [],
             "exact_steps": [asdict(step) for step in training.exact] if training else [],
             "first_difference": training and training.first_difference and asdict(training.first_difference),
