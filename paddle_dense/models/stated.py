@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -131,18 +132,11 @@ class Comparison:
 
     def warnings(self) -> list[str]:
         """What could not be compared, one sentence each."""
-        said = []
-        if self.unknown:
-            said.append(
-                f"the file's own {_listed('class', 'classes', self.unknown)} may compute what the file does not show: "
-                f"compare with the network itself, --reference MODULE:FACTORY"
-            )
+        unknown, hooked = _listed("class", "classes", self.unknown), _listed("layer", "layers", self.hooked)
+        said = [f"the file's own {unknown} may compute what the file does not show"] if self.unknown else []
         if self.hooked:
-            said.append(
-                f"the file's {_listed('layer', 'layers', self.hooked)} may run more than their class, which the file "
-                f"does not show: compare with the network itself, --reference MODULE:FACTORY"
-            )
-        return said
+            said.append(f"the file's {hooked} may run more than their class, which the file does not show")
+        return [f"{fault}: compare with the network itself, --reference MODULE:FACTORY" for fault in said]
 
     def fault(self, arch: str) -> str | None:
         """The first contradiction, as the beginning of a sentence, and how many there are; None if there is none."""
@@ -195,17 +189,20 @@ class _Pairing:
         self.own_names = {ours: theirs for theirs, ours in _canonical_names(layers, state).items()}
         self.told = {ours: layers[theirs] for ours, theirs in self.own_names.items()}
         self.effects = {name: effect_in_file(told) for name, told in self.told.items()}
-        self._by_parent: dict[str, list[str]] = {}
+        self._by_parent = defaultdict[str, list[str]](list)
         for name in self.told:
-            self._by_parent.setdefault(name.rpartition(".")[0], []).append(name)
+            self._by_parent[name.rpartition(".")[0]].append(name)
         self.around = {name: effect_in_file(told) for name, told in around.items()}
 
     def contradictions(self) -> Iterator[Contradiction]:
         for name, effect in self.effects.items():
             if name in self.network.layers:
                 yield from self._beside(name, effect)
-            elif effect not in (None, NOTHING) and not self._makes_hard_swish(name):
-                yield from self._additional(name, effect)
+            elif effect not in (None, NOTHING):
+                # The ReLU6 inside of the authors' hard-swish is no layer of its own.
+                owner = self.effects.get(name.rpartition(".")[0])
+                if (owner, effect) != (Effect("Hardswish"), Effect("ReLU6")):
+                    yield from self._additional(name, effect)
         for name in self.network.layers:
             yield from self._left_out(name)
             yield from self._in_another_order(name)
@@ -224,7 +221,8 @@ class _Pairing:
                 yield self._contradiction(name, NOTHING, computed)
             return
         yield from self._differing(name, self._unpadded_by_itself(name, effect), computed)
-        after = self.network.after(name) if _has_own_activation(self.told[name]) else None
+        has_own_activation = self.told[name]["class"].endswith((".BatchNormAct2d", ".SyncBatchNormAct"))
+        after = self.network.after(name) if has_own_activation else None
         if after and after[0] not in self.told and not self._below(name):
             yield self._contradiction(name, NOTHING, after[1])
 
@@ -256,11 +254,6 @@ class _Pairing:
             yield from self._differing(name, effect, after[1] if after else NOTHING)
         else:
             yield from self._differing(name, effect, computed)
-
-    def _makes_hard_swish(self, name: str) -> bool:
-        """Whether it is the ReLU6 inside of the authors' hard-swish."""
-        owner = self.effects.get(name.rpartition(".")[0])
-        return owner == Effect("Hardswish") and self.effects[name] == Effect("ReLU6")
 
     def _left_out(self, name: str) -> Iterator[Contradiction]:
         """An activation or pool that only the network has, where an nn.Sequential of the file would list it."""
@@ -310,10 +303,8 @@ class _Pairing:
             return None if effect.numbers.get("kernel_size") == sides else ""
         if effect.kind != computed.kind:
             return ""
-        for key, value in effect.numbers.items():
-            if key in computed.numbers and not _equal(value, computed.numbers[key]):
-                return key
-        return None
+        shared = (key for key in effect.numbers if key in computed.numbers)
+        return next((key for key in shared if not _equal(effect.numbers[key], computed.numbers[key])), None)
 
     def _contradiction(self, name: str, effect: Effect, computed: Effect, key: str = "") -> Contradiction:
         own = self.own_names[name]
@@ -321,10 +312,6 @@ class _Pairing:
             stated, built = effect.numbers[key], computed.numbers[key]
             return Contradiction(own, f"has {key}={_number(stated)}", f"has {key}={_number(built)}")
         return Contradiction(own, f"computes {_a(effect)}", f"computes {_a(computed)}")
-
-
-def _has_own_activation(told: Mapping[str, Any]) -> bool:
-    return told["class"].rpartition(".")[2] in ("BatchNormAct2d", "SyncBatchNormAct")
 
 
 def _equal(one: object, other: object) -> bool:
@@ -398,14 +385,12 @@ def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
 
 def _first_hard_swish(layers: Layers) -> list[int]:
     """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks."""
-    blocks = [re.match(r"features\.denseblock_(\d{1,3})\.", name) for name in layers]
-    found = {int(block[1]) for block in blocks if block}
-    hard = [
-        int(block[1]) - 1
-        for block, told in zip(blocks, layers.values())
-        if block and effect_in_file(told) == Effect("Hardswish")
-    ]
-    return [min(hard, default=len(found))]
+    hard: dict[int, bool] = {}
+    for name, told in layers.items():
+        if block := re.match(r"features\.denseblock_(\d{1,3})\.", name):
+            number = int(block[1]) - 1
+            hard[number] = hard.get(number, False) or effect_in_file(told) == Effect("Hardswish")
+    return [min((number for number, has in hard.items() if has), default=len(hard))]
 
 
 # Arguments that leave no trace in the tensors, and where a file's layers show which they are.
