@@ -19,13 +19,7 @@ class CSPDenseBlock(DenseBlock):
     """Dense layers on the second half of the channels."""
 
     def __init__(
-        self,
-        num_layers: int,
-        in_channels: int,
-        growth_rate: int,
-        bn_size: int,
-        drop_rate: float,
-        with_transition: bool,
+        self, num_layers: int, in_channels: int, growth_rate: int, bn_size: int, drop_rate: float, with_transition: bool
     ) -> None:
         part1 = in_channels // 2
         super().__init__(num_layers, in_channels - part1, growth_rate, bn_size, drop_rate)
@@ -99,13 +93,11 @@ class CrossStage(nn.Module):
 
     def __init__(
         self,
-        block: type[nn.Module],
-        depth: int,
+        blocks: nn.Module,
         in_channels: int,
         down_channels: int,
         expanded: int,
-        hidden: int,
-        out_channels: int,
+        out: int,
         groups: int,
         linear: bool,
     ) -> None:
@@ -114,9 +106,9 @@ class CrossStage(nn.Module):
         down = bool(down_channels)
         self.conv_down = ConvNormAct(in_channels, down_channels, 3, 2, groups) if down else nn.Identity()
         self.conv_exp = ConvNormAct(down_channels or in_channels, expanded, act=not linear)
-        self.blocks = nn.Sequential(*(block(half, hidden, groups) for _ in range(depth)))
+        self.blocks = blocks
         self.conv_transition_b = ConvNormAct(half, half)
-        self.conv_transition = ConvNormAct(expanded, out_channels)
+        self.conv_transition = ConvNormAct(expanded, out)
 
     def forward(self, x: Tensor) -> Tensor:
         part1, part2 = self.conv_exp(self.conv_down(x)).chunk(2, 1)
@@ -152,7 +144,8 @@ class CSPNet(nn.Module):
             expanded = round(out * expand)
             hidden = round(expanded // 2 * bottle)
             down = out if dark else previous if index else 0
-            self.stages.append(CrossStage(block, depth, previous, down, expanded, hidden, out, groups, not dark))
+            blocks = nn.Sequential(*(block(expanded // 2, hidden, groups) for _ in range(depth)))
+            self.stages.append(CrossStage(blocks, previous, down, expanded, out, groups, linear=not dark))
             previous = out
         self.head = nn.Sequential()
         self.head.pool = nn.AdaptiveAvgPool2d(1)
