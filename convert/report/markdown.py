@@ -15,14 +15,7 @@ _PLAIN = re.compile(r"[\w .,:;/=+%()-]+")
 
 
 def markdown(title: Label, told: str, overview: Table | None, entries: Sequence[Entry]) -> str:
-    """The whole report.
-
-    Args:
-        title: of the report.
-        told: when and with which versions it was made.
-        overview: one line for each file, where there are several.
-        entries: the files.
-    """
+    """The whole report, `told` when and with which versions; the overview is for several files."""
     lines = [f"# {_label(title)}", "", markdown_text(told), ""]
     if overview:
         lines += [*_table(overview), ""]

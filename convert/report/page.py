@@ -52,7 +52,9 @@ def write_report(path: Path | None, results: Sequence[Result]) -> None:
     """
     if path is None:
         return
-    text = {".html": html, ".md": _markdown, ".json": _json}[path.suffix.lower()](results)
+    text = {".html": html, ".md": lambda results: markdown(**_contents(results)), ".json": _json}[path.suffix.lower()](
+        results
+    )
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -83,16 +85,8 @@ def html(results: Sequence[Result]) -> str:
     )
 
 
-def _markdown(results: Sequence[Result]) -> str:
-    return markdown(**_contents(results))
-
-
 def _json(results: Sequence[Result]) -> str:
-    content = {
-        "written": _now(),
-        "versions": versions(),
-        "inputs": [_finite(asdict(result)) for result in results],
-    }
+    content = {"written": _now(), "versions": versions(), "inputs": [_finite(asdict(result)) for result in results]}
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddle_dense.files.layout import is_linear
+
 BINS = 48
 # In the order of the page; the names are Paddle's.
 _KINDS = {
@@ -90,10 +92,7 @@ def _kind(name: str, value: np.ndarray, state: Mapping[str, np.ndarray]) -> str 
         return None
     if f"{owner}._mean" in state:
         return f"bn_{leaf}"
-    if leaf == "bias":
-        return "bias"
-    is_convolution = value.ndim != 2 or owner.rpartition(".")[2].startswith("conv")
-    return "conv" if is_convolution else "linear"
+    return "bias" if leaf == "bias" else "linear" if is_linear(name, value) else "conv"
 
 
 def _histogram(kind: str, values: np.ndarray) -> Histogram | None:
