@@ -38,10 +38,7 @@ def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[s
 def add_ema_option(command: argparse.ArgumentParser) -> None:
     """Add the choice between averaged and plain weights, which only PyTorch checkpoints leave."""
     command.add_argument(
-        "--no-ema",
-        dest="ema",
-        action="store_false",
-        help="take the plain weights where the file has averaged ones too",
+        "--no-ema", dest="ema", action="store_false", help="take the plain weights where the file has averaged ones too"
     )
 
 
@@ -230,27 +227,20 @@ def for_each(
         try:
             with enough_memory(path):
                 status = max(status, work(number, results[number]))
-        except (WeightsError, OSError) as error:
+        except (OSError, ValueError) as error:
             if is_of_output(error):
                 raise
-            status = max(status, FAILED)
-            _tell_failure(path, error, failure, results[number])
-        except ValueError as error:
-            status = USAGE
-            _tell_failure(path, error, failure, results[number])
+            status = max(status, FAILED if isinstance(error, (WeightsError, OSError)) else USAGE)
+            results[number].error = str(error)
+            if failure is not None:
+                print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
+            complain(error if str(path) in str(error) else f"{path}: {error}")
     try:
         write_report(report, results)
     except WeightsError as error:
         status = max(status, FAILED)
         complain(error)
     return status
-
-
-def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, result: Result) -> None:
-    result.error = str(error)
-    if failure is not None:
-        print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
-    complain(error if str(path) in str(error) else f"{path}: {error}")
 
 
 def tell_conversion(result: Result, as_json: bool) -> None:

@@ -365,13 +365,7 @@ def _initial_differences(torch_side: _Side, paddle_side: _Side, start: Arrays) -
 
 
 def _step(
-    torch_side: _Side,
-    paddle_side: _Side,
-    step: int,
-    batch: Batch,
-    start: Arrays,
-    recipe: _Recipe,
-    name_layer: bool,
+    torch_side: _Side, paddle_side: _Side, step: int, batch: Batch, start: Arrays, recipe: _Recipe, name_layer: bool
 ) -> StepParity:
     for side in (torch_side, paddle_side):
         for layer in side.layers.values():

@@ -58,11 +58,7 @@ class DenseLayer(nn.Layer):
             self.conv_1: nn.Layer = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
         else:
             self.conv_1 = LearnedGroupConv(
-                in_channels,
-                hidden,
-                groups=group_1x1,
-                condense_factor=condense_factor,
-                dropout_rate=dropout_rate,
+                in_channels, hidden, groups=group_1x1, condense_factor=condense_factor, dropout_rate=dropout_rate
             )
         self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3)
 
