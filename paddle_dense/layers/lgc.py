@@ -36,18 +36,7 @@ class LGC(LearnedConnections):
     See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.1).
     """
 
-    _divisible = (("out_channels", "groups"), ("in_channels", "condense_factor"))
     _grouped_axis = 0
-
-    @property
-    def _candidates(self) -> int:
-        return self.in_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([-1, self.groups, self.in_channels]).sum(0)
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.tile([self.out_channels // self.groups, 1])
 
 
 class CondenseLGC(nn.Layer):

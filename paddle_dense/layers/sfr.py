@@ -36,18 +36,7 @@ class SFR(LearnedConnections):
     See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.2).
     """
 
-    _divisible = (("in_channels", "groups"), ("out_channels", "condense_factor"))
     _grouped_axis = 1
-
-    @property
-    def _candidates(self) -> int:
-        return self.out_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([self.out_channels, -1, self.groups]).sum(1).t()
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.t().tile([1, self.in_channels // self.groups])
 
 
 class CondenseSFR(nn.Layer):
