@@ -161,7 +161,7 @@ def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None
     from paddle_dense.deploy.fusing import fuse
 
     # Paddle Inference 2 cannot broadcast in the batched products that networks fused for Paddle have.
-    rules = "onnx" if PROGRAM_SUFFIX == ".pdmodel" else format
+    rules = "paddle" if format == "paddle" and PROGRAM_SUFFIX != ".pdmodel" else "compiled"
     network = fuse(model, rules) if args.fuse else model
     return export(network, target, format, args.size, args.batch, labels, {"fused": args.fuse})
 

@@ -13,7 +13,7 @@ from paddle_dense.evaluation import as_arrays, difference, evaluation
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import rewrite
 
-RUNTIMES = ("paddle", "onnx")
+RUNTIMES = tuple(RULES)
 TOLERANCE = 1e-5
 
 
@@ -23,7 +23,7 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     What is fastest depends on what runs it, so there are two sets of rules:
 
     =====================================  ============================  ==============================
-    in the network                         for ``"paddle"``              for ``"onnx"``
+    in the network                         for ``"paddle"``              for ``"compiled"``
     =====================================  ============================  ==============================
     SFR: shuffle, groups and scatter       one dense 1x1 convolution     one dense 1x1 convolution
     LGC: gather, groups, shuffle           gather and batched product    dense 1x1 or grouped, by width
@@ -42,14 +42,16 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     Args:
         model: a network of this package in evaluation mode and, if a CondenseNet, in the condensed form; it stays as
             it is.
-        runtime: ``"paddle"`` for Paddle's own kernels on a CPU, called from Python or by Paddle Inference; ``"onnx"``
-            for engines that compile the whole graph: ONNX Runtime, OpenVINO, Paddle Inference with oneDNN.
+        runtime: ``"paddle"`` for Paddle's own kernels on a CPU, called from Python or by Paddle Inference;
+            ``"compiled"`` for engines that compile the whole graph: ONNX Runtime, OpenVINO, Paddle Inference with
+            oneDNN. The old name ``"onnx"`` is accepted, too.
 
     Raises:
         ValueError: the model is in training mode, in the trained form, fused already or of another package, or the
             runtime is unknown.
         RuntimeError: the outputs are not the same on random inputs.
     """
+    runtime = "compiled" if runtime == "onnx" else runtime
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
     _check(model)
