@@ -10,7 +10,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -57,11 +58,6 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object on stdout")
     add("--force", action="store_true", help="overwrite existing files")
     return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -240,6 +236,9 @@ def _report(result: Mapping[str, Any]) -> str:
         for name, milliseconds in told["milliseconds"].items():
             lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
     return "\n".join(map(printable, lines))
+
+
+main = partial(run, parser, _run)
 
 
 if __name__ == "__main__":
