@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Callable
 
 import numpy as np
@@ -37,7 +38,8 @@ def condense_state(
     layers: dict[str, Arrays] = {name: {} for name in learned_layers(state)}
     condensed: Arrays = {}
     for key, value in state.items():
-        owner = next((key[:end] for end in _dots(key) if key[:end] in layers), None)
+        parents = accumulate(key.split("."), "{}.{}".format)
+        owner = next((parent for parent in parents if parent in layers), None)
         if owner is None:
             condensed[key] = value
         else:
@@ -47,10 +49,6 @@ def condense_state(
         arrays = condense_layer(layer, groups, condense_factor, name)
         condensed.update({f"{name}.{key}": value for key, value in arrays.items()})
     return condensed
-
-
-def _dots(key: str) -> list[int]:
-    return [position for position, character in enumerate(key) if character == "."]
 
 
 def condense(model: nn.Layer) -> nn.Layer:
