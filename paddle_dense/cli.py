@@ -73,7 +73,7 @@ def _value(text: str) -> Any:
 def run(
     parser: Callable[[], argparse.ArgumentParser],
     work: Callable[[argparse.Namespace], int],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a command; what goes wrong is one line on stderr.
 

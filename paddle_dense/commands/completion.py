@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from paddle_dense.cli import Parser, program, run
@@ -77,11 +77,9 @@ def parser() -> Parser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
     print(script(args.shell, args.program))
     return OK
+
+
+main = partial(run, parser, _run)

@@ -87,34 +87,33 @@ def describe_weights(source: Path | WeightsFile) -> Info:
         WeightsError: the file cannot be read.
     """
     file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
-    info, notes = _first_facts(file), file.warnings
+    facts, notes = _first_facts(file), file.warnings
     if file.sidecar_fault:
         notes.append(str(file.sidecar_fault))
         file = replace(file, sidecar_fault=None)
     try:
-        found = _identified(file, notes)
-        info = _with_network(info, file, found, notes)
+        _add_network(facts, file, _identified(file, notes), notes)
     except (WeightsError, ValueError) as error:
         notes.append(str(error).removeprefix(f"{file.path}: "))
-    return replace(info, warnings=notes)
+    return Info(**facts, warnings=notes)
 
 
-def _first_facts(file: WeightsFile) -> Info:
+def _first_facts(file: WeightsFile) -> dict[str, Any]:
     """What can be said of any file."""
     digests = {kind: file.digest(kind) for kind in HASHES}
-    return Info(
-        file=str(file.path),
-        format=file.format,
-        bytes=file.size,
-        sha256=digests["sha256"],
-        container=file.container,
-        averaged=bool(file.container and AVERAGED.search(file.container)),
-        tensors=len(file.tensors),
-        numbers=sum(value.size for value in file.tensors.values()),
-        released=[entry for entry in manifest() if _is_released(entry, digests)],
-        sidecar=_provenance(file.sidecar) if file.sidecar else None,
-        metadata=file.metadata or None,
-    )
+    return {
+        "file": str(file.path),
+        "format": file.format,
+        "bytes": file.size,
+        "sha256": digests["sha256"],
+        "container": file.container,
+        "averaged": bool(file.container and AVERAGED.search(file.container)),
+        "tensors": len(file.tensors),
+        "numbers": sum(value.size for value in file.tensors.values()),
+        "released": [entry for entry in manifest() if _is_released(entry, digests)],
+        "sidecar": _provenance(file.sidecar) if file.sidecar else None,
+        "metadata": file.metadata or None,
+    }
 
 
 def _is_released(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
@@ -152,14 +151,14 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
     return found
 
 
-def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: list[str]) -> Info:
+def _add_network(facts: dict[str, Any], file: WeightsFile, identified: Identified, notes: list[str]) -> None:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     found, state = identified.architecture, identified.state
-    info = replace(info, arch=found.arch, network=found.network.__name__, config=found.config)
-    info = replace(info, condensed=found.config.get("condensed"))
+    condensed = found.config.get("condensed")
+    facts.update(arch=found.arch, network=found.network.__name__, config=found.config, condensed=condensed)
     try:
-        if info.condensed is False:
-            info = _with_connections(info, state, found, notes)
+        if condensed is False:
+            _add_connections(facts, state, found, notes)
         outline = found.outline()
         check_state(state, outline)
         if file.checkpoint and file.checkpoint.layers:
@@ -167,26 +166,19 @@ def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: 
         model = materialise(outline)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
-        return info
-    info = replace(info, config=model.config)
+        return
+    facts["config"] = model.config
     try:
         with affordable(model, "its MACs are not counted"):
             size = profile(model)
     except WeightsError as error:
         notes.append(str(error))
-        return info
     except MemoryError:
         raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
         notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
-        return info
-    return replace(
-        info,
-        params=size.params,
-        macs=size.macs,
-        executed_macs=size.executed_macs,
-        input_size=model.input_size,
-    )
+    else:
+        facts.update(params=size.params, macs=size.macs, executed_macs=size.executed_macs, input_size=model.input_size)
 
 
 def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: Network) -> list[str]:
@@ -201,13 +193,16 @@ def _stated_otherwise(checkpoint: Checkpoint, found: Architecture, outline: Netw
     return [f"the file {fault}: {advice}"]
 
 
-def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
+def _add_connections(
+    facts: dict[str, Any], state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]
+) -> None:
     """Add how far a network in the trained form has been condensed."""
     masks = [binary_mask(state[f"{layer}._mask"], layer) for layer in learned_layers(state)]
-    info = replace(info, connections=sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1))
+    facts["connections"] = sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1)
     try:
         condense_state(state, lambda layer: found.network.condensing(layer, found.config))
     except WeightsError as error:
         notes.append(str(error))
-        return replace(info, condensable=False)
-    return replace(info, condensable=True)
+        facts["condensable"] = False
+    else:
+        facts["condensable"] = True

@@ -6,8 +6,9 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,6 @@ def parser() -> Parser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
     status = OK
     for path in args.files:
@@ -61,6 +57,9 @@ def _run(args: argparse.Namespace) -> int:
         # JSON in ASCII, since a terminal would obey some of what stands beyond it.
         print(json.dumps(asdict(info)) if args.json else report(info))
     return status
+
+
+main = partial(run, parser, _run)
 
 
 def report(info: Info) -> str:

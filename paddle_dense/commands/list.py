@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paddle_dense.cli import Parser, program, run
@@ -78,11 +78,6 @@ def parser() -> Parser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
     entries = catalogue(args.pattern)
     if not entries:
@@ -99,3 +94,6 @@ def _run(args: argparse.Namespace) -> int:
             f"{entry['input_size']:>8}  {frameworks or '-'}"
         )
     return OK
+
+
+main = partial(run, parser, _run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from paddle_dense.cli import Parser, UsageError, program, run
@@ -31,11 +31,6 @@ def parser() -> Parser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
     target = args.output or args.checkpoint.with_suffix(".png")
     if target.suffix.lower() not in PLOT_FORMATS:
@@ -60,3 +55,6 @@ def _run(args: argparse.Namespace) -> int:
         raise WeightsError(f"{args.checkpoint}: {error}") from error
     print(printable(f"{args.checkpoint} -> {target}: {getattr(model, 'arch', type(model).__name__)}"))
     return OK
+
+
+main = partial(run, parser, _run)

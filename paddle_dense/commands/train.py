@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,6 @@ from paddle_dense.training import LEAST
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
     from paddle_dense.training.run import Result, Run, Settings
-
-# Options that decide the numbers of a run: a continued run takes them from its checkpoint.
-_SETTINGS = (
-    "data",
-    "recipe",
-    "model",
-    "config",
-    "pretrained",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "seed",
-    "amp",
-    "ema",
-)
 
 
 def parser() -> Parser:
@@ -141,8 +127,8 @@ def _continued(args: Any, saved: Saved) -> Settings:
         raise WeightsError(
             f"{saved.path} has settings that this version does not know: continue with its own"
         ) from None
-    for name in _SETTINGS:
-        given, before = getattr(args, name), getattr(settings, name)
+    for name, before in vars(settings).items():
+        given = getattr(args, name)
         if given is not None and given != before:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} {given} contradicts the run, which began with {before}: leave {option} out")
@@ -157,10 +143,10 @@ def _settings(args: Any) -> Settings:
         raise UsageError("--data is missing: give digits, a folder of pictures or a CIFAR archive")
     if not args.model and not args.pretrained:
         raise UsageError("--model is missing: give a preset such as cdnv2_a, or a file with --pretrained")
-    name = args.recipe or _default_recipe(args)
-    recipe(name)
-    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    return Settings(**{**given, "recipe": name})
+    args.recipe = args.recipe or _default_recipe(args)
+    recipe(args.recipe)
+    settings = {setting.name: getattr(args, setting.name) for setting in fields(Settings)}
+    return Settings(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _default_recipe(args: Any) -> str:

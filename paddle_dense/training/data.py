@@ -94,16 +94,22 @@ class PictureLoader:
     """
 
     def __init__(self, dataset: Dataset, batches: Sequence[list[Any]] | BatchSampler, workers: int = 0) -> None:
-        self.dataset = dataset if distributed.is_initialized() else _Stoppable(dataset)
-        self.batches, self.workers = batches, workers
+        self.dataset, self.batches, self.workers = dataset, batches, workers
+        self.alone = not distributed.is_initialized()
+
+    def sample(self, index: Any) -> Any:
+        """One of the dataset's, unless the command is asked to stop."""
+        if self.alone:
+            stop_if_asked()
+        return self.dataset[index]
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         if not self.workers:
             for batch in self.batches:
-                yield [paddle.to_tensor(field) for field in _stack([self.dataset[index] for index in batch])]
+                yield [paddle.to_tensor(field) for field in _stack([self.sample(index) for index in batch])]
             return
         loader = DataLoader(
-            _Reporting(self.dataset),
+            _Reporting(self),
             batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of indices will do
             num_workers=self.workers,
             collate_fn=_collate,  # type: ignore[arg-type]  # many arrays from a sample that is a tuple
@@ -118,34 +124,20 @@ class PictureLoader:
         return len(self.batches)
 
 
-class _Stoppable(Dataset):
-    """A dataset that gives no more pictures once the command is asked to stop."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        stop_if_asked()
-        return self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
 class _Reporting(Dataset):
-    """A dataset that gives a DataError's sentence, or the number of the signal that stops it, instead of raising it."""
+    """A loader's pictures, or a DataError's sentence, or the number of the signal that stops it, instead of raising."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, loader: PictureLoader) -> None:
+        self.loader = loader
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            return self.dataset[index]
+            return self.loader.sample(index)
         except (DataError, Stopped) as error:
             return str(error)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.loader.dataset)
 
 
 def _collate(samples: list[Any]) -> list[np.ndarray]:

@@ -152,7 +152,7 @@ class Run:
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             pictures = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(PictureLoader(pictures, batches, self.workers))
+            loader = _UntilStopped(pictures, batches, self.workers)
             with _stop_on_signals(checkpoints) as received:
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
@@ -248,18 +248,12 @@ def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
 
 
-class _UntilStopped:
+class _UntilStopped(PictureLoader):
     """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
-
-    def __init__(self, loader: PictureLoader) -> None:
-        self.loader = loader
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):
-            yield from self.loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
+            yield from super().__iter__()
 
 
 @contextmanager
