@@ -11,7 +11,7 @@ import numpy as np
 from paddle import nn
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.models.arguments import check_arguments
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Network(nn.Layer):
             )
         self.input_size = input_size
         self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
-        check_room(self.config["in_channels"])
+        check_budget(self.config["in_channels"])
         self.preprocessing = Preprocessing.for_network(input_size, self.config["in_channels"])
 
     @staticmethod

@@ -27,7 +27,7 @@ from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.atomic import make_folder
 from paddle_dense.files.sidecar import network_in
 from paddle_dense.files.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
-from paddle_dense.layers.budget import Room
+from paddle_dense.layers.budget import Budget
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.training.ema import ModelEMA
@@ -72,7 +72,7 @@ class Saved:
         with naming(self.path):
             if told is None:
                 raise WeightsError("does not say which network it holds: take another checkpoint")
-            architecture = Architecture(told[0], nn.Layer, told[1], room=Room.of(state))
+            architecture = Architecture(told[0], nn.Layer, told[1], budget=Budget.of(state))
             try:
                 outline = architecture.outline()
             except ValueError as error:

@@ -25,7 +25,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.unpickle import unpickle
 from paddle_dense.files.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
-from paddle_dense.layers.budget import Room, check_room, within
+from paddle_dense.layers.budget import Budget, check_budget, within
 from paddle_dense.models.recognise import Architecture
 from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
 
@@ -665,19 +665,19 @@ def test_shapes_of_a_giant_network_make_no_buffers(network, condensed):
     """Tensors without elements take no room in a file, whatever their other sides are."""
     config = {"stages": [1], "growth": [10**6], "condensed": condensed}
     with pytest.raises(ValueError, match="far more numbers than the file has tensors for"):
-        Architecture(network.__name__, network, config, room=Room(tensors=100, elements=1000)).outline()
+        Architecture(network.__name__, network, config, budget=Budget(tensors=100, elements=1000)).outline()
 
 
 def test_a_room_bounds_what_is_built_in_it_and_nothing_else():
-    with pytest.raises(ValueError, match="far more layers than the file has tensors for"), within(Room(10, 10**9)):
+    with pytest.raises(ValueError, match="far more layers than the file has tensors for"), within(Budget(10, 10**9)):
         CondenseNet(stages=[1] * 100, growth=[8] * 100)
-    with within(Room(tensors=0, elements=100)):
-        check_room(40, 40)
+    with within(Budget(tensors=0, elements=100)):
+        check_budget(40, 40)
         with pytest.raises(ValueError, match="far more numbers"):
-            check_room(40, 40)
+            check_budget(40, 40)
     with within(None):
-        check_room(10**9, 10**9)
-    check_room(10**9, 10**9)
+        check_budget(10**9, 10**9)
+    check_budget(10**9, 10**9)
 
 
 # CIFAR archives
