@@ -61,7 +61,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=1e-5,
         help="largest difference, relative to the scale of what is compared (default: 1e-5)",
     )
-    add("--images", metavar="DIR", type=Path, help="compare on these pictures too")
+    add("--images", metavar="DIR", type=Path, help="compare on these images too")
     add(
         "--allow-nonfinite",
         action="store_true",

@@ -50,14 +50,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
     add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
-    add("--batch-size", type=int, default=4, help="pictures in each training step (default: 4)")
+    add("--batch-size", type=int, default=4, help="images in each training step (default: 4)")
     add(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="side of the random pictures (default: the network's own, but at most 64 in training)",
+        help="side of the random images (default: the network's own, but at most 64 in training)",
     )
-    add("--seed", type=int, default=0, help="of the random pictures (default: 0)")
+    add("--seed", type=int, default=0, help="of the random images (default: 0)")
     add("--layers", action="store_true", help="print the difference of every layer")
     add(
         "--keep-trained-form",

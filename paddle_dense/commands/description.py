@@ -45,8 +45,8 @@ class Info:
         condensed: in the condensed form, or in the trained one; None for a network that has no such forms.
         connections: share of the learned layers' connections that are left, in the trained form.
         condensable: whether `condense` takes it, in the trained form.
-        params, macs, executed_macs: as `paddle_dense.profile` counts, for a picture of `input_size`.
-        input_size: side of the pictures in pixels.
+        params, macs, executed_macs: as `paddle_dense.profile` counts, for an image of `input_size`.
+        input_size: side of the images in pixels.
         released: names and sources of the released checkpoints that this file is, by its hash.
         sidecar: where it came from, as the file ``NAME.json`` beside it tells.
         metadata: the texts in the header of a .safetensors file.

@@ -85,7 +85,7 @@ def _make_constant(fused: nn.Layer) -> None:
 
 
 def _prove(model: nn.Layer, fused: nn.Layer) -> None:
-    """Compare the outputs for random pictures.
+    """Compare the outputs for random images.
 
     Raises:
         RuntimeError: they differ by more than rounding, or are no numbers.
@@ -99,7 +99,7 @@ def _prove(model: nn.Layer, fused: nn.Layer) -> None:
         if not difference <= TOLERANCE:
             raise RuntimeError(
                 f"the fused {type(model).__name__} differs by {difference:.1e} of the outputs' scale (allowed: "
-                f"{TOLERANCE:.0e}) on random pictures: check the weights for extreme or undefined numbers"
+                f"{TOLERANCE:.0e}) on random images: check the weights for extreme or undefined numbers"
             )
 
 

@@ -280,11 +280,11 @@ def test_pictures_are_compared_through_the_networks_own_transforms(capsys, tmp_p
     (pictures / "broken.jpg").write_bytes(b"not a picture")
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", pictures, "--force")
     assert status == FAILED and err.count("\n") == 1
-    assert "broken.jpg: cannot be read as a picture: replace it or take it out" in err
+    assert "broken.jpg: cannot be read as an image: replace it or take it out" in err
 
     (tmp_path / "empty").mkdir()
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", tmp_path / "empty", "--force")
-    assert status == USAGE and "holds no picture" in err
+    assert status == USAGE and "holds no image" in err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")

@@ -365,7 +365,7 @@ def test_every_epoch_has_its_own_order_and_devices_share_a_batch(monkeypatch):
         monkeypatch.setattr(paddle.distributed, "get_rank", lambda rank=rank: rank)
         shares.append(list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0)))
     assert [first + second for first, second in zip(*shares)] == whole
-    with pytest.raises(ValueError, match="a batch of 5 pictures cannot be divided among 2 devices"):
+    with pytest.raises(ValueError, match="a batch of 5 images cannot be divided among 2 devices"):
         TrainingBatches(PICTURES, 5, EPOCHS, seed=0)
-    with pytest.raises(ValueError, match="a batch of 16 is more than the 14 training pictures"):
+    with pytest.raises(ValueError, match="a batch of 16 is more than the 14 training images"):
         TrainingBatches(PICTURES, 16, EPOCHS, seed=0)
