@@ -53,7 +53,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...",
         type=key_values,
         default={},
-        help="arguments of the network that the file does not show",
+        help="arguments of the network that the file does not reveal",
     )
     add(
         "--atol",

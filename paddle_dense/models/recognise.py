@@ -127,12 +127,12 @@ def recognise(
         others = " or ".join(f"--arch {other.name}" for other in matching[1:])
         said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
         if others:
-            said.append(f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it")
+            said.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {others} to change it")
         config = {**found.config, **numbers, **overrides}
         return Architecture(entry.name, network, config, tuple(said), Budget.of(state))
     warnings = tuple(
-        f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
-        f"and --config {key}=VALUE (in Python: {key}=VALUE) corrects it"
+        f"a {network.__name__} file does not reveal {key}: {key}={found.config[key]} is assumed; "
+        f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
         for key in found.guesses
         if key not in overrides
     )
@@ -147,8 +147,8 @@ def _settled(
     if not settled:
         return []
     return [
-        f"a {entry.network.__name__} file does not show {', '.join(settled)}, which {entry.name} has: "
-        f"--config KEY=VALUE (in Python: KEY=VALUE) corrects it, and --arch {entry.name} says that it is so"
+        f"a {entry.network.__name__} file does not reveal {', '.join(settled)}, which {entry.name} has: "
+        f"use --config KEY=VALUE (in Python: KEY=VALUE) to change it, or --arch {entry.name} to confirm it"
     ]
 
 

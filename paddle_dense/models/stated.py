@@ -134,13 +134,13 @@ class Comparison:
         said = []
         if self.unknown:
             said.append(
-                f"the file's own {_listed('class', 'classes', self.unknown)} may compute what the file does not show: "
-                f"compare with the network itself, --reference MODULE:FACTORY"
+                f"the file's own {_listed('class', 'classes', self.unknown)} may compute what the file does not "
+                f"reveal: compare with the network itself, --reference MODULE:FACTORY"
             )
         if self.hooked:
             said.append(
                 f"the file's {_listed('layer', 'layers', self.hooked)} may run more than their class, which the file "
-                f"does not show: compare with the network itself, --reference MODULE:FACTORY"
+                f"does not reveal: compare with the network itself, --reference MODULE:FACTORY"
             )
         return said
 

@@ -85,7 +85,7 @@ def test_the_official_checkpoint_needs_no_option(capsys, oracles, tmp_path):
     # Rounding: 4.6e-7 on one processor, 1.3e-6 on another.
     assert result["verified"] and result["max_rel_diff"] < 2e-6 and result["top1_agreement"] == 1
     [said] = result["warnings"]
-    assert "does not show HS_start_block=2, init_stride=2, which cdnv2_a has" in said
+    assert "does not reveal HS_start_block=2, init_stride=2, which cdnv2_a has" in said
     assert result["output"] == str(tmp_path / "cdnv2_a.pdparams")
     oracle = np.load(oracles / "cdnv2_a_io.npz")
     assert_close(paddle_logits(tmp_path / "cdnv2_a.pdparams", oracle["x"]), oracle["logits"], tolerance=2e-6)
