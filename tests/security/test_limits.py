@@ -467,7 +467,7 @@ def tell(path: Path, **config: object) -> None:
 )
 def test_sidecars_that_nobody_wrote(saved, content):
     saved.with_suffix(".json").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: mend or remove it") as caught:
+    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: fix or delete it") as caught:
         load_model(saved)
     assert len(str(caught.value)) < 1000
 
@@ -479,7 +479,7 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 
     told = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
     saved.with_suffix(".json").write_text(told)
-    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: mend or remove it"):
+    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: fix or delete it"):
         load_model(saved)
     assert main(["--json", str(saved)]) == 0
 
