@@ -182,7 +182,7 @@ def _unheard(error: OSError) -> int:
     """The exit status of a command whose words do not arrive; it ends silently if nobody reads, as behind ``head``."""
     if isinstance(error, BrokenPipeError):
         return UNREAD
-    what = f"standard output cannot be written ({error.strerror}): lead it elsewhere"
+    what = f"standard output cannot be written ({error.strerror}): redirect it"
     with suppress(OSError):  # stderr may lead to the same place
         complain(what if is_of_output(error) else error)
     return FAILED
