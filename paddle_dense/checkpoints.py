@@ -80,7 +80,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     state, fresh = without_other_classifier(without_head(_read_for(model.state_dict(), path), model), model)
     if fresh:
         warnings.warn(
-            f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
+            f"{path} does not have the model's {model.num_classes} classes: the classifier is newly initialised",
             stacklevel=2,
         )
     with naming(path):
