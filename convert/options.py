@@ -18,7 +18,7 @@ class Options:
         format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
-        ema: take the averaged weights where the file has them.
+        ema: take the EMA weights where the file has them.
         verify: run both frameworks on the same inputs.
         atol: largest difference allowed, relative to the logits' scale.
         images: folder of images to compare on, beside the random ones.

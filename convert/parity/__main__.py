@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog=program("parity", "convert.parity"),
         description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
-        "gradient, and steps of Nesterov's SGD. Nothing is written but a report, if asked for. A checkpoint in the "
+        "gradient, and steps of Nesterov's SGD. Nothing is written except a report, with --report. A checkpoint in the "
         "trained form is compared in the trained form, and its condensed form as well.",
         epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage, 130 or 143 "
         "stopped by a signal.",

@@ -47,7 +47,7 @@ def parser() -> Parser:
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="converted .pdparams or .safetensors, or a PyTorch checkpoint")
-    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy beside the input)")
+    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy next to the input)")
     add("--format", choices=(*FORMATS, "both"), default="paddle", help="what to write (default: paddle)")
     add("--size", type=int, metavar="N", help="side of the images in pixels (default: any height and width)")
     add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")

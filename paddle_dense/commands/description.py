@@ -36,7 +36,7 @@ class Info:
         bytes: its size.
         sha256: of the file.
         container: where in the file the tensors were, such as "state_dict_ema"; None in a Paddle file.
-        averaged: whether these are averaged weights (EMA).
+        averaged: whether these are EMA weights.
         tensors: how many there are.
         numbers: how many they hold together.
         arch: preset, or the network's class where no preset has these numbers; None for a network of another package.
@@ -178,7 +178,10 @@ def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: 
     except MemoryError:
         raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
-        notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
+        notes.append(
+            f"the network does not run on {model.input_size} x {model.input_size} pixels: fix its hyperparameters, "
+            f"with --config KEY=VALUE when it is converted (in Python: KEY=VALUE when it is loaded)"
+        )
         return info
     return replace(
         info,

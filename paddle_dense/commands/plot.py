@@ -25,7 +25,7 @@ def parser() -> Parser:
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help=".pdparams or .safetensors")
-    image = f"the image, {' or '.join(PLOT_FORMATS)} (default: NAME.png beside CKPT)"
+    image = f"the image, {' or '.join(PLOT_FORMATS)} (default: NAME.png next to CKPT)"
     add("-o", "--output", type=Path, metavar="FILE", help=image)
     add("--force", action="store_true", help="overwrite an existing image")
     return command

@@ -63,7 +63,7 @@ def parser() -> Parser:
     add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
     add("--amp", action="store_true", default=None, help="half precision, on devices that have it")
-    add("--ema", action="store_true", default=None, help="keep averaged weights as well")
+    add("--ema", action="store_true", default=None, help="keep EMA weights as well")
     add("--condense-at-end", action="store_true", help="also write the condensed network")
     add("--eval-only", action="store_true", help="measure the accuracy of --pretrained or --resume, and end")
     add("--workers", type=int, default=0, help="processes that prepare images (default: 0)")

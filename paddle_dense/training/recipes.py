@@ -26,7 +26,7 @@ class Recipe:
         milestones: shares of the training after which the rate falls to a tenth; along a half cosine if there are none.
         label_smoothing: share of the target that is spread over all classes.
         group_lasso: weight of the group lasso, for networks that learn connections.
-        ema_decay: of the averaged weights, with ``--ema``.
+        ema_decay: of the EMA weights, with ``--ema``.
         augmentation: what is done to the training images.
     """
 

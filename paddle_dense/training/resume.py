@@ -174,7 +174,7 @@ class Checkpoints(paddle.callbacks.Callback):
         start_step: steps done before this `fit`.
         every_steps: save after so many steps.
         every_seconds: and also when so much time has gone by since the last save.
-        average: the averaged weights, if there are any.
+        average: the EMA weights, if there are any.
 
     Attributes:
         step: batches done.
@@ -371,7 +371,7 @@ def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str,
                 f"holds {what} for another optimizer: continue with the settings that the run began with"
             )
         if key not in arrays:
-            raise WeightsError(f"lacks {what}, which would begin anew at step {step}: {OLDER}")
+            raise WeightsError(f"lacks {what}, which would start from zero at step {step}: {OLDER}")
         _set_accumulator(own[key], arrays[key], what)
 
 

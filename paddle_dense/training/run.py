@@ -50,7 +50,7 @@ class Settings:
         epochs, batch_size, learning_rate: in place of the recipe's.
         seed: of weights, data order, augmentation and dropout.
         amp: half precision where the device has it.
-        ema: keep averaged weights, and take them at the end.
+        ema: keep EMA weights, and take them at the end.
 
     Raises:
         ValueError: a setting is no such thing.
