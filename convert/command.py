@@ -29,29 +29,29 @@ Options = TypeVar("Options", bound=options.Options)
 def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
     """Add what says where a converted file goes; the first format is the default."""
     add = command.add_argument
-    add("-o", "--output", metavar="FILE|DIR", help=f"where to write (default: NAME.{formats[0]} beside the input)")
+    add("-o", "--output", metavar="FILE|DIR", help=f"where to write (default: NAME.{formats[0]} next to the input)")
     add("--format", choices=formats, help=f"format of the output (default: {formats[0]}, or by -o FILE)")
     add("--no-verify", dest="verify", action="store_false", help="do not run both frameworks")
     add("--force", action="store_true", help="overwrite existing files")
 
 
 def add_ema_option(command: argparse.ArgumentParser) -> None:
-    """Add the choice between averaged and plain weights, which only PyTorch checkpoints leave."""
+    """Add the choice between EMA weights and plain ones, which only PyTorch checkpoints leave."""
     command.add_argument(
-        "--no-ema", dest="ema", action="store_false", help="take the plain weights where the file has averaged ones too"
+        "--no-ema", dest="ema", action="store_false", help="take the plain weights where the file has EMA weights too"
     )
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what says which network a checkpoint is and what it is compared with."""
     add = command.add_argument
-    add("--arch", metavar="NAME", help="the preset it is, where the tensors leave a choice")
+    add("--arch", metavar="NAME", help="the preset that it is, where the tensors fit several")
     add(
         "--config",
         metavar="KEY=VALUE,...",
         type=key_values,
         default={},
-        help="arguments of the network that the file does not show",
+        help="arguments of the network that the file does not reveal",
     )
     add(
         "--atol",
@@ -59,7 +59,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=1e-5,
         help="largest difference, relative to the scale of what is compared (default: 1e-5)",
     )
-    add("--images", metavar="DIR", type=Path, help="compare on these pictures too")
+    add("--images", metavar="DIR", type=Path, help="compare on these images too")
     add(
         "--allow-nonfinite",
         action="store_true",

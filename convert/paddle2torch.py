@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog=program("paddle2torch", "convert.paddle2torch"),
         description="Convert Paddle weights to PyTorch checkpoints and check the two frameworks against each other. "
-        "The network and its numbers are read from the sidecar .json, or from the tensors; its form is kept. What "
-        "convert.torch2paddle converted gets the names, order and counters of the original file back.",
+        "The network and its hyperparameters are read from the sidecar .json, or from the tensors; its form is kept. "
+        "What convert.torch2paddle converted gets the names, order and counters of the original file back.",
         epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
         "130 or 143 stopped by a signal.",
     )

@@ -25,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
         prog=program("torch2paddle", "convert.torch2paddle"),
-        description="Convert PyTorch checkpoints to Paddle and check the two frameworks against each other. The "
-        "architecture and its numbers are read from the tensors; a checkpoint in the trained form is condensed.",
+        description="Convert PyTorch checkpoints to Paddle and check the two frameworks against each other. "
+        "The architecture and its hyperparameters are read from the tensors; a checkpoint in the trained form is "
+        "condensed.",
         epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
         "130 or 143 stopped by a signal.",
     )

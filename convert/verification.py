@@ -115,7 +115,7 @@ def check(
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
     raise WeightsError(
         f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
-        f"{where}: correct the network's numbers with --config, or give your own network with --reference"
+        f"{where}: correct the network's hyperparameters with --config, or give your own network with --reference"
     )
 
 

@@ -18,7 +18,7 @@ from paddle_dense.files.names import pytorch_sign, refuse_mixture
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.sidecar import described_network, write_with_sidecar
 from paddle_dense.files.weights import read_metadata, read_weights
-from paddle_dense.layers.budget import Room
+from paddle_dense.layers.budget import Budget
 from paddle_dense.models.fitting import (
     check_state,
     fitting_tensors,
@@ -80,7 +80,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     state, fresh = without_other_classifier(without_head(_read_for(model.state_dict(), path), model), model)
     if fresh:
         warnings.warn(
-            f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
+            f"{path} does not have the model's {model.num_classes} classes: the classifier is newly initialised",
             stacklevel=2,
         )
     with naming(path):
@@ -155,7 +155,7 @@ def identify(file: WeightsFile, arch: str | None = None, overrides: Mapping[str,
             return Identified(recognise(state, arch, overrides), state, original)
         name, config = described
         try:
-            found = Architecture(name, network_class(name), config, room=Room.of(state))
+            found = Architecture(name, network_class(name), config, budget=Budget.of(state))
             found.outline()
         except ValueError as error:
             raise WeightsError(f"the sidecar .json describes no network of this package: {error}") from error

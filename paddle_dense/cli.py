@@ -14,7 +14,7 @@ from paddle_dense.process import FAILED, USAGE, complain, is_of_output, stoppabl
 
 
 class UsageError(ValueError):
-    """A command was called in a way that no file can mend."""
+    """A command was called in a way that no file can fix."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,8 +25,8 @@ class Profile:
 
     Attributes:
         params: parameters as the papers count them: a learned layer counts what will be left, 1/C of its weight.
-        macs: multiply-accumulates for one picture, as the papers count them.
-        executed_macs: multiply-accumulates of the convolutions and matrix products that really run for one picture.
+        macs: multiply-accumulates for one image, as the papers count them.
+        executed_macs: multiply-accumulates of the convolutions and matrix products that really run for one image.
         layers: name, parameters and MACs (as the papers count) of each layer that has any.
     """
 
@@ -43,7 +43,7 @@ class Profile:
 
 
 def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profile:
-    """Count parameters and multiply-accumulates by running one black picture through the model.
+    """Count parameters and multiply-accumulates by running one black image through the model.
 
     The papers count the products of convolutions and linear layers, 1 for each element of a ReLU or ReLU6, the window's
     area for each output of an average pool, 1 for each input of a global one and 2 for each element of a sigmoid;
@@ -52,7 +52,7 @@ def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profil
 
     Args:
         model: any Paddle network; its state and mode are left as they were.
-        input_shape: (channels, height, width) of the picture; the network's own channels and size, or (3, 224, 224)
+        input_shape: (channels, height, width) of the image; the network's own channels and size, or (3, 224, 224)
             for a network of another package, unless given.
     """
     if input_shape is None:

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog=program("parity", "convert.parity"),
         description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
-        "gradient, and steps of Nesterov's SGD. Nothing is written but a report, if asked for. A checkpoint in the "
+        "gradient, and steps of Nesterov's SGD. Nothing is written except a report, with --report. A checkpoint in the "
         "trained form is compared in the trained form, and its condensed form as well.",
         epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage, 130 or 143 "
         "stopped by a signal.",
@@ -44,14 +44,14 @@ def parser() -> argparse.ArgumentParser:
     add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar, .safetensors, or .pdparams")
     add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
     add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
-    add("--batch-size", type=int, default=4, help="pictures in each training step (default: 4)")
+    add("--batch-size", type=int, default=4, help="images in each training step (default: 4)")
     add(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="side of the random pictures (default: the network's own, but at most 64 in training)",
+        help="side of the random images (default: the network's own, but at most 64 in training)",
     )
-    add("--seed", type=int, default=0, help="of the random pictures (default: 0)")
+    add("--seed", type=int, default=0, help="of the random images (default: 0)")
     add("--layers", action="store_true", help="print the difference of every layer")
     add(
         "--keep-trained-form",

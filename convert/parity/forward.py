@@ -1,4 +1,4 @@
-"""The same pictures through the PyTorch network and the Paddle network, and how far the answers differ."""
+"""The same images through the PyTorch network and the Paddle network, and how far the answers differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parity:
         max_abs_diff: largest absolute difference of any logit.
         max_rel_diff: the same, divided by the largest absolute logit of the PyTorch network.
         top1_agreement: share of the inputs for which both name the same class.
-        inputs: number of pictures compared, random ones included.
+        inputs: number of images compared, random ones included.
     """
 
     max_abs_diff: float
@@ -48,20 +48,20 @@ class Parity:
 
 
 def random_batches(channels: int, size: int, seeds: Sequence[int] = SEEDS) -> list[np.ndarray]:
-    """One batch of two random pictures for each seed: float32 [2, channels, size, size]."""
+    """One batch of two random images for each seed: float32 [2, channels, size, size]."""
     return [np.random.default_rng(seed).standard_normal((2, channels, size, size), np.float32) for seed in seeds]
 
 
 def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> Iterator[np.ndarray]:
-    """The pictures of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
+    """The images of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
 
     Raises:
-        ValueError: the folder holds no picture.
+        ValueError: the folder holds no image.
         DataError: one cannot be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     transforms = preprocessing.transforms()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         some = paths[start : start + _IMAGES_AT_ONCE]

@@ -152,7 +152,7 @@ def compare_training(
     Args:
         torch_model: the PyTorch network; its learned layers have `set_progress` and `group_lasso`, as the twins' have.
         paddle_model: the Paddle network with the same weights.
-        batches: pictures, float32 [N, C, H, W], and classes, int64 [N], of each step.
+        batches: images, float32 [N, C, H, W], and classes, int64 [N], of each step.
         steps: steps of the whole training, of which these batches are the first; as many as batches unless given.
         learning_rate: of the SGD.
         momentum: Nesterov's, or 0 for none.

@@ -140,7 +140,7 @@ def _parity(figures: Parity, atol: float | None) -> Part:
         (Label("最大相对差", "relative to the logits' scale"), scientific(figures.max_rel_diff)),
         (Label("允许的相对差", "allowed"), scientific(atol)),
         (Label("首选类别相同", "same first choice"), f"{figures.top1_agreement:.2%}"),
-        (Label("比较的图片数", "pictures compared"), str(figures.inputs)),
+        (Label("比较的图片数", "images compared"), str(figures.inputs)),
     )
     return Part(Label("两个框架的一致性", "PyTorch against Paddle"), (Table(Label("", ""), rows),))
 

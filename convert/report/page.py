@@ -60,7 +60,7 @@ def write_report(path: Path | None, results: Sequence[Result]) -> None:
 
 
 def html(results: Sequence[Result]) -> str:
-    """One page without scripts, fonts or pictures from elsewhere, which its own policy forbids as well."""
+    """One page without scripts, fonts or images from elsewhere, which its own policy forbids as well."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

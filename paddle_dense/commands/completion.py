@@ -69,7 +69,7 @@ def parser() -> Parser:
         prog=program("completion", "paddle_dense completion"),
         description="Print a script with which a shell completes a console command: options, files, presets. For bash: "
         "paddle-dense completion bash > ~/.local/share/bash-completion/completions/paddle-dense; for zsh, into a file "
-        "_paddle-dense in a folder of $fpath. Print it anew after an update.",
+        "_paddle-dense in a folder of $fpath. Print it again after an update.",
         epilog="Exit status: 0 done, 1 shtab is missing, 2 wrong usage.",
     )
     command.add_argument("shell", choices=SHELLS)

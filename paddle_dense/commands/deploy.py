@@ -48,10 +48,10 @@ def parser() -> Parser:
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="converted .pdparams or .safetensors, or a PyTorch checkpoint")
-    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy beside the input)")
+    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy next to the input)")
     add("--format", choices=(*FORMATS, "both"), default="paddle", help="what to write (default: paddle)")
-    add("--size", type=int, metavar="N", help="side of the pictures in pixels (default: any height and width)")
-    add("--batch", type=int, metavar="N", help="pictures in a batch (default: any number)")
+    add("--size", type=int, metavar="N", help="side of the images in pixels (default: any height and width)")
+    add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")
     add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
     add("--labels", type=Path, metavar="FILE", help="name of each class, one a line, for the metadata")
     add("--benchmark", action="store_true", help="time what was written against the network in Paddle")

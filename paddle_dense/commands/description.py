@@ -36,7 +36,7 @@ class Info:
         bytes: its size.
         sha256: of the file.
         container: where in the file the tensors were, such as "state_dict_ema"; None in a Paddle file.
-        averaged: whether these are averaged weights (EMA).
+        averaged: whether these are EMA weights.
         tensors: how many there are.
         numbers: how many they hold together.
         arch: preset, or the network's class where no preset has these numbers; None for a network of another package.
@@ -45,8 +45,8 @@ class Info:
         condensed: in the condensed form, or in the trained one; None for a network that has no such forms.
         connections: share of the learned layers' connections that are left, in the trained form.
         condensable: whether `condense` takes it, in the trained form.
-        params, macs, executed_macs: as `paddle_dense.profile` counts, for a picture of `input_size`.
-        input_size: side of the pictures in pixels.
+        params, macs, executed_macs: as `paddle_dense.profile` counts, for an image of `input_size`.
+        input_size: side of the images in pixels.
         released: names and sources of the released checkpoints that this file is, by its hash.
         sidecar: where it came from, as the file ``NAME.json`` beside it tells.
         metadata: the texts in the header of a .safetensors file.
@@ -176,7 +176,10 @@ def _add_network(facts: dict[str, Any], file: WeightsFile, identified: Identifie
     except MemoryError:
         raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
-        notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
+        notes.append(
+            f"the network does not run on {model.input_size} x {model.input_size} pixels: fix its hyperparameters, "
+            f"with --config KEY=VALUE when it is converted (in Python: KEY=VALUE when it is loaded)"
+        )
     else:
         facts.update(params=size.params, macs=size.macs, executed_macs=size.executed_macs, input_size=model.input_size)
 

@@ -29,7 +29,7 @@ def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
         prog=program("info", "paddle_dense info"),
-        description="Say what files of weights are: network and numbers, form, size, where they come from. PyTorch is "
+        description="Describe weight files: network and hyperparameters, form, size, where they come from. PyTorch is "
         "not needed, and nothing in a file is executed.",
         epilog="Exit status: 0 every file could be read, 1 one could not, 2 wrong usage.",
     )

@@ -69,7 +69,7 @@ def parser() -> Parser:
     command = Parser(
         prog=program("list", "paddle_dense list"),
         description="List the presets: parameters, multiply-accumulates as the family's paper counts them, side of the "
-        "pictures, and the frameworks in whose format weights are released.",
+        "images, and the frameworks in whose format weights are released.",
         epilog="Exit status: 0 done, 1 no preset matches, 2 wrong usage.",
     )
     add = command.add_argument

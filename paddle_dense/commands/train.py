@@ -49,10 +49,10 @@ def parser() -> Parser:
     add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
     add("--amp", action="store_true", default=None, help="half precision, on devices that have it")
-    add("--ema", action="store_true", default=None, help="keep averaged weights as well")
+    add("--ema", action="store_true", default=None, help="keep EMA weights as well")
     add("--condense-at-end", action="store_true", help="also write the condensed network")
     add("--eval-only", action="store_true", help="measure the accuracy of --pretrained or --resume, and end")
-    add("--workers", type=int, default=0, help="processes that prepare pictures (default: 0)")
+    add("--workers", type=int, default=0, help="processes that prepare images (default: 0)")
     add("--log-dir", metavar="DIR", help="write curves for VisualDL")
     return command
 
@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace) -> int:
     run = Run(settings, folder, saved, args.workers, args.log_dir)
     if args.eval_only:
         accuracy = run.evaluate()
-        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures, loss {accuracy.loss:.4f}")
+        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} images, loss {accuracy.loss:.4f}")
         return OK
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
@@ -140,7 +140,7 @@ def _settings(args: Any) -> Settings:
     from paddle_dense.training.run import Settings
 
     if not args.data:
-        raise UsageError("--data is missing: give digits, a folder of pictures or a CIFAR archive")
+        raise UsageError("--data is missing: give digits, a folder of images or a CIFAR archive")
     if not args.model and not args.pretrained:
         raise UsageError("--model is missing: give a preset such as cdnv2_a, or a file with --pretrained")
     args.recipe = args.recipe or _default_recipe(args)
@@ -197,7 +197,7 @@ def _introduce(run: Run, args: Any) -> None:
     parameters = sum(parameter.size for parameter in network.parameters())
     start = f", continued from step {run.saved.step}" if run.saved else ""
     _say(
-        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} pictures of "
+        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} images of "
         f"{len(run.train_data.classes)} classes, recipe {settings.recipe}{start}"
     )
 
@@ -207,7 +207,7 @@ def _conclude(result: Result, folder: Path) -> None:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
     for file, accuracy in zip(result.files, result.accuracies.values()):
-        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures")
+        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} images")
 
 
 def _say(text: str) -> None:

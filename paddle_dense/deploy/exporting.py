@@ -8,7 +8,7 @@ format       files                                                    metadata
 ``onnx``     ``NAME.onnx``                                            inside, in ``metadata_props``, as JSON
 ===========  =======================================================  =======================================
 
-The metadata name the inputs and outputs and say what the network is (``arch``, ``config``), how pictures are prepared
+The metadata name the inputs and outputs and say what the network is (``arch``, ``config``), how images are prepared
 for it (``preprocessing``), what its outputs mean (``labels``) and which version of this package wrote the file.
 """
 
@@ -79,8 +79,8 @@ def export(
         model: a network in evaluation mode, fused or condensed; it stays as it is.
         path: the files' name without a suffix, ``"out/cdnv2_a"``; what stands there is replaced.
         format: ``"paddle"`` or ``"onnx"``.
-        input_size: side of the pictures in pixels; None for any height and width.
-        batch: pictures in a batch; None for any number.
+        input_size: side of the images in pixels; None for any height and width.
+        batch: images in a batch; None for any number.
         labels: name of each class, for the metadata.
         metadata: further entries for the metadata, as JSON takes them.
 
@@ -251,7 +251,7 @@ def _forget_aborted_traces() -> None:
 
 
 def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Runner:
-    """Paddle Inference on the CPU, as a function from a batch of pictures to the list of outputs.
+    """Paddle Inference on the CPU, as a function from a batch of images to the list of outputs.
 
     Args:
         files: the program, then its weights.
@@ -369,7 +369,7 @@ def _names_read(graph: Any) -> set[str]:
 
 
 def load_onnx(files: Sequence[Path], threads: int | None = None) -> Runner:
-    """ONNX Runtime on the CPU, as a function from a batch of pictures to the list of outputs.
+    """ONNX Runtime on the CPU, as a function from a batch of images to the list of outputs.
 
     Args:
         files: the model.

@@ -87,7 +87,7 @@ def _make_constant(fused: nn.Layer) -> None:
 
 
 def _prove(model: nn.Layer, fused: nn.Layer) -> None:
-    """Compare the outputs for random pictures.
+    """Compare the outputs for random images.
 
     Raises:
         RuntimeError: they differ by more than rounding, or are no numbers.
@@ -100,5 +100,5 @@ def _prove(model: nn.Layer, fused: nn.Layer) -> None:
     if not worst <= TOLERANCE:
         raise RuntimeError(
             f"the fused {type(model).__name__} differs by {worst:.1e} of the outputs' scale (allowed: {TOLERANCE:.0e}) "
-            f"on random pictures: check the weights for extreme or undefined numbers"
+            f"on random images: check the weights for extreme or undefined numbers"
         )

@@ -33,9 +33,9 @@ PathLike = Union[str, os.PathLike[str]]
 
 _TEMPORARY = re.compile(r"\.paddle_dense-[0-9a-f]{16}\.tmp")
 _PATIENCE = 10.0  # seconds that one waits for others, who need milliseconds
-_MENDS: dict[int | None, str] = {
+_FIXES: dict[int | None, str] = {
     errno.ENOENT: "create the folder first",
-    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.ENOTDIR: "give a path inside an existing folder",
     errno.EISDIR: "give the name of a file",
     errno.ENXIO: "give the name of a file",
     errno.EEXIST: "give another name, since a file has this one",
@@ -49,8 +49,8 @@ _MENDS: dict[int | None, str] = {
 
 def unwritable(path: PathLike, error: OSError) -> WeightsError:
     """The one sentence that says why a file cannot be written, and what to do."""
-    mend = _MENDS.get(error.errno, "choose another place")
-    return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}")
+    fix = _FIXES.get(error.errno, "choose another place")
+    return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {fix}")
 
 
 def make_folder(path: PathLike) -> None:

@@ -20,7 +20,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import binary_fault
 from paddle_dense.layers.conv import conv2d
 
@@ -96,7 +96,7 @@ class LearnedConnections(nn.Layer):
         self.conv = conv2d(in_channels, out_channels, 1)
         self.register_buffer("_count", paddle.zeros([1]))
         self.register_buffer("_stage", paddle.zeros([1]))
-        check_room(out_channels, in_channels)
+        check_budget(out_channels, in_channels)
         self.register_buffer("_mask", paddle.ones([out_channels, in_channels, 1, 1]))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from paddle import Tensor, nn
 
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import Arrays
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
@@ -67,7 +67,7 @@ class CondenseLGC(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, out_channels, 1, groups=groups)
-        check_room(in_channels)
+        check_budget(in_channels)
         self.register_buffer("index", paddle.arange(in_channels, dtype="int64") % self.source_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from paddle.nn import functional as F
 
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import Arrays
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
@@ -70,7 +70,7 @@ class CondenseSFR(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, rows, 1, groups=groups)
-        check_room(rows, out_channels)
+        check_budget(rows, out_channels)
         index = F.one_hot(paddle.arange(rows) % out_channels, out_channels)
         self.register_buffer("index", index)
 

@@ -159,7 +159,7 @@ class EfficientNetCondConv(Network):
         depth_multiplier: scales the blocks of every stage, rounded up.
         num_experts: experts of every convolution of the last three stages.
         num_classes: classes; 0 leaves the classifier out and returns its [N, C] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         same_padding: pad as TensorFlow's SAME does, where a stride of 2 often adds more zeros at the right and bottom
             than at the left and top; False adds half a kernel on every side.
         bn_eps: epsilon of the batch normalisations; 1e-3 in the released networks.
@@ -170,7 +170,7 @@ class EfficientNetCondConv(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
     """
 
     head_prefixes = ("conv_head.", "bn2.", "classifier.")

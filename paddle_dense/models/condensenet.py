@@ -70,7 +70,7 @@ class DenseFeatures(nn.Sequential):
     """Stem, dense blocks and pools of CondenseNet and CondenseNet V2: [N, in_channels, H, W] -> [N, C, H', W'].
 
     Args:
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         stages: layers in each dense block.
         growth: channels that each layer of a block adds.
         init_stride: stride of the first convolution.
@@ -78,7 +78,7 @@ class DenseFeatures(nn.Sequential):
 
     Attributes:
         channels: channels after each block.
-        strides: pixels of the picture for each pixel after each block.
+        strides: pixels of the image for each pixel after each block.
 
     Raises:
         ValueError: stages and growth are empty or differ in length.
@@ -134,7 +134,7 @@ class CondenseNet(Network):
         condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
         dropout_rate: dropout before the convolution of conv_1, in the trained form.
         num_classes: classes; 0 leaves the classifier out and returns its [N, C] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
         condensed: the condensed form; False for the form that is trained and loses connections.
         condense_classifier: in the condensed form, the classifier reads half of its inputs, as the released ones do.
@@ -142,7 +142,7 @@ class CondenseNet(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: stages and growth differ in length, or channels do not divide into the groups.

@@ -91,7 +91,7 @@ class CondenseNetV2(Network):
         bottleneck: conv_1 has this many times `growth` outputs.
         last_se_reduction: reduction of the squeeze and excitation before the classifier.
         num_classes: classes; 0 leaves the classifier out and returns its [N, fc_channel] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
         condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
         trans_factor: the condensation factor C of sfr; `group_trans` unless given.
@@ -100,7 +100,7 @@ class CondenseNetV2(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: stages and growth differ in length, or channels do not divide into the groups.

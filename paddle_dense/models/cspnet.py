@@ -87,13 +87,13 @@ class CSPDenseNet(DenseBackbone):
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
         memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs.
         mode: where the two halves are fused: ``"stand"``, ``"fusionfirst"`` or ``"fusionlast"``. In the last one
-            nothing pools between the blocks, so all of them work at a quarter of the picture's sides.
-        in_channels: channels of the pictures.
+            nothing pools between the blocks, so all of them work at a quarter of the image's sides.
+        in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: there is no such mode (the message lists what there is), a number of layers or channels is below 1,
@@ -246,12 +246,12 @@ class CSPNet(Network):
         groups: groups of the 3x3 convolutions; more than one makes ResNet a ResNeXt.
         stem_channels: channels of the stem.
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem before any pooling, then one tensor a stage.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: there is no such backbone, the lists differ in length, or channels do not split into halves and

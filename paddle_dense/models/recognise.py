@@ -14,7 +14,7 @@ from paddle import LazyGuard, nn
 
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.names import renamed
-from paddle_dense.layers.budget import Room, within
+from paddle_dense.layers.budget import Budget, within
 from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
@@ -45,14 +45,14 @@ class Architecture:
         network: class of the network.
         config: the constructor's arguments.
         warnings: guesses that the user should know of, one sentence each.
-        room: how large the network can be, for the file that the numbers come with or from.
+        budget: how large the network can be, for the file that the numbers come with or from.
     """
 
     arch: str
     network: type[Any]
     config: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
-    room: Room | None = None
+    budget: Budget | None = None
 
     def build(self) -> Network:
         """A new network with these numbers; ValueError if there can be none."""
@@ -64,7 +64,7 @@ class Architecture:
         Raises:
             ValueError: there can be none with these numbers, or not with the tensors that the file has.
         """
-        with LazyGuard(), within(self.room):
+        with LazyGuard(), within(self.budget):
             return self.build()
 
     def fit(self, state: Mapping[str, np.ndarray], allow_nonfinite: bool = False) -> Network:
@@ -127,16 +127,16 @@ def recognise(
         others = " or ".join(f"--arch {other.name}" for other in matching[1:])
         said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
         if others:
-            said.append(f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it")
+            said.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {others} to change it")
         config = {**found.config, **numbers, **overrides}
-        return Architecture(entry.name, network, config, tuple(said), Room.of(state))
+        return Architecture(entry.name, network, config, tuple(said), Budget.of(state))
     warnings = tuple(
-        f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
-        f"and --config {key}=VALUE (in Python: {key}=VALUE) corrects it"
+        f"a {network.__name__} file does not reveal {key}: {key}={found.config[key]} is assumed; "
+        f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
         for key in found.guesses
         if key not in overrides
     )
-    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, Room.of(state))
+    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, Budget.of(state))
 
 
 def _settled(
@@ -147,8 +147,8 @@ def _settled(
     if not settled:
         return []
     return [
-        f"a {entry.network.__name__} file does not show {', '.join(settled)}, which {entry.name} has: "
-        f"--config KEY=VALUE (in Python: KEY=VALUE) corrects it, and --arch {entry.name} says that it is so"
+        f"a {entry.network.__name__} file does not reveal {', '.join(settled)}, which {entry.name} has: "
+        f"use --config KEY=VALUE (in Python: KEY=VALUE) to change it, or --arch {entry.name} to confirm it"
     ]
 
 

@@ -133,9 +133,9 @@ class Comparison:
     def warnings(self) -> list[str]:
         """What could not be compared, one sentence each."""
         unknown, hooked = _listed("class", "classes", self.unknown), _listed("layer", "layers", self.hooked)
-        said = [f"the file's own {unknown} may compute what the file does not show"] if self.unknown else []
+        said = [f"the file's own {unknown} may compute what the file does not reveal"] if self.unknown else []
         if self.hooked:
-            said.append(f"the file's {hooked} may run more than their class, which the file does not show")
+            said.append(f"the file's {hooked} may run more than their class, which the file does not reveal")
         return [f"{fault}: compare with the network itself, --reference MODULE:FACTORY" for fault in said]
 
     def fault(self, arch: str) -> str | None:

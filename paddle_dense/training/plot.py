@@ -91,16 +91,16 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
 
     Args:
         model: see `connectivity`.
-        path: the picture, ``.png``, ``.svg`` or ``.pdf``; what stood there is replaced, in one step.
+        path: the image, ``.png``, ``.svg`` or ``.pdf``; what stood there is replaced, in one step.
 
     Raises:
         ImportError: matplotlib is missing.
         ValueError: the network has no dense layers, or the name another suffix.
-        WeightsError: the picture cannot be written there.
+        WeightsError: the image cannot be written there.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in PLOT_FORMATS:
-        raise ValueError(f"{os.fspath(path)} has no suffix of a picture: end the name in {' or '.join(PLOT_FORMATS)}")
+        raise ValueError(f"{os.fspath(path)} is no name of an image: end the name in {' or '.join(PLOT_FORMATS)}")
     figure = _figure(connectivity(model), _name(model))
     with atomic_write(path) as file:
         figure.savefig(file, format=suffix[1:], dpi=150)

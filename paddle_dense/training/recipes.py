@@ -18,7 +18,7 @@ class Recipe:
     Attributes:
         source: where the numbers come from.
         epochs: passes over the data.
-        batch_size: pictures in a batch, over all devices.
+        batch_size: images in a batch, over all devices.
         learning_rate: the full learning rate, for this batch size.
         weight_decay: L2 penalty on all parameters.
         warmup_epochs: epochs during which the rate rises.
@@ -26,8 +26,8 @@ class Recipe:
         milestones: shares of the training after which the rate falls to a tenth; along a half cosine if there are none.
         label_smoothing: share of the target that is spread over all classes.
         group_lasso: weight of the group lasso, for networks that learn connections.
-        ema_decay: of the averaged weights, with ``--ema``.
-        augmentation: what is done to the training pictures.
+        ema_decay: of the EMA weights, with ``--ema``.
+        augmentation: what is done to the training images.
     """
 
     source: str
@@ -88,7 +88,7 @@ RECIPES = {
         ema_decay=0.99,
     ),
     "finetune": Recipe(
-        "a start for pictures of one's own",
+        "a start for images of one's own",
         epochs=20,
         batch_size=64,
         learning_rate=0.01,

@@ -309,7 +309,7 @@ def test_own_classes_are_named(tmp_path):
     result = convert(saved(net, tmp_path))
     assert result.verified
     [warning] = result.warnings
-    assert "own class 'tests.convert.test_stated.OwnLayer' may compute what the file does not show" in warning
+    assert "own class 'tests.convert.test_stated.OwnLayer' may compute what the file does not reveal" in warning
     [note] = describe_weights(tmp_path / "net.pth").warnings
     assert note == warning
 

@@ -85,7 +85,7 @@ def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
     describe(path, 1)
     assert read_sidecar(path) == ("net", {"version": 1})
     write_weights({"w": np.zeros(3, "f4")}, path)
-    with pytest.raises(WeightsError, match=r"net.json tells of other tensors than .*net.pdparams holds: remove it"):
+    with pytest.raises(WeightsError, match=r"net.json describes other tensors than .*net.pdparams holds: delete it"):
         read_sidecar(path)
 
 
@@ -95,7 +95,7 @@ def test_a_model_is_not_rebuilt_from_a_sidecar_of_others(tmp_path):
     told["tensors_sha256"] = "0" * 64
     (tmp_path / "net.json").write_text(json.dumps(told))
     shutil.copy(DIGITS.with_suffix(".pdparams"), tmp_path / "net.pdparams")
-    with pytest.raises(WeightsError, match="tells of other tensors"):
+    with pytest.raises(WeightsError, match="describes other tensors"):
         pd_.load_model(tmp_path / "net.pdparams")
 
 
