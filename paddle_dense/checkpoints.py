@@ -29,6 +29,7 @@ from paddle_dense.models.fitting import (
 )
 from paddle_dense.models.network import Network, network_class
 from paddle_dense.models.recognise import Architecture, canonical, materialise, recognise
+from paddle_dense.models.stated import stated_arguments
 
 PathLike = Union[str, os.PathLike]
 
@@ -152,7 +153,10 @@ def identify(file: WeightsFile, arch: str | None = None, overrides: Mapping[str,
         in_pytorch = file.checkpoint is not None
         state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
         if described is None:
-            return Identified(recognise(state, arch, overrides), state, original)
+            layers = file.checkpoint.layers if file.checkpoint else {}
+            return Identified(
+                recognise(state, arch, overrides, stated_arguments(layers, file.tensors)), state, original
+            )
         name, config = described
         try:
             found = Architecture(name, network_class(name), config, budget=Budget.of(state))

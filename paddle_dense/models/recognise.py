@@ -93,7 +93,10 @@ def materialise(outline: Network) -> Network:
 
 
 def recognise(
-    state: Mapping[str, np.ndarray], arch: str | None = None, overrides: Mapping[str, Any] | None = None
+    state: Mapping[str, np.ndarray],
+    arch: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    stated: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Find the network and its numbers from the tensors.
 
@@ -101,12 +104,13 @@ def recognise(
         state: a state_dict in Paddle's layout (see `paddle_dense.files.layout`).
         arch: the preset that it is said to be; it settles what the tensors do not show.
         overrides: arguments of the network that the caller knows better.
+        stated: arguments that the file states next to its tensors: what it confirms needs no warning.
 
     Raises:
         WeightsError: no known network has such tensors, or `arch` has other numbers.
         ValueError: `arch` or a key of `overrides` is unknown.
     """
-    overrides = dict(overrides or {})
+    overrides, stated = dict(overrides or {}), dict(stated or {})
     wanted = preset(arch) if arch else None
     network, found = _find(state)
     if wanted and wanted.network is not network:
@@ -124,8 +128,8 @@ def recognise(
     if matching:
         entry = matching[0]
         numbers = {key: value for key, value in full_config(network, entry.config).items() if key not in _USE}
-        others = " or ".join(f"--arch {other.name}" for other in matching[1:])
-        said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
+        others = " or ".join(f"--arch {other.name}" for other in matching[1:] if not _contradicts(stated, other))
+        said = [] if wanted else _settled(entry, _unconfirmed(found.guesses, overrides, stated, numbers))
         if others:
             said.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {others} to change it")
         config = {**found.config, **numbers, **overrides}
@@ -133,17 +137,28 @@ def recognise(
     warnings = tuple(
         f"a {network.__name__} file does not reveal {key}: {key}={found.config[key]} is assumed; "
         f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
-        for key in found.guesses
-        if key not in overrides
+        for key in _unconfirmed(found.guesses, overrides, stated, found.config)
     )
     return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, Budget.of(state))
 
 
-def _settled(
-    entry: Preset, numbers: Mapping[str, Any], guesses: Sequence[str], overrides: Mapping[str, Any]
-) -> list[str]:
+def _unconfirmed(
+    guesses: Sequence[str], overrides: Mapping[str, Any], stated: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The guesses, with their values, that neither the caller gives nor the file states."""
+    confirmed = {key for key in stated if stated[key] == numbers.get(key)}
+    return {key: numbers[key] for key in guesses if key not in overrides and key not in confirmed}
+
+
+def _contradicts(stated: Mapping[str, Any], entry: Preset) -> bool:
+    """Whether a file states other arguments than a preset has."""
+    numbers = full_config(entry.network, entry.config)
+    return any(key in numbers and numbers[key] != value for key, value in stated.items())
+
+
+def _settled(entry: Preset, believed: Mapping[str, Any]) -> list[str]:
     """What no tensor shows and the preset was believed in, in one sentence; none where nothing is left to believe."""
-    settled = [f"{key}={numbers[key]}" for key in guesses if key not in overrides]
+    settled = [f"{key}={value}" for key, value in believed.items()]
     if not settled:
         return []
     return [

@@ -181,6 +181,11 @@ def _canonical_names(layers: Layers, state: Mapping[str, np.ndarray]) -> dict[st
     return {name: ours.get(f"{name}.weight", f"{name}.weight").rpartition(".")[0] if name else "" for name in layers}
 
 
+def _canonical_layers(layers: Layers, state: Mapping[str, np.ndarray]) -> Layers:
+    """The layers of a file by this package's names."""
+    return {ours: layers[theirs] for theirs, ours in _canonical_names(layers, state).items()}
+
+
 class _Pairing:
     """The layers of a file, by this package's names, beside those of a network."""
 
@@ -335,6 +340,21 @@ def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
+# The arguments that it states
+
+
+def stated_arguments(layers: Layers, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Those that leave no trace in the tensors: what a file of layers, see `compare`, states of them with one voice."""
+    if not layers or len(layers) > _MAX_LAYERS:
+        return {}
+    try:
+        layers = _canonical_layers(layers, state)
+    except WeightsError:  # names that `compare` refuses
+        return {}
+    found = {key: find(layers) for key, find in _UNSEEN.items()}
+    return {key: values[0] for key, values in found.items() if len(values) == 1}
+
+
 # What mends it
 
 
@@ -348,7 +368,7 @@ def remedy(
         found: the network that does not.
         given: the arguments that the user has set with --config.
     """
-    for option, other in _others(layers, found, given):
+    for option, other in _others(_canonical_layers(layers, state), found, given):
         try:
             if not compare(layers, around, state, other.outline()).contradictions:
                 return option
@@ -358,7 +378,12 @@ def remedy(
 
 
 def _others(layers: Layers, found: Architecture, given: Mapping[str, Any]) -> Iterator[tuple[str, Architecture]]:
-    """Networks that have the same tensors: presets, then other values of what no tensor shows."""
+    """Networks that have the same tensors: presets, then other values of what no tensor shows.
+
+    Args:
+        layers: by this package's names.
+        found, given: see `remedy`.
+    """
     for entry in presets(found.network):
         numbers = {key: value for key, value in full_config(entry.network, entry.config).items() if key not in given}
         if all(numbers[key] == found.config[key] for key in entry.config if key in numbers and key not in _UNSEEN):
@@ -384,18 +409,27 @@ def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
 
 
 def _first_hard_swish(layers: Layers) -> list[int]:
-    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks."""
-    hard: dict[int, bool] = {}
+    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then those that may."""
+    blocks: dict[int, list[MaybeEffect]] = {}
     for name, told in layers.items():
-        if block := re.match(r"features\.denseblock_(\d{1,3})\.", name):
-            number = int(block[1]) - 1
-            hard[number] = hard.get(number, False) or effect_in_file(told) == Effect("Hardswish")
-    return [min((number for number, has in hard.items() if has), default=len(hard))]
+        block = re.match(r"features\.denseblock_(\d{1,3})\.(?!.*\.se\.)", name)
+        if block:
+            blocks.setdefault(int(block[1]) - 1, []).append(effect_in_file(told))
+    first = min((block for block, effects in blocks.items() if Effect("Hardswish") in effects), default=len(blocks))
+    silent = [block for block, effects in blocks.items() if block < first and Effect("ReLU") not in effects]
+    return [first, *silent]
+
+
+def _pads_as_tensorflow(layers: Layers) -> list[bool]:
+    """Of an EfficientNet; a layer without padding says nothing, as its class may pad before it."""
+    stem = effect_in_file(layers["conv_stem"]) if "conv_stem" in layers else None
+    padding = stem.numbers.get("padding") if stem else None
+    return [] if padding in (None, (0, 0)) else [padding == "SAME"]
 
 
 # Arguments that leave no trace in the tensors, and where a file's layers show which they are.
 _UNSEEN: dict[str, Callable[[Layers], list[Any]]] = {
-    "same_padding": lambda _: [True, False],
+    "same_padding": _pads_as_tensorflow,
     "bn_eps": lambda layers: _stated(layers, "eps"),
     "HS_start_block": _first_hard_swish,
     "init_stride": lambda layers: _stated(layers, "stride", "init_conv"),
