@@ -91,7 +91,7 @@ def prepare(network: str, folder: Path, size: int | None = None, **config: Any) 
     Args:
         network: name of the preset.
         folder: where to.
-        size: side of the pictures in pixels; the network's own unless given.
+        size: side of the images in pixels; the network's own unless given.
         config: arguments that replace the preset's.
     """
     import paddle

@@ -84,12 +84,12 @@ def paddle_inference_fused(folder: Path, batch: int) -> Runner:
 def paddle_inference_onednn(folder: Path, batch: int) -> Runner:
     """Paddle Inference with oneDNN, the network fused for engines that compile the graph."""
     pd_, model = _paddle_model(folder)
-    return _predictor(pd_.deploy.fuse(model, runtime="onnx"), folder, batch, onednn=True)
+    return _predictor(pd_.deploy.fuse(model, runtime="compiled"), folder, batch, onednn=True)
 
 
 def _onnx_of_ours(folder: Path, batch: int) -> Path:
     pd_, model = _paddle_model(folder)
-    fused = pd_.deploy.fuse(model, runtime="onnx")
+    fused = pd_.deploy.fuse(model, runtime="compiled")
     size = _described(folder)["input_size"]
     return pd_.deploy.export(fused, folder / f"batch{batch}", format="onnx", input_size=size, batch=batch)[0]
 

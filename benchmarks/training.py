@@ -139,7 +139,7 @@ def compare(tasks: dict[str, tuple[str, dict]], rounds: int) -> dict[str, float]
 
 
 def peak_memory(memory_efficient: bool) -> float:
-    """Peak memory in MB of a process that does three training steps of DenseNet-121 with 8 pictures."""
+    """Peak memory in MB of a process that does three training steps of DenseNet-121 with 8 images."""
     code = (
         "import resource\n"
         "from benchmarks.training import paddle_step\n"
@@ -162,7 +162,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve[0], json.loads(options.serve[1]))
         return
-    print(f"| training step, {options.batch} pictures | Paddle | PyTorch twin | ratio |\n| --- | ---: | ---: | ---: |")
+    print(f"| training step, {options.batch} images | Paddle | PyTorch twin | ratio |\n| --- | ---: | ---: | ---: |")
     for network in options.networks.split(","):
         arguments = {"network": network, "batch": options.batch}
         found = compare({name: (name, arguments) for name in ("paddle_step", "torch_step")}, options.rounds)
@@ -175,7 +175,7 @@ def main() -> None:
         ratio = found["loop"] / found["batch"]
         print(f"| batch of {batch} | {found['batch']:.1f} ms | {found['loop']:.1f} ms | {ratio:.2f} |", flush=True)
     plain, efficient = peak_memory(False), peak_memory(True)
-    print(f"\nDenseNet-121, training with 8 pictures: {plain:.0f} MB, with memory_efficient {efficient:.0f} MB")
+    print(f"\nDenseNet-121, training with 8 images: {plain:.0f} MB, with memory_efficient {efficient:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from convert.result import Result
 from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.files.atomic import file_key, overlap
+from paddle_dense.files.opened import Framework, open_weights
 from paddle_dense.files.sidecar import sidecar_path, with_its_sidecar
-from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, signals_waiting, warn
+from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_output, signals_waiting, warn
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
@@ -28,32 +29,29 @@ Options = TypeVar("Options", bound=options.Options)
 def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
     """Add what says where a converted file goes; the first format is the default."""
     add = command.add_argument
-    add("-o", "--output", metavar="FILE|DIR", help=f"where to write (default: NAME.{formats[0]} beside the input)")
+    add("-o", "--output", metavar="FILE|DIR", help=f"where to write (default: NAME.{formats[0]} next to the input)")
     add("--format", choices=formats, help=f"format of the output (default: {formats[0]}, or by -o FILE)")
     add("--no-verify", dest="verify", action="store_false", help="do not run both frameworks")
     add("--force", action="store_true", help="overwrite existing files")
 
 
 def add_ema_option(command: argparse.ArgumentParser) -> None:
-    """Add the choice between averaged and plain weights, which only PyTorch checkpoints leave."""
+    """Add the choice between EMA weights and plain ones, which only PyTorch checkpoints leave."""
     command.add_argument(
-        "--no-ema",
-        dest="ema",
-        action="store_false",
-        help="take the plain weights where the file has averaged ones too",
+        "--no-ema", dest="ema", action="store_false", help="take the plain weights where the file has EMA weights too"
     )
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what says which network a checkpoint is and what it is compared with."""
     add = command.add_argument
-    add("--arch", metavar="NAME", help="the preset it is, where the tensors leave a choice")
+    add("--arch", metavar="NAME", help="the preset that it is, where the tensors fit several")
     add(
         "--config",
         metavar="KEY=VALUE,...",
         type=key_values,
         default={},
-        help="arguments of the network that the file does not show",
+        help="arguments of the network that the file does not reveal",
     )
     add(
         "--drop",
@@ -77,7 +75,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=1e-5,
         help="largest difference, relative to the scale of what is compared (default: 1e-5)",
     )
-    add("--images", metavar="DIR", type=Path, help="compare on these pictures too")
+    add("--images", metavar="DIR", type=Path, help="compare on these images too")
     add(
         "--allow-nonfinite",
         action="store_true",
@@ -198,6 +196,25 @@ def refuse_written(outputs: Sequence[Path], number: int) -> None:
         )
 
 
+def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequence[str]) -> int:
+    """Convert every file that the command line names, from PyTorch or from Paddle; returns the exit status."""
+    beside = (sidecar_path, origin_path)
+    outputs = targets(args, formats, *(beside if framework == "pytorch" else reversed(beside)))
+    said = read_options(args, options.Options)
+
+    def work(number: int, result: Result) -> int:
+        refuse_written(outputs, number)
+        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
+        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",))
+        with importing():
+            from convert.conversion import convert_back, convert_checkpoint
+        convert = convert_checkpoint if framework == "pytorch" else convert_back
+        tell_conversion(convert(file, outputs[number], said, result), args.json)
+        return OK
+
+    return for_each(args.checkpoints, work, {"output": None} if args.json else None, said.report, said.force)
+
+
 def for_each(
     paths: Sequence[Path],
     work: Callable[[int, Result], int],
@@ -233,27 +250,20 @@ def for_each(
         try:
             with enough_memory(path):
                 status = max(status, work(number, results[number]))
-        except (WeightsError, OSError) as error:
+        except (OSError, ValueError) as error:
             if is_of_output(error):
                 raise
-            status = max(status, FAILED)
-            _tell_failure(path, error, failure, results[number])
-        except ValueError as error:
-            status = USAGE
-            _tell_failure(path, error, failure, results[number])
+            status = max(status, FAILED if isinstance(error, (WeightsError, OSError)) else USAGE)
+            results[number].error = str(error)
+            if failure is not None:
+                print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
+            complain(error if str(path) in str(error) else f"{path}: {error}")
     try:
         write_report(report, results)
     except WeightsError as error:
         status = max(status, FAILED)
         complain(error)
     return status
-
-
-def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, result: Result) -> None:
-    result.error = str(error)
-    if failure is not None:
-        print(json.dumps({"input": str(path), **failure, "verified": False, "error": str(error)}))
-    complain(error if str(path) in str(error) else f"{path}: {error}")
 
 
 def tell_conversion(result: Result, as_json: bool) -> None:

@@ -6,23 +6,9 @@ They stand in a module that imports nothing: where Paddle is missing, the user r
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
-
-
-def torch2paddle() -> NoReturn:
-    """``python -m convert.torch2paddle``."""
-    _run("convert.torch2paddle")
-
-
-def paddle2torch() -> NoReturn:
-    """``python -m convert.paddle2torch``."""
-    _run("convert.paddle2torch")
-
-
-def paddle_dense() -> NoReturn:
-    """``python -m paddle_dense``."""
-    _run("paddle_dense.__main__")
 
 
 def _run(module: str) -> NoReturn:
@@ -33,3 +19,8 @@ def _run(module: str) -> NoReturn:
     except ImportError as error:
         sys.exit(f"error: {error}")
     as_process(main)
+
+
+torch2paddle = partial(_run, "convert.torch2paddle")
+paddle2torch = partial(_run, "convert.paddle2torch")
+paddle_dense = partial(_run, "paddle_dense.__main__")

@@ -11,6 +11,7 @@ import numpy as np
 
 from convert.conversion import convert_checkpoint
 from convert.verification import build_twin
+from paddle_dense.data import load_digits
 from paddle_dense.files.atomic import temporary_folder
 from paddle_dense.pretrained import shipped_folder
 from paddle_dense.process import FAILED, as_process, complain, stoppable
@@ -34,7 +35,8 @@ def main() -> int:
         result = convert_checkpoint(source, target)
         print(f"  recognised {result.arch} with {result.params:,} parameters")
         print(f"  PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale on random inputs")
-        images, labels = _held_out_digits()
+        digits = load_digits()
+        images, labels = digits.test_images, digits.test_labels
         ours, theirs = _paddle_logits(target, images), _torch_logits(source, images)
     print(f"{len(labels)} handwritten digits that training never saw:")
     for name, logits in (("PyTorch", theirs), ("Paddle", ours)):
@@ -44,13 +46,6 @@ def main() -> int:
     print(f"  same answer on {agree:.1%}, logits equal to {difference:.1e} of their scale")
     print(f"{time.perf_counter() - start:.1f} s")
     return 0 if agree == 1 else 1
-
-
-def _held_out_digits() -> tuple[np.ndarray, np.ndarray]:
-    from paddle_dense.data import load_digits
-
-    digits = load_digits()
-    return digits.test_images, digits.test_labels
 
 
 def _paddle_logits(path: Path, images: np.ndarray) -> np.ndarray:

@@ -23,10 +23,10 @@ class Options:
         format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
-        ema: take the averaged weights where the file has them.
+        ema: take the EMA weights where the file has them.
         verify: run both frameworks on the same inputs.
         atol: largest difference allowed, relative to the logits' scale.
-        images: folder of pictures to compare on, beside the random ones.
+        images: folder of images to compare on, beside the random ones.
         reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
         force: overwrite what stands at the target.
         report: draw up what a report shows beside the result; it takes a run of both frameworks more.
@@ -64,9 +64,9 @@ class ParityOptions(Options):
         keep_trained_form: of a checkpoint in the trained form, leave out the comparison of its condensed form.
         steps: SGD steps, each with loss and gradients; 0 for none.
         learning_rate: of these steps; so large that training diverges, it lets rounding grow without bounds.
-        batch_size: pictures in each step.
-        size: pixels of the random pictures' sides; unless given, the network's own, but at most 64 in training.
-        seed: of the random pictures.
+        batch_size: images in each step.
+        size: pixels of the random images' sides; unless given, the network's own, but at most 64 in training.
+        seed: of the random images.
     """
 
     steps: int = 3

@@ -18,11 +18,11 @@ import numpy as np
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import COUNTER
-from paddle_dense.files.sidecar import sidecar_path
+from paddle_dense.files.sidecar import sidecar_path, unreadable_sidecar
 
 
 def origin_path(path: Path) -> Path:
-    """Where a PyTorch file's origin is told: not in ``NAME.json``, which is the Paddle file's own."""
+    """Where a PyTorch file's origin is kept: not in ``NAME.json``, which is the Paddle file's own."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -58,7 +58,7 @@ def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iter
 
 
 def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the sidecar of a Paddle file remembers; nothing where there is none.
+    """What the sidecar of a Paddle file keeps of the original file; nothing where there is none.
 
     Args:
         path: the file.
@@ -71,14 +71,9 @@ def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[st
     known = {key: source[key] for key in (COUNTER, "names") if key in source} if isinstance(source, dict) else {}
     counts, names = known.get(COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
-    if (
-        not all(map(_is_count, counts))
-        or not isinstance(names, dict)
-        or not all(map(_is_name_or_count, names.values()))
-    ):
-        raise WeightsError(
-            f"{sidecar_path(path)} is not a readable sidecar: mend or remove it, and the tensors are asked"
-        )
+    numbers = [name for name in names.values() if not isinstance(name, str)] if isinstance(names, dict) else [None]
+    if not all(map(_is_count, [*counts, *numbers])):
+        raise unreadable_sidecar(sidecar_path(path))
     return known
 
 
@@ -88,7 +83,7 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
     Without such knowledge the names are those of the original network and the counters are 0.
 
     Raises:
-        WeightsError: it tells of other tensors.
+        WeightsError: it belongs to other tensors.
     """
     mapped = to_torch(state)
     counts = told.get(COUNTER, 0)
@@ -104,8 +99,8 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
     tensors = [name for name in names.values() if isinstance(name, str)]
     if sorted(tensors) != sorted(name for name in mapped if name.rpartition(".")[2] != COUNTER):
         raise WeightsError(
-            "the sidecar .json names other tensors than the file holds: remove it, and the original network's own "
-            "names are given"
+            "the sidecar .json names other tensors than the file holds: delete it to get the original "
+            "network's own names"
         )
     return {
         theirs: mapped[name] if isinstance(name, str) else np.array(name, np.int64) for theirs, name in names.items()
@@ -113,14 +108,10 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
 
 
 def _count(value: np.ndarray) -> int:
-    """The counter as a number; averaged weights may have a fraction there, and a foreign file anything."""
+    """The counter as a number; EMA weights may have a fraction there, and a foreign file anything."""
     if value.size != 1 or not np.isfinite(value).all():
         return 0
     return int(np.clip(np.round(value.reshape(-1)[0]), 0, 2**62))
-
-
-def _is_name_or_count(value: object) -> bool:
-    return isinstance(value, str) or _is_count(value)
 
 
 def _is_count(value: object) -> bool:

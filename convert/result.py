@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.versions import versions
+from paddle_dense import __version__
 
 if TYPE_CHECKING:
     from convert.parity.forward import LayerPrecision, Parity
@@ -73,10 +75,8 @@ class Result:
 
     def conversion(self) -> dict[str, Any]:
         """What ``--json`` prints of a conversion."""
-        return {
-            **{key: getattr(self, key) for key in ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)},
-            **{key: getattr(self, key) for key in ("verified", "seconds", "left_out", "warnings")},
-        }
+        keys = ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)
+        return {key: getattr(self, key) for key in (*keys, "verified", "seconds", "left_out", "warnings")}
 
     def provenance(self) -> dict[str, Any]:
         """What the sidecar says: what the network is, where it came from and how far it was checked."""
@@ -95,17 +95,14 @@ class Result:
     def comparison(self, layers: bool) -> dict[str, Any]:
         """What ``--json`` prints of a comparison, with every layer if wanted."""
         first, training = self.first_layer, self.training
+        every_layer = [{"name": layer.name, "max_rel_diff": layer.float64} for layer in self.layers]
         return {
             "input": self.input,
             "arch": self.arch,
             "config": self.config,
             **(asdict(self.parity) if self.parity else {}),
             "first_layer": first and {"name": first.name, "max_rel_diff": first.float64},
-            **(
-                {"layers": [{"name": layer.name, "max_rel_diff": layer.float64} for layer in self.layers]}
-                if layers
-                else {}
-            ),
+            **({"layers": every_layer} if layers else {}),
             "steps": [asdict(step) for step in training.steps] if training else [],
             "exact_steps": [asdict(step) for step in training.exact] if training else [],
             "first_difference": training and training.first_difference and asdict(training.first_difference),
@@ -131,3 +128,12 @@ class Result:
         if self.training and self.training.first_difference:
             said.append(f"training differs first at {self.training.first_difference} of its scale")
         return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None
+
+
+def versions() -> dict[str, str]:
+    """Of what a conversion's figures depend on: this package, and what is installed of Paddle, PyTorch and numpy."""
+    found = {"paddle_dense": __version__}
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

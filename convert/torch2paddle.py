@@ -8,23 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from convert.command import (
-        add_conversion_options,
-        add_ema_option,
-        add_options,
-        for_each,
-        read_options,
-        refuse_written,
-        targets,
-        tell_conversion,
-    )
-    from convert.options import Options
-    from convert.origin import origin_path
-    from convert.result import Result
+    from convert.command import add_conversion_options, add_ema_option, add_options, convert_each
     from paddle_dense.cli import Parser, program, run
-    from paddle_dense.files.opened import open_weights
-    from paddle_dense.files.sidecar import sidecar_path
-    from paddle_dense.process import FAILED, OK, USAGE, as_process, importing
+    from paddle_dense.process import FAILED, OK, USAGE, as_process
 except ImportError as error:  # without Paddle; the message says what to install
     if __name__ != "__main__":
         raise
@@ -39,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
         prog=program("torch2paddle", "convert.torch2paddle"),
-        description="Convert PyTorch checkpoints to Paddle and check the two frameworks against each other. The "
-        "architecture and its numbers are read from the tensors; a checkpoint in the trained form is condensed.",
+        description="Convert PyTorch checkpoints to Paddle and check the two frameworks against each other. "
+        "The architecture and its hyperparameters are read from the tensors; a checkpoint in the trained form is "
+        "condensed.",
         epilog="Exit status: 0 everything was written and checked, 1 a file or its check is bad, 2 wrong usage, "
         "130 or 143 stopped by a signal.",
     )
@@ -60,23 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
-def _run(args: argparse.Namespace) -> int:
-    outputs = targets(args, FORMATS, sidecar_path, origin_path)
-    options = read_options(args, Options)
-
-    def work(number: int, result: Result) -> int:
-        refuse_written(outputs, number)
-        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], "pytorch", options.ema, ("sha256",))
-        with importing():
-            from convert.conversion import convert_checkpoint
-        tell_conversion(convert_checkpoint(file, outputs[number], options, result), args.json)
-        return OK
-
-    return for_each(args.checkpoints, work, {"output": None} if args.json else None, options.report, options.force)
+    return run(parser, lambda args: convert_each(args, "pytorch", FORMATS), arguments)
 
 
 if __name__ == "__main__":

@@ -90,18 +90,7 @@ def check(
         options: see `Options`.
         result: is told the figures, and with --report every layer, before a difference is raised.
     """
-    replaced: list[str] = []
-    if options.allow_nonfinite:
-        source, replaced = comparable(source)
-        state, _ = comparable(state)
-    reference: Any = build_reference(found, options.reference)
-    load_torch_state(reference, with_binary_masks(source))
-    if options.condense_classifier:
-        if options.reference:
-            raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
-        reference.condense_classifier()
-    model = materialise(outline)
-    set_state(model, state)
+    reference, model, replaced = both_networks(source, state, found, outline, options)
     channels = model.config["in_channels"]
     inside = [f"{layer}." for layer in learned_layers(source)]
     # Numbers that overflow are no news: what comes of them is said below.
@@ -127,8 +116,31 @@ def check(
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
     raise WeightsError(
         f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
-        f"{where}: correct the network's numbers with --config, or give your own network with --reference"
+        f"{where}: correct the network's hyperparameters with --config, or give your own network with --reference"
     )
+
+
+def both_networks(
+    source: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    found: Architecture,
+    outline: Network,
+    options: Options,
+) -> tuple[torch.nn.Module, Network, list[str]]:
+    """PyTorch's network and Paddle's with the tensors in them, and warnings; the arguments are those of `check`."""
+    replaced: list[str] = []
+    if options.allow_nonfinite:
+        source, replaced = comparable(source)
+        state, _ = comparable(state)
+    reference: Any = _own_reference(options.reference) if options.reference else build_twin(found)
+    load_torch_state(reference, with_binary_masks(source))
+    if options.condense_classifier:
+        if options.reference:
+            raise ValueError("--condense-classifier cannot be checked against --reference: leave one of them out")
+        reference.condense_classifier()
+    model = materialise(outline)
+    set_state(model, state)
+    return reference, model, replaced
 
 
 def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -150,11 +162,6 @@ def comparable(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         f"compared with 0 in place of NaN and infinity, and 1 for variances that are not positive, in {listed(names)}"
     )
     return kept, [said] if names else []
-
-
-def build_reference(architecture: Architecture, own: str | None) -> torch.nn.Module:
-    """The PyTorch network to compare with: the user's ``MODULE:FACTORY``, or else the twin."""
-    return _own_reference(own) if own else build_twin(architecture)
 
 
 def build_twin(architecture: Architecture) -> torch.nn.Module:

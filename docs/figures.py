@@ -1,10 +1,11 @@
-"""Draw the figures of the documents with the project's own layers: ``python docs/figures.py [FOLDER]``.
+"""Draw the figures of the documents with the project's own layers.
 
 The same numbers on every machine: all weights come from one seeded generator.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -244,4 +245,6 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "figures", help="default: docs/figures")
+    draw(parser.parse_args().folder)

@@ -45,7 +45,7 @@ if _fuzzing:
     import atheris
 with atheris.instrument_imports(include=["paddle_dense", "convert"]) if _fuzzing else nullcontext():
     from paddle_dense.errors import WeightsError
-    from paddle_dense.files.sidecar import is_left_over, read_sidecar, told_of
+    from paddle_dense.files.sidecar import described_network, is_left_over, told_of
     from paddle_dense.files.torch_file import read_checkpoint
     from paddle_dense.files.weights import read_metadata, read_weights
 
@@ -106,8 +106,9 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
 def _read_sidecar(path: Path) -> Mapping[str, Any]:
     weights, state = path.with_suffix(".pdparams"), {"w": np.arange(3, dtype="f4")}
     is_left_over(path)
-    json.dumps(copy.deepcopy(told_of(weights, state)))  # as `info --json` does
-    found = read_sidecar(weights, state)
+    told = told_of(weights, state)
+    json.dumps(copy.deepcopy(told))  # as `info --json` does
+    found = described_network(weights, told)
     assert found is None or (type(found[0]) is str and type(found[1]) is dict), found
     return {}
 

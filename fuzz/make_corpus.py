@@ -1,7 +1,4 @@
-"""Makes corpus/: small files of every format that the readers know, each by the framework that writes such files.
-
-python fuzz/make_corpus.py [FOLDER]
-"""
+"""Makes corpus/: small files of every format that the readers know, each by the framework that writes such files."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import argparse
 import json
 import os
 import pickle
-import sys
 import warnings
 from pathlib import Path
 
@@ -125,8 +121,11 @@ def write_own(folder: Path) -> None:
     (folder / "page.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Writes all of them into a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=HERE / "corpus", help="default: corpus/ next to this")
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -137,4 +136,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "corpus")
+    main()

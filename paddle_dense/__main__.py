@@ -35,7 +35,7 @@ def _help() -> str:
     lines = [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
     called = "paddle-dense" if Path(sys.argv[0]).name == "paddle-dense" else "python -m paddle_dense"
     return "\n".join(
-        [f"usage: {called} COMMAND [ARGUMENT ...]", "", *lines, "", f"{called} COMMAND --help tells more."]
+        [f"usage: {called} COMMAND [ARGUMENT ...]", "", *lines, "", f"{called} COMMAND --help describes one of them."]
     )
 
 

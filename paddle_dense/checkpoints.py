@@ -19,7 +19,7 @@ from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.sidecar import described_network, write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.files.weights import read_metadata, read_weights
-from paddle_dense.layers.budget import Room
+from paddle_dense.layers.budget import Budget
 from paddle_dense.models.fitting import (
     check_state,
     fitting_tensors,
@@ -31,6 +31,7 @@ from paddle_dense.models.fitting import (
 from paddle_dense.models.matching import Match, match
 from paddle_dense.models.network import Network, network_class
 from paddle_dense.models.recognise import Architecture, materialise, settle
+from paddle_dense.models.stated import stated_arguments
 
 PathLike = Union[str, os.PathLike]
 
@@ -93,7 +94,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     state, fresh = without_other_classifier(without_head(_read_for(model, path).state, model), model)
     if fresh:
         warnings.warn(
-            f"{path} has another number of classes than the model's {model.num_classes}: the classifier starts fresh",
+            f"{path} does not have the model's {model.num_classes} classes: the classifier is newly initialised",
             stacklevel=2,
         )
     with naming(path):
@@ -189,10 +190,11 @@ def identify(
         tensors = matched.state
         state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
         if described is None:
-            return Identified(settle(matched, arch, overrides), state, original, matched)
+            stated = stated_arguments(file.checkpoint, matched) if file.checkpoint else {}
+            return Identified(settle(matched, arch, overrides, stated), state, original, matched)
         name, config = described
         try:
-            found = Architecture(name, matched.network, config, room=Room.of(state))
+            found = Architecture(name, matched.network, config, budget=Budget.of(state))
             found.outline()
         except ValueError as error:
             raise _no_network(error) from error

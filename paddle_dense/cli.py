@@ -14,7 +14,7 @@ from paddle_dense.process import FAILED, USAGE, complain, is_of_output, stoppabl
 
 
 class UsageError(ValueError):
-    """A command was called in a way that no file can mend."""
+    """A command was called in a way that no file can fix."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +73,7 @@ def _value(text: str) -> Any:
 def run(
     parser: Callable[[], argparse.ArgumentParser],
     work: Callable[[argparse.Namespace], int],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a command; what goes wrong is one line on stderr.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Callable
 
 import numpy as np
 from paddle import nn
 
-from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
+from paddle_dense.layers import LGC, CondenseLGC, CondenseSFR
 from paddle_dense.layers.choices import Arrays, learned_layers
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.layers.lgc import condense_lgc
@@ -37,7 +38,8 @@ def condense_state(
     layers: dict[str, Arrays] = {name: {} for name in learned_layers(state)}
     condensed: Arrays = {}
     for key, value in state.items():
-        owner = next((key[:end] for end in _dots(key) if key[:end] in layers), None)
+        parents = accumulate(key.split("."), "{}.{}".format)
+        owner = next((parent for parent in parents if parent in layers), None)
         if owner is None:
             condensed[key] = value
         else:
@@ -47,10 +49,6 @@ def condense_state(
         arrays = condense_layer(layer, groups, condense_factor, name)
         condensed.update({f"{name}.{key}": value for key, value in arrays.items()})
     return condensed
-
-
-def _dots(key: str) -> list[int]:
-    return [position for position, character in enumerate(key) if character == "."]
 
 
 def condense(model: nn.Layer) -> nn.Layer:
@@ -67,7 +65,7 @@ def condense(model: nn.Layer) -> nn.Layer:
     names = {layer: name for name, layer in model.named_sublayers(include_self=True)}
     if not any(isinstance(layer, LearnedConnections) for layer in names):
         raise ValueError(f"this {type(model).__name__} has no LGC or SFR layer: it is condensed already")
-    condensed = rewrite(model, {LGC: partial(_condensed_lgc, names), SFR: partial(_condensed_sfr, names)})
+    condensed = rewrite(model, {LearnedConnections: partial(_condensed, names)})
     if hasattr(condensed, "config"):
         # The classifier of a CondenseNet stays whole: halving it would change the outputs.
         now = {"condensed": True, "condense_classifier": False}
@@ -75,41 +73,18 @@ def condense(model: nn.Layer) -> nn.Layer:
     return condensed
 
 
-def _condensed_lgc(names: Mapping[nn.Layer, str], layer: LGC) -> nn.Layer:
-    arrays = condense_lgc(_arrays(layer), layer.groups, layer.condense_factor, names[layer] or "LGC")
-    return _filled(
-        CondenseLGC(
-            arrays["index"].size,
-            layer.out_channels,
-            groups=layer.groups,
-            activation=layer.activation_name,
-            source_channels=layer.in_channels,
-        ),
-        arrays,
-        layer,
-    )
-
-
-def _condensed_sfr(names: Mapping[nn.Layer, str], layer: SFR) -> nn.Layer:
-    arrays = condense_sfr(_arrays(layer), layer.groups, layer.condense_factor, names[layer] or "SFR")
-    return _filled(
-        CondenseSFR(
-            layer.in_channels,
-            layer.out_channels,
-            groups=layer.groups,
-            activation=layer.activation_name,
-            rows=len(arrays["index"]),
-        ),
-        arrays,
-        layer,
-    )
-
-
-def _arrays(layer: nn.Layer) -> Arrays:
-    return {key: value.numpy() for key, value in layer.state_dict().items()}
-
-
-def _filled(new: nn.Layer, arrays: Arrays, old: nn.Layer) -> nn.Layer:
+def _condensed(names: Mapping[nn.Layer, str], layer: LearnedConnections) -> nn.Layer:
+    arrays = {key: value.numpy() for key, value in layer.state_dict().items()}
+    how = (layer.groups, layer.condense_factor, names[layer] or type(layer).__name__)
+    new: nn.Layer
+    if isinstance(layer, LGC):
+        arrays = condense_lgc(arrays, *how)
+        gathered = arrays["index"].size
+        new = CondenseLGC(gathered, layer.out_channels, layer.groups, layer.activation_name, layer.in_channels)
+    else:
+        arrays = condense_sfr(arrays, *how)
+        rows = len(arrays["index"])
+        new = CondenseSFR(layer.in_channels, layer.out_channels, layer.groups, layer.activation_name, rows)
     new.set_state_dict(arrays)  # type: ignore[arg-type]  # it takes arrays as well
-    new.train() if old.training else new.eval()
+    new.train() if layer.training else new.eval()
     return new

@@ -1,12 +1,12 @@
 """What running a network may cost: a small file can be of one that computes with gigabytes.
 
 What each layer reads and makes is counted from the shapes of its input and of its weight before it runs, so that a
-network beyond the bounds ends before it has cost more than they allow. For one picture,
+network beyond the bounds ends before it has cost more than they allow. For one image,
 
 - all layers together may take `_ALL` times as much as the weights. Of the networks that this package knows, CSPDenseNet
   takes the most: 122 times as much;
 - a single layer may take `_ONE` times as much as the weights, which is four times what any of these takes;
-- small files have less weight than a network needs pictures: `_ALL_SPARE` and `_ONE_SPARE` bytes are always allowed;
+- small files have less weight than a network needs images: `_ALL_SPARE` and `_ONE_SPARE` bytes are always allowed;
 - the layer at hand has to fit into the memory that is free.
 """
 
@@ -43,12 +43,12 @@ def affordable(model: nn.Layer, fix: str, size: int | None = None, batch: int = 
     Args:
         model: a network of this package with a file's tensors.
         fix: what the user can do, the end of the error's sentence.
-        size: side of the pictures in pixels; the network's own unless given. Whoever asks for larger ones than that
+        size: side of the images in pixels; the network's own unless given. Whoever asks for larger ones than that
             is allowed as much more.
-        batch: pictures that go through it at once.
+        batch: images that go through it at once.
 
     Raises:
-        CostError: it goes beyond them, at once if the pictures do by themselves.
+        CostError: it goes beyond them, at once if the images do by themselves.
     """
     own: int = model.input_size
     size = size or own
@@ -61,7 +61,7 @@ def affordable(model: nn.Layer, fix: str, size: int | None = None, batch: int = 
         nonlocal spent
         taken = _BYTES * numbers
         spent += taken
-        what = f"running this network on a picture of {size} x {size} pixels takes"
+        what = f"running this network on an image of {size} x {size} pixels takes"
         if spent > most or taken > most_of_one:
             raise CostError(
                 f"{what} {max(spent, taken) / 1e6:,.0f} MB and more for {weights / 1e6:,.1f} MB of weights, out of all "
@@ -89,7 +89,7 @@ def affordable(model: nn.Layer, fix: str, size: int | None = None, batch: int = 
 
 
 def check_cost(model: nn.Layer, fix: str, size: int | None = None) -> None:
-    """Run a black picture through the model, within bounds.
+    """Run a black image through the model, within bounds.
 
     Args:
         model, fix, size: as of `affordable`.

@@ -1,4 +1,4 @@
-"""Pictures in and out: preprocessing of the published networks, and the handwritten digits of the demonstration."""
+"""Images in and out: preprocessing of the published networks, and the handwritten digits of the demonstration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become a network's input.
+    """How images become a network's input.
 
     Attributes:
         input_size: side of the square that the network sees, in pixels.
@@ -36,7 +36,7 @@ class Preprocessing:
 
     @classmethod
     def for_network(cls, input_size: int, in_channels: int) -> Preprocessing:
-        """What to do for a network that no paper says it of: ImageNet's numbers, or grey pictures to [-1, 1]."""
+        """What to do for a network that no paper says it of: ImageNet's numbers, or grey images to [-1, 1]."""
         resize = input_size * 256 // 224
         if in_channels == 3:
             return cls(input_size, resize)

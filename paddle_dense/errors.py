@@ -15,7 +15,7 @@ class WeightsError(ValueError):
 
 
 class DataError(WeightsError):
-    """Pictures cannot be used: the message names the file or folder, what was found, and what to do."""
+    """Images cannot be used: the message names the file or folder, what was found, and what to do."""
 
 
 class HostileFileError(WeightsError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 
 @contextmanager
@@ -31,3 +32,18 @@ def on_cpu() -> Iterator[None]:
         yield
     finally:
         paddle.set_device(device)
+
+
+def as_arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
+    """What a network answers, one tensor or several."""
+    return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The largest difference of two answers, relative to each output's scale; infinite for other shapes."""
+    if [output.shape for output in found] != [output.shape for output in expected]:
+        return float("inf")
+    # Not Python's max, which may pass over a NaN.
+    return float(
+        np.max([np.abs(there - wanted).max() / (np.abs(wanted).max() or 1.0) for there, wanted in zip(found, expected)])
+    )

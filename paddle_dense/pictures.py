@@ -1,4 +1,4 @@
-"""Pictures from anybody's files: the photographic formats alone, regular files, a bounded number of pixels."""
+"""Images from anybody's files: photographic formats only, regular files, a bounded number of pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_ASPECT = 1000  # of the longer side to the shorter one, which is what pictur
 
 
 def read_picture(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
-    """The picture of a file; of 16 bits the upper 8 are taken.
+    """The image of a file; of 16 bits the upper 8 are taken.
 
     Args:
         path: a regular file, or a link to one.
@@ -39,7 +39,7 @@ def read_picture(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
     except (MemoryError, Image.DecompressionBombError) as error:
         raise _too_large(path) from error
     except Exception as error:  # there is hardly a kind that a damaged picture has not made Pillow raise
-        raise DataError(f"{path}: cannot be read as a picture: replace it or take it out") from error
+        raise DataError(f"{path}: cannot be read as an image: replace it or take it out") from error
     raise DataError(f"{path}: has more than 16 bits a pixel: save it with 8")
 
 
@@ -47,7 +47,7 @@ def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(path)
     if not width or not height:
-        raise ValueError("an empty picture")
+        raise ValueError("an empty image")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(
             f"{path}: has {width} x {height} pixels, and one side may be {MAX_ASPECT} times the other at most: cut it "

@@ -108,7 +108,7 @@ class _Signals:
     """Which signals have come to this process, known before Python's handlers run: they wait for C++ to return.
 
     Python writes the number of each into a socket at once, wherever the process is. Copies of it, such as those that
-    prepare pictures, can look there too; only the process itself takes the numbers out, and so makes room for others.
+    prepare images, can look there too; only the process itself takes the numbers out, and so makes room for others.
     """
 
     def __init__(self) -> None:
@@ -182,14 +182,14 @@ def _unheard(error: OSError) -> int:
     """The exit status of a command whose words do not arrive; it ends silently if nobody reads, as behind ``head``."""
     if isinstance(error, BrokenPipeError):
         return UNREAD
-    what = f"standard output cannot be written ({error.strerror}): lead it elsewhere"
+    what = f"standard output cannot be written ({error.strerror}): redirect it"
     with suppress(OSError):  # stderr may lead to the same place
         complain(what if is_of_output(error) else error)
     return FAILED
 
 
 def _ending() -> Callable[[int], NoReturn]:
-    """What ends this process because of a signal; a copy of it, such as one that prepares pictures, ends silently."""
+    """What ends this process because of a signal; a copy of it, such as one that prepares images, ends silently."""
     process = os.getpid()
     try:
         stderr = os.dup(2)  # where it leads now: whoever silences a framework leads it elsewhere for a while

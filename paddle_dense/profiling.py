@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Callable
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import HS, CondConv2D, CondConvLinear, CondenseSFR, RoutedCondConv2D
 from paddle_dense.layers.learned import LearnedConnections
+
+Count = Callable[[Any, Tensor, Tensor], int]  # of multiply-accumulates: (layer, input, output)
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Profile:
 
     Attributes:
         params: parameters as the papers count them: a learned layer counts what will be left, 1/C of its weight.
-        macs: multiply-accumulates for one picture, as the papers count them.
-        executed_macs: multiply-accumulates of the convolutions and matrix products that really run for one picture.
+        macs: multiply-accumulates for one image, as the papers count them.
+        executed_macs: multiply-accumulates of the convolutions and matrix products that really run for one image.
         layers: name, parameters and MACs (as the papers count) of each layer that has any.
     """
 
@@ -39,7 +43,7 @@ class Profile:
 
 
 def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profile:
-    """Count parameters and multiply-accumulates by running one black picture through the model.
+    """Count parameters and multiply-accumulates by running one black image through the model.
 
     The papers count the products of convolutions and linear layers, 1 for each element of a ReLU or ReLU6, the window's
     area for each output of an average pool, 1 for each input of a global one and 2 for each element of a sigmoid;
@@ -48,7 +52,7 @@ def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profil
 
     Args:
         model: any Paddle network; its state and mode are left as they were.
-        input_shape: (channels, height, width) of the picture; the network's own channels and size, or (3, 224, 224)
+        input_shape: (channels, height, width) of the image; the network's own channels and size, or (3, 224, 224)
             for a network of another package, unless given.
     """
     if input_shape is None:
@@ -57,19 +61,14 @@ def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profil
     counted: dict[str, int] = {}
     executed: dict[str, int] = {}
 
-    def record(name: str, layer: nn.Layer) -> Callable:
-        def hook(_: nn.Layer, inputs: tuple, output: Tensor) -> None:
-            x = inputs[0]
-            counted[name] = counted.get(name, 0) + _counted_macs(layer, x, output)
-            executed[name] = executed.get(name, 0) + _executed_macs(layer, x, output)
+    def record(name: str, rule: Count, layer: nn.Layer, inputs: tuple, output: Tensor) -> None:
+        macs = int(rule(layer, inputs[0], output))
+        counted[name] = counted.get(name, 0) + macs
+        executed[name] = executed.get(name, 0) + _executed_macs(layer, macs, output)
 
-        return hook
-
-    handles = [
-        layer.register_forward_post_hook(record(name, layer))
-        for name, layer in model.named_sublayers(include_self=True)
-        if _rule(layer) is not None
-    ]
+    layers: Any = model.named_sublayers(include_self=True)  # Paddle's annotations want a result of hooks
+    rules = ((name, layer, _rule(layer)) for name, layer in layers)
+    handles = [layer.register_forward_post_hook(partial(record, name, rule)) for name, layer, rule in rules if rule]
     try:
         with evaluation(model):
             model(paddle.zeros([1, *input_shape]))
@@ -93,13 +92,8 @@ def _per_output(weight: Tensor, output: Tensor) -> int:
     return prod(weight.shape[1:]) * prod(output.shape[1:])
 
 
-def _window_area(layer: nn.Layer) -> int:
-    size = layer.ksize
-    return prod(size) if isinstance(size, (list, tuple)) else size * size
-
-
-# What the papers count, by kind of layer: (layer, input, output) -> multiply-accumulates.
-_COUNTED: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor, Tensor], int]], ...] = (
+# What the papers count, by kind of layer.
+_COUNTED: tuple[tuple[type | tuple[type, ...], Count], ...] = (
     (
         (CondConv2D, RoutedCondConv2D),
         lambda layer, x, y: prod(layer.kernel_shape[1:]) * prod(y.shape[1:]) + layer.weight.size,
@@ -110,7 +104,7 @@ _COUNTED: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor, Tensor], i
     (nn.Conv2D, lambda layer, x, y: _per_output(layer.weight, y)),
     (nn.Linear, lambda layer, x, y: layer.weight.size),
     ((nn.ReLU, nn.ReLU6, HS), lambda layer, x, y: prod(x.shape[1:])),
-    (nn.AvgPool2D, lambda layer, x, y: prod(y.shape[1:]) * _window_area(layer)),
+    (nn.AvgPool2D, lambda layer, x, y: prod(y.shape[1:]) * int(np.prod(np.broadcast_to(layer.ksize, 2)))),
     (nn.AdaptiveAvgPool2D, lambda layer, x, y: prod(x.shape[1:])),
     (nn.Sigmoid, lambda layer, x, y: 2 * prod(x.shape[1:])),
 )
@@ -118,29 +112,21 @@ _COUNTED: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor, Tensor], i
 _PRODUCTS = (nn.Conv2D, nn.Linear, CondConv2D, RoutedCondConv2D, CondConvLinear)
 
 
-def _rule(layer: nn.Layer) -> Callable[[nn.Layer, Tensor, Tensor], int] | None:
+def _rule(layer: nn.Layer) -> Count | None:
     return next((rule for kinds, rule in _COUNTED if isinstance(layer, kinds)), None)
 
 
-def _counted_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
-    rule = _rule(layer)
-    return int(rule(layer, x, output)) if rule else 0
-
-
-def _executed_macs(layer: nn.Layer, x: Tensor, output: Tensor) -> int:
+def _executed_macs(layer: nn.Layer, counted: int, output: Tensor) -> int:
     if isinstance(layer, LearnedConnections):
         return _per_output(layer.conv.weight, output)
     if isinstance(layer, CondenseSFR):
         return _per_output(layer.conv.weight, output) * layer.groups
-    return _counted_macs(layer, x, output) if isinstance(layer, _PRODUCTS) else 0
+    return counted if isinstance(layer, _PRODUCTS) else 0
 
 
 def _counted_params(model: nn.Layer) -> dict[str, int]:
-    learned = {
-        f"{name}.conv": layer.condense_factor
-        for name, layer in model.named_sublayers()
-        if isinstance(layer, LearnedConnections)
-    }
+    layers = dict(model.named_sublayers(include_self=True))
+    learned = {f"{n}.conv": x.condense_factor for n, x in layers.items() if isinstance(x, LearnedConnections)}
     return {
         name: sum(
             int(parameter.size)
@@ -148,5 +134,5 @@ def _counted_params(model: nn.Layer) -> dict[str, int]:
             if key not in ("_mean", "_variance")  # Paddle files the running statistics under parameters
         )
         // learned.get(name, 1)
-        for name, layer in model.named_sublayers(include_self=True)
+        for name, layer in layers.items()
     }

@@ -43,4 +43,4 @@ def test_output_on_a_full_disk_is_one_sentence():
     with open("/dev/full", "w") as full:
         done = subprocess.run(LIST, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr == ("error: standard output cannot be written (No space left on device): lead it elsewhere\n")
+    assert done.stderr == ("error: standard output cannot be written (No space left on device): redirect it\n")

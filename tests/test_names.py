@@ -262,7 +262,7 @@ def test_several_sets_of_weights_in_one_paddle_file_are_refused(tmp_path):
 def test_what_a_preset_settles_is_said_until_the_user_settles_it(randomise, tmp_path):
     state = arrays(randomise(create_model("cdnv2_a", num_classes=3)))
     [said] = recognise(state).warnings
-    assert "does not show HS_start_block=2, init_stride=2, which cdnv2_a has" in said
+    assert "does not reveal HS_start_block=2, init_stride=2, which cdnv2_a has" in said
     assert "--config KEY=VALUE" in said and "--arch cdnv2_a" in said
     [said] = recognise(state, overrides={"HS_start_block": 1}).warnings
     assert "HS_start_block" not in said and "init_stride=2" in said
@@ -274,10 +274,10 @@ def test_a_presets_file_says_so_everywhere_and_its_sidecar_settles_it(randomise,
     model = randomise(create_model("condensenet50"))
     path = tmp_path / "net.pdparams"
     write_weights(arrays(model), path)
-    assert any("does not show init_stride=1" in note for note in describe_weights(path).warnings)
+    assert any("does not reveal init_stride=1" in note for note in describe_weights(path).warnings)
     assert paddle2torch.main([str(path), "--no-verify", "--json"]) == 0
-    assert any("does not show init_stride=1" in said for said in json.loads(capsys.readouterr().out)["warnings"])
-    with pytest.warns(UserWarning, match="does not show init_stride=1, which condensenet50 has"):
+    assert any("does not reveal init_stride=1" in said for said in json.loads(capsys.readouterr().out)["warnings"])
+    with pytest.warns(UserWarning, match="does not reveal init_stride=1, which condensenet50 has"):
         load_model(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 from paddle_dense.errors import DataError
 from paddle_dense.pictures import MAX_PIXELS, read_picture
 
-CANNOT = "cannot be read as a picture: replace it or take it out"
+CANNOT = "cannot be read as an image: replace it or take it out"
 
 
 ROOT = Path(__file__).resolve().parents[1]

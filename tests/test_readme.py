@@ -269,7 +269,7 @@ def _name(path: Path) -> str:
     "document",
     [pytest.param(path, id=_name(path), marks=[pytest.mark.slow] * (_name(path) in LONG)) for path in WITH_PYTHON],
 )
-@pytest.mark.filterwarnings("ignore:.*has another number of classes:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have the model's .* classes:UserWarning")
 def test_python_blocks(document, workplace, monkeypatch):
     """All blocks of a document, one after the other, and what they leave behind."""
     for package in NEEDS.get(_name(document), []):

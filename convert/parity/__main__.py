@@ -35,29 +35,23 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog=program("parity", "convert.parity"),
         description="Compare a checkpoint's network in PyTorch and in Paddle: logits, every layer, loss, every "
-        "gradient, and steps of Nesterov's SGD. Nothing is written but a report, if asked for. A checkpoint in the "
+        "gradient, and steps of Nesterov's SGD. Nothing is written except a report, with --report. A checkpoint in the "
         "trained form is compared in the trained form, and its condensed form as well.",
         epilog="Exit status: 0 both do the same, 1 they differ or a file is bad, 2 wrong usage, 130 or 143 "
         "stopped by a signal.",
     )
     add = command.add_argument
-    add(
-        "checkpoints",
-        nargs="+",
-        type=Path,
-        metavar="CKPT",
-        help=".pth, .pt, .pth.tar, .safetensors, or .pdparams",
-    )
+    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar, .safetensors, or .pdparams")
     add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
     add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
-    add("--batch-size", type=int, default=4, help="pictures in each training step (default: 4)")
+    add("--batch-size", type=int, default=4, help="images in each training step (default: 4)")
     add(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="side of the random pictures (default: the network's own, but at most 64 in training)",
+        help="side of the random images (default: the network's own, but at most 64 in training)",
     )
-    add("--seed", type=int, default=0, help="of the random pictures (default: 0)")
+    add("--seed", type=int, default=0, help="of the random images (default: 0)")
     add("--layers", action="store_true", help="print the difference of every layer")
     add(
         "--keep-trained-form",
@@ -93,20 +87,17 @@ def _run(args: argparse.Namespace) -> int:
         file = open_weights(args.checkpoints[number], ema=options.ema)
         with importing():
             from convert.parity.checkpoint import check_checkpoint
-        _report(check_checkpoint(file, options, result), args.layers, args.json)
+        check_checkpoint(file, options, result)
+        tell_warnings(result.input, result.warnings)
+        if args.json:
+            print(json.dumps(result.comparison(args.layers)))
+        else:
+            _print(result, args.layers)
+        if result.difference:
+            complain(f"{result.input}: Paddle and PyTorch differ: {result.difference}")
         return FAILED if result.difference else OK
 
     return for_each(args.checkpoints, work, {} if args.json else None, options.report, options.force)
-
-
-def _report(result: Result, layers: bool, as_json: bool) -> None:
-    tell_warnings(result.input, result.warnings)
-    if as_json:
-        print(json.dumps(result.comparison(layers)))
-    else:
-        _print(result, layers)
-    if result.difference:
-        complain(f"{result.input}: Paddle and PyTorch differ: {result.difference}")
 
 
 def _print(result: Result, layers: bool) -> None:

@@ -15,20 +15,18 @@ from convert.parity.forward import (
     image_batches,
     layer_differences,
     layers_in_both_precisions,
-    load_torch_state,
     random_batches,
     settled,
 )
-from convert.parity.training import Batch, compare_training
+from convert.parity.training import compare_training
 from convert.result import Result
-from convert.verification import build_reference, check, check_stated, comparable, with_binary_masks
+from convert.verification import both_networks, check, check_stated
 from paddle_dense.checkpoints import Identified, identify
 from paddle_dense.cost import CostError, affordable
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import on_cpu
 from paddle_dense.files.opened import WeightsFile, open_weights
-from paddle_dense.models.fitting import check_state, set_state
-from paddle_dense.models.recognise import materialise
+from paddle_dense.models.fitting import check_state
 
 TRAINING_SIZE = 64  # pixels: gradients say the same at any size, and steps in two precisions take long
 
@@ -69,18 +67,10 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
 def _compare(file: WeightsFile, found: Identified, options: Options, result: Result) -> None:
     """Logits, layers and training of the network in the form that the file has."""
     outline = outline_of(found.architecture, options)
-    names = found.matched.names
-    state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
+    state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite, names=found.matched.names)
     # The user's own network has the file's own names.
-    in_file = options.reference and file.checkpoint
-    original, replaced = file.tensors if in_file else found.original, list[str]()
-    if options.allow_nonfinite:
-        original, replaced = comparable(original)
-        state, _ = comparable(state)
-    reference = build_reference(found.architecture, options.reference)
-    load_torch_state(reference, with_binary_masks(original))
-    model = materialise(outline)
-    set_state(model, state)
+    original = file.tensors if options.reference and file.checkpoint else found.original
+    reference, model, replaced = both_networks(original, state, found.architecture, outline, options)
     result.warnings += [*replaced, *check_stated(file.checkpoint, found, model, options)]
     describe(result, model, found.state, options)
     channels, size = model.config["in_channels"], options.size or model.input_size
@@ -99,20 +89,15 @@ def _compare(file: WeightsFile, found: Identified, options: Options, result: Res
         result.layers = [LayerPrecision(layer.name, float("nan"), layer.max_rel_diff) for layer in layers]
     if options.steps:
         side = options.size or min(size, TRAINING_SIZE)
-        shape = (options.batch_size, channels, side, side)
-        steps = _training_batches(options.steps, shape, model.config["num_classes"] or 2, options.seed)
+        random, n, classes = np.random.default_rng(options.seed), options.batch_size, model.config["num_classes"] or 2
+        steps = [
+            (random.standard_normal((n, channels, side, side), np.float32), random.integers(classes, size=n))
+            for _ in range(options.steps)
+        ]
         result.training = compare_training(
             reference, model, steps, learning_rate=options.learning_rate, tolerance=options.atol
         )
         result.warnings += result.training.warnings
-
-
-def _training_batches(steps: int, shape: tuple[int, ...], classes: int, seed: int) -> list[Batch]:
-    random = np.random.default_rng(seed)
-    return [
-        (random.standard_normal(shape, np.float32), random.integers(classes, size=shape[0], dtype=np.int64))
-        for _ in range(steps)
-    ]
 
 
 def _check_condensed(found: Identified, options: Options) -> list[str]:

@@ -1,4 +1,4 @@
-"""The same pictures through the PyTorch network and the Paddle network, and how far the answers differ."""
+"""The same images through the PyTorch network and the Paddle network, and how far the answers differ."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import paddle
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation as paddle_evaluation
+from paddle_dense.files.names import COUNTER
 from paddle_dense.pictures import read_picture
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Parity:
         max_abs_diff: largest absolute difference of any logit.
         max_rel_diff: the same, divided by the largest absolute logit of the PyTorch network.
         top1_agreement: share of the inputs for which both name the same class.
-        inputs: number of pictures compared, random ones included.
+        inputs: number of images compared, random ones included.
     """
 
     max_abs_diff: float
@@ -47,20 +48,20 @@ class Parity:
 
 
 def random_batches(channels: int, size: int, seeds: Sequence[int] = SEEDS) -> list[np.ndarray]:
-    """One batch of two random pictures for each seed: float32 [2, channels, size, size]."""
+    """One batch of two random images for each seed: float32 [2, channels, size, size]."""
     return [np.random.default_rng(seed).standard_normal((2, channels, size, size), np.float32) for seed in seeds]
 
 
 def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> Iterator[np.ndarray]:
-    """The pictures of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
+    """The images of a folder through a network's own transforms, a few at a time: float32 [n, channels, H, W].
 
     Raises:
-        ValueError: the folder holds no picture.
+        ValueError: the folder holds no image.
         DataError: one cannot be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     transforms = preprocessing.transforms()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         some = paths[start : start + _IMAGES_AT_ONCE]
@@ -85,7 +86,8 @@ def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
 def in_double_precision(model: torch.nn.Module) -> torch.nn.Module:
     """The model in float64, with the constants that Paddle's kernels keep in float32 rounded alike."""
     for module in model.modules():
-        for name, rounded in (("eps", _rounded), ("negative_slope", _slope), ("momentum", _rounded_momentum)):
+        rules = {"eps": _rounded, "negative_slope": _slope, "momentum": lambda share: 1 - _rounded(1 - share)}
+        for name, rounded in rules.items():  # of the momentum, Paddle has the other share
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, rounded(getattr(module, name)))
     return model.double()
@@ -93,10 +95,6 @@ def in_double_precision(model: torch.nn.Module) -> torch.nn.Module:
 
 def _rounded(value: float) -> float:
     return float(np.float32(value))
-
-
-def _rounded_momentum(momentum: float) -> float:
-    return 1 - _rounded(1 - momentum)  # Paddle has the other share
 
 
 def _slope(slope: float) -> float:
@@ -161,13 +159,8 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
     expected, found = np.concatenate(theirs), np.concatenate(ours)
     if expected.shape != found.shape:
         raise WeightsError(f"PyTorch answers {list(expected.shape)} and Paddle {list(found.shape)}")
-    difference = float(np.abs(found - expected).max())
-    return Parity(
-        max_abs_diff=difference,
-        max_rel_diff=difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny),
-        top1_agreement=float((expected.argmax(1) == found.argmax(1)).mean()),
-        inputs=len(expected),
-    )
+    agreement = float((expected.argmax(1) == found.argmax(1)).mean())
+    return Parity(float(np.abs(found - expected).max()), _relative(found, expected), agreement, len(expected))
 
 
 @dataclass(frozen=True)
@@ -252,8 +245,7 @@ def output_differences(
     """`layer_differences` in the mode that the models are in."""
     import torch
 
-    theirs: dict[str, np.ndarray] = {}
-    ours: dict[str, np.ndarray] = {}
+    theirs, ours = dict[str, np.ndarray](), dict[str, np.ndarray]()
 
     def record(outputs: dict[str, np.ndarray], name: str) -> Callable[..., Any]:
         def hook(layer: object, inputs: object, output: object) -> None:
@@ -295,20 +287,15 @@ def load_torch_state(model: torch.nn.Module, state: Mapping[str, np.ndarray]) ->
     """
     import torch
 
-    counters = "num_batches_tracked"
-    state = {name: value for name, value in state.items() if not name.endswith(counters)}
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith(counters)]
-    unexpected = [name for name in state if name not in expected]
-    if missing or unexpected:
-        name, fault = (missing[0], "is missing from the file") if missing else (unexpected[0], "is not in the network")
+    state = {name: value for name, value in state.items() if not name.endswith(COUNTER)}
+    expected = {name: list(value.shape) for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
+    for name in [*expected, *state]:
+        if name in state and name in expected and list(state[name].shape) == expected[name]:
+            continue
+        fault = "is missing from the file" if name not in state else "is not in the network"
+        if name in state and name in expected:
+            fault = f"is {list(state[name].shape)} there and {expected[name]} in the network"
         raise WeightsError(f"the PyTorch network {type(model).__name__} does not fit the file: {name} {fault}")
-    for name, value in state.items():
-        if tuple(expected[name].shape) != value.shape:
-            raise WeightsError(
-                f"the PyTorch network {type(model).__name__} does not fit the file: {name} is {list(value.shape)} "
-                f"there and {list(expected[name].shape)} in the network"
-            )
     with warnings.catch_warnings():
         # Arrays from a file are read-only, and they are only read here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -28,16 +28,16 @@ rounding of sums that cancel, which is all there is where the true gradient is 0
 besides, the rounding of the weights to their own dtype, half a unit in the last place in each framework and step.
 
 **Running variance.** Paddle puts the biased variance of a batch into BN's running variance, PyTorch the unbiased one.
-Both compute the same in training, and differ in evaluation: see `pytorch_running_variance`, which is in force here.
+Both compute the same in training, and differ in evaluation: see `follow_pytorch_variance`, which is in force here.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import paddle
@@ -152,7 +152,7 @@ def compare_training(
     Args:
         torch_model: the PyTorch network; its learned layers have `set_progress` and `group_lasso`, as the twins' have.
         paddle_model: the Paddle network with the same weights.
-        batches: pictures, float32 [N, C, H, W], and classes, int64 [N], of each step.
+        batches: images, float32 [N, C, H, W], and classes, int64 [N], of each step.
         steps: steps of the whole training, of which these batches are the first; as many as batches unless given.
         learning_rate: of the SGD.
         momentum: Nesterov's, or 0 for none.
@@ -181,9 +181,8 @@ def compare_training(
     return TrainingParity(found, exact, tuple(warnings))
 
 
-@contextmanager
-def pytorch_running_variance(model: nn.Layer) -> Iterator[None]:
-    """Inside, training gives BN the running variance that PyTorch would give it; nothing else changes.
+def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
+    """From now on, training gives BN the running variance that PyTorch would give it; nothing else changes.
 
     With m the momentum in Paddle's sense, v the running variance, and b the biased variance of the n = N * H * W values
     that a channel has in the batch::
@@ -193,16 +192,10 @@ def pytorch_running_variance(model: nn.Layer) -> Iterator[None]:
 
     so that after each pass ``(v' - m v) / (n - 1)`` is missing in Paddle. n differs from layer to layer and from batch
     to batch, which is why a trained network's statistics cannot be mended afterwards.
+
+    Returns:
+        The hooks that do so; each ends with its `remove`.
     """
-    handles = _follow_pytorch_variance(model)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _follow_pytorch_variance(model: nn.Layer) -> list[Any]:
     from paddle.nn import BatchNorm1D, BatchNorm2D, BatchNorm3D
 
     before = {}
@@ -250,82 +243,75 @@ class _Pass:
     gradients: Arrays
 
 
-class _TorchSide:
-    """A copy of the PyTorch network in training."""
+@dataclass(frozen=True)
+class _Side:
+    """A copy of a network in training; what its framework calls otherwise than the other one is a field."""
 
-    def __init__(self, model: torch.nn.Module, recipe: _Recipe) -> None:
-        import torch
-
-        self.model = copy.deepcopy(model).train()
-        self.random = _without_randomness(self.model.modules())
-        self.weight = recipe.group_lasso
-        self.layers = {
-            name: layer
-            for name, layer in self.model.named_modules()
-            if hasattr(layer, "set_progress") and hasattr(layer, "group_lasso")
-        }
-        # Paddle's optimizer keeps these two in float32.
-        momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0
-        )
+    framework: Any
+    model: Any
+    layers: Mapping[str, Any]
+    weight: float
+    random: bool
+    optimizer: Any
+    clear_gradients: Callable[[], None]
+    tensor: Callable[..., Any]
+    named: Callable[[Arrays], Arrays]
 
     def state(self) -> Arrays:
-        return to_paddle({name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()})
+        return self.named({name: _array(value) for name, value in self.model.state_dict().items()})
 
     def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        import torch
-
-        like = next(iter(self.model.parameters()))
-        logits = self.model(torch.from_numpy(x).to(like))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).to(like.device))
+        logits = self.model(self.tensor(x, dtype=next(iter(self.model.parameters())).dtype))
+        loss = self.framework.nn.functional.cross_entropy(logits, self.tensor(y))
         lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
-        self.optimizer.zero_grad()
+        self.clear_gradients()
         (loss + self.weight * sum(lassos.values())).backward()
         gradients = {
-            name: (torch.zeros_like(value) if value.grad is None else value.grad).cpu().numpy().copy()
+            name: _array(self.framework.zeros_like(value) if value.grad is None else value.grad)
             for name, value in self.model.named_parameters()
-            if value.requires_grad
         }
         values = {name: value.item() for name, value in lassos.items()}
-        return _Pass(logits.detach().cpu().numpy(), loss.item(), values, to_paddle(gradients))
+        return _Pass(_array(logits), loss.item(), values, self.named(gradients))
 
 
-class _PaddleSide:
-    """A copy of the Paddle network in training, its running variances as PyTorch has them."""
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
 
-    def __init__(self, model: nn.Layer, recipe: _Recipe) -> None:
-        self.model = copy.deepcopy(model)
-        self.model.train()
-        self.random = _without_randomness(self.model.sublayers(include_self=True))
-        self.weight = recipe.group_lasso
-        self.layers = learned_connections(self.model)
-        self.optimizer = paddle.optimizer.Momentum(
-            recipe.learning_rate,
-            recipe.momentum,
-            parameters=self.model.parameters(),
-            use_nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-        _follow_pytorch_variance(self.model)
 
-    def state(self) -> Arrays:
-        return {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
+def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
+    import torch
 
-    def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        like = next(iter(self.model.parameters()))
-        logits = self.model(paddle.to_tensor(x, dtype=like.dtype))
-        loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(y))
-        lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
-        self.optimizer.clear_grad()
-        (loss + self.weight * sum(lassos.values())).backward()
-        gradients = {
-            name: (paddle.zeros_like(value) if value.grad is None else value.grad).numpy().copy()
-            for name, value in self.model.named_parameters()
-            if not value.stop_gradient
-        }
-        values = {name: float(value) for name, value in lassos.items()}
-        return _Pass(logits.numpy(), float(loss), values, gradients)
+    model = copy.deepcopy(model).train()
+    learned = {
+        name: layer
+        for name, layer in model.named_modules()
+        if hasattr(layer, "set_progress") and hasattr(layer, "group_lasso")
+    }
+    # Paddle's optimizer keeps these two in float32.
+    momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
+    sgd = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+    tensor = partial(torch.as_tensor, device=next(iter(model.parameters())).device)
+    random = _without_randomness(model.modules())
+    return _Side(torch, model, learned, recipe.group_lasso, random, sgd, sgd.zero_grad, tensor, to_paddle)
+
+
+def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
+    """The same in Paddle, its running variances as PyTorch has them."""
+    model = copy.deepcopy(model)
+    model.train()
+    random = _without_randomness(model.sublayers(include_self=True))
+    sgd = paddle.optimizer.Momentum(
+        recipe.learning_rate,
+        recipe.momentum,
+        parameters=model.parameters(),
+        use_nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+    follow_pytorch_variance(model)
+    learned = learned_connections(model)
+    return _Side(
+        paddle, model, learned, recipe.group_lasso, random, sgd, sgd.clear_grad, paddle.to_tensor, lambda arrays: arrays
+    )
 
 
 def _without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
@@ -350,7 +336,7 @@ def _train(
     """Every step, from PyTorch's weights if synchronised, and whether something random was switched off."""
     if not batches:
         raise ValueError("training is compared on batches, and there is none: give one for each step")
-    torch_side, paddle_side = _TorchSide(torch_model, recipe), _PaddleSide(paddle_model, recipe)
+    torch_side, paddle_side = _torch_side(torch_model, recipe), _paddle_side(paddle_model, recipe)
     start = torch_side.state()
     apart = _beyond(0, _initial_differences(torch_side, paddle_side, start))
     steps: list[StepParity] = []
@@ -363,7 +349,7 @@ def _train(
     return tuple(steps), torch_side.random or paddle_side.random
 
 
-def _initial_differences(torch_side: _TorchSide, paddle_side: _PaddleSide, start: Arrays) -> list[Difference]:
+def _initial_differences(torch_side: _Side, paddle_side: _Side, start: Arrays) -> list[Difference]:
     found = paddle_side.state()
     for name in {**start, **found}:
         shapes = [list(state[name].shape) if name in state else "absent" for state in (start, found)]
@@ -379,13 +365,7 @@ def _initial_differences(torch_side: _TorchSide, paddle_side: _PaddleSide, start
 
 
 def _step(
-    torch_side: _TorchSide,
-    paddle_side: _PaddleSide,
-    step: int,
-    batch: Batch,
-    start: Arrays,
-    recipe: _Recipe,
-    name_layer: bool,
+    torch_side: _Side, paddle_side: _Side, step: int, batch: Batch, start: Arrays, recipe: _Recipe, name_layer: bool
 ) -> StepParity:
     for side in (torch_side, paddle_side):
         for layer in side.layers.values():

@@ -12,7 +12,7 @@ from convert.report.plots import Bars, Dots, bars, dots
 
 if TYPE_CHECKING:
     from convert.parity.forward import LayerPrecision, Parity
-    from convert.parity.training import TrainingParity
+    from convert.parity.training import StepParity, TrainingParity
     from convert.report.weights import Weights
     from convert.result import Result
 
@@ -53,16 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file.
-
-    Attributes:
-        anchor: the place on the page.
-        name: of the file.
-        verdict: ``"good"``, ``"unchecked"`` or ``"bad"``, and `said` what it is called.
-        error: why it is bad.
-        warnings: one sentence each.
-        parts: what is known of it.
-    """
+    """One file; its verdict is ``"good"``, ``"unchecked"`` or ``"bad"``, and `said` what that is called."""
 
     anchor: str
     name: str
@@ -105,11 +96,10 @@ def entry(result: Result, number: int) -> Entry:
 
 def summary(entries: Sequence[Entry], results: Sequence[Result]) -> Table:
     """One line for each file."""
-    differences = (result.parity.max_rel_diff if result.parity else None for result in results)
-    rows = [
-        (entry.name, entry.said, result.arch or "", scientific(difference))
-        for entry, result, difference in zip(entries, results, differences)
-    ]
+    rows = (
+        (entry.name, entry.said, result.arch or "", scientific(result.max_rel_diff))
+        for entry, result in zip(entries, results)
+    )
     columns = (Label("文件", "file"), Label("结果", "result"), Label("网络", "network"), Label("相对差", "difference"))
     return Table(Label("概要", "Summary"), tuple(rows), columns)
 
@@ -150,7 +140,7 @@ def _parity(figures: Parity, atol: float | None) -> Part:
         (Label("最大相对差", "relative to the logits' scale"), scientific(figures.max_rel_diff)),
         (Label("允许的相对差", "allowed"), scientific(atol)),
         (Label("首选类别相同", "same first choice"), f"{figures.top1_agreement:.2%}"),
-        (Label("比较的图片数", "pictures compared"), str(figures.inputs)),
+        (Label("比较的图片数", "images compared"), str(figures.inputs)),
     )
     return Part(Label("两个框架的一致性", "PyTorch against Paddle"), (Table(Label("", ""), rows),))
 
@@ -185,23 +175,13 @@ def _training(training: TrainingParity) -> Part:
         Label("梯度差", "gradients apart"),
         Label("更新差", "updates apart"),
     )
-    tables = []
-    for title, steps in (
-        (Label("单精度", "float32"), training.steps),
-        (Label("双精度", "float64"), training.exact),
-    ):
-        rows = tuple(
-            (
-                str(step.step),
-                f"{step.torch_loss:.6f}",
-                f"{step.paddle_loss:.6f}",
-                scientific(step.gradient.size),
-                scientific(step.update.size),
-            )
-            for step in steps
-        )
-        if rows:
-            tables.append(Table(title, rows, columns))
+
+    def row(step: StepParity) -> tuple[str, ...]:
+        losses = (f"{loss:.6f}" for loss in (step.torch_loss, step.paddle_loss))
+        return (str(step.step), *losses, scientific(step.gradient.size), scientific(step.update.size))
+
+    both = ((Label("单精度", "float32"), training.steps), (Label("双精度", "float64"), training.exact))
+    tables = (Table(title, tuple(map(row, steps)), columns) for title, steps in both if steps)
     return Part(Label("训练", "Training"), tuple(tables))
 
 

@@ -1,22 +1,21 @@
-"""A report in GitHub's Markdown."""
+"""A report in GitHub's Markdown, in which the words from files are harmless."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from convert.report.contents import Cell, Entry, Label, Table
-from convert.report.text import markdown_code, markdown_text
+from paddle_dense.errors import printable
+
+# Whatever Markdown, or GitHub's extension of it, could take for more than itself: anywhere, and where a line begins.
+_SPECIAL = re.compile(r"([\\`*_\[\]!|~^$@#])")
+_AT_THE_START = re.compile(r"^(\d*)([-+.)=:])")
+_PLAIN = re.compile(r"[\w .,:;/=+%()-]+")
 
 
 def markdown(title: Label, told: str, overview: Table | None, entries: Sequence[Entry]) -> str:
-    """The whole report.
-
-    Args:
-        title: of the report.
-        told: when and with which versions it was made.
-        overview: one line for each file, where there are several.
-        entries: the files.
-    """
+    """The whole report, `told` when and with which versions; the overview is for several files."""
     lines = [f"# {_label(title)}", "", markdown_text(told), ""]
     if overview:
         lines += [*_table(overview), ""]
@@ -66,3 +65,15 @@ def _row(cells: Sequence[Cell]) -> str:
 
 def _label(label: Label) -> str:
     return f"{label.zh} {label.en}".strip()
+
+
+def markdown_text(text: object) -> str:
+    """Text that Markdown shows as it is, wherever it stands, also in the cell of a table."""
+    escaped = _AT_THE_START.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", printable(text)))
+    unlinked = escaped.replace("://", ":\\//").replace("www.", "www\\.")
+    return unlinked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_code(text: object) -> str:
+    """The same for names and figures, as code where nothing in them needs care."""
+    return f"`{text}`" if _PLAIN.fullmatch(str(text)) and printable(text) == str(text) else markdown_text(text)

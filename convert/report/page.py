@@ -6,8 +6,8 @@ import base64
 import hashlib
 import json
 import math
+import platform
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,8 +19,7 @@ from typing import Any
 from convert.report.contents import Label, entry, summary
 from convert.report.markdown import markdown
 from convert.report.plots import SIZE
-from convert.result import Result
-from convert.versions import versions
+from convert.result import Result, versions
 from paddle_dense.errors import printable
 from paddle_dense.files.atomic import atomic_write, make_folder, refuse_existing
 
@@ -53,13 +52,15 @@ def write_report(path: Path | None, results: Sequence[Result]) -> None:
     """
     if path is None:
         return
-    text = {".html": html, ".md": _markdown, ".json": _json}[path.suffix.lower()](results)
+    text = {".html": html, ".md": lambda results: markdown(**_contents(results)), ".json": _json}[path.suffix.lower()](
+        results
+    )
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def html(results: Sequence[Result]) -> str:
-    """One page without scripts, fonts or pictures from elsewhere, which its own policy forbids as well."""
+    """One page without scripts, fonts or images from elsewhere, which its own policy forbids as well."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -74,31 +75,18 @@ def html(results: Sequence[Result]) -> str:
     # Long names may be broken where a person would, but not numbers.
     environment.filters["breakable"] = lambda text: Markup(_NAMES_END.sub("<wbr>", escape(printable(text))))
     style = (_HERE / "page.css").read_text(encoding="utf-8")
-    entries = [entry(result, number) for number, result in enumerate(results)]
     return environment.get_template("page.html.j2").render(
-        title=TITLE,
+        _contents(results),
         # The page's own words and no input.
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        told=_told(),
-        overview=summary(entries, results) if len(entries) > 1 else None,
-        entries=entries,
         size=SIZE,
         is_label=lambda cell: isinstance(cell, Label),
     )
 
 
-def _markdown(results: Sequence[Result]) -> str:
-    entries = [entry(result, number) for number, result in enumerate(results)]
-    return markdown(TITLE, _told(), summary(entries, results) if len(entries) > 1 else None, entries)
-
-
 def _json(results: Sequence[Result]) -> str:
-    content = {
-        "written": _now(),
-        "versions": versions(),
-        "inputs": [_finite(asdict(result)) for result in results],
-    }
+    content = {"written": _now(), "versions": versions(), "inputs": [_finite(asdict(result)) for result in results]}
     return json.dumps(content, indent=1) + "\n"
 
 
@@ -111,10 +99,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _told() -> str:
-    python = ".".join(map(str, sys.version_info[:3]))
-    found = ", ".join(f"{name} {version}" for name, version in {**versions(), "Python": python}.items())
-    return f"{_now()} · {found}"
+def _contents(results: Sequence[Result]) -> dict[str, Any]:
+    """What a page says, as `markdown` and the template take it."""
+    entries = [entry(result, number) for number, result in enumerate(results)]
+    used = {**versions(), "Python": platform.python_version()}
+    return {
+        "title": TITLE,
+        "told": f"{_now()} · {', '.join(f'{name} {version}' for name, version in used.items())}",
+        "overview": summary(entries, results) if len(entries) > 1 else None,
+        "entries": entries,
+    }
 
 
 def _now() -> str:

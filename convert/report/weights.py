@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddle_dense.files.layout import is_linear
+
 BINS = 48
 # In the order of the page; the names are Paddle's.
 _KINDS = {
@@ -90,23 +92,15 @@ def _kind(name: str, value: np.ndarray, state: Mapping[str, np.ndarray]) -> str 
         return None
     if f"{owner}._mean" in state:
         return f"bn_{leaf}"
-    if leaf == "bias":
-        return "bias"
-    is_convolution = value.ndim != 2 or owner.rpartition(".")[2].startswith("conv")
-    return "conv" if is_convolution else "linear"
+    return "bias" if leaf == "bias" else "linear" if is_linear(name, value) else "conv"
 
 
 def _histogram(kind: str, values: np.ndarray) -> Histogram | None:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
-    counts, _ = np.histogram(finite, BINS, _range(finite))
+    counts, _ = np.histogram(finite, BINS)
     return Histogram(kind, tuple(map(int, counts)), *_moments(finite), nonfinite=values.size - finite.size)
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _moments(values: np.ndarray) -> tuple[float, float, float, float]:

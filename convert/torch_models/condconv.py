@@ -72,13 +72,8 @@ class RoutedCondConv2D(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_experts, prod(self.shape)) * sqrt(2 / fan_out))
 
     def forward(self, x: Tensor, routing: Tensor) -> Tensor:
-        kernels = (routing @ self.weight).view(-1, *self.shape)
-        return torch.cat(
-            [
-                F.conv2d(xi, kernel, None, self.stride, self.padding, groups=self.groups)
-                for xi, kernel in zip(x.split(1), kernels)
-            ]
-        )
+        pairs = zip(x.split(1), (routing @ self.weight).view(-1, *self.shape))
+        return torch.cat([F.conv2d(xi, k, None, self.stride, self.padding, groups=self.groups) for xi, k in pairs])
 
 
 class Same(nn.Module):

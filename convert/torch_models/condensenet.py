@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from convert.torch_models.condensenetv2 import LGC, CondenseLGC, Conv, dense_features
+from convert.torch_models.condensenetv2 import DenseLayer, dense_features
 
 
 class CondenseLinear(nn.Module):
@@ -23,23 +23,6 @@ class CondenseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x[:, self.index])
-
-
-class DenseLayer(nn.Module):
-    """Learned group convolution, 3x3: [N, in, H, W] -> [N, in + growth, H, W]."""
-
-    def __init__(
-        self, channels: int, k: int, bottleneck: int, groups: tuple, factor: int, dropout: float, condensed: bool
-    ) -> None:
-        super().__init__()
-        if condensed:
-            self.conv_1: nn.Module = CondenseLGC(channels // factor * groups[0], bottleneck * k, groups[0], "ReLU")
-        else:
-            self.conv_1 = LGC(channels, bottleneck * k, groups[0], factor, "ReLU", dropout)
-        self.conv_2 = Conv(bottleneck * k, k, groups[1], "ReLU")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv_2(self.conv_1(x))], 1)
 
 
 class CondenseNet(nn.Module):
@@ -62,13 +45,15 @@ class CondenseNet(nn.Module):
     ) -> None:
         super().__init__()
         factor = condense_factor or group_1x1
-        groups = (group_1x1, group_3x3)
+        groups = (group_1x1, group_3x3, 0)
         self.features, channels = dense_features(
             in_channels,
             stages,
             growth,
             init_stride,
-            lambda block, inputs, k: DenseLayer(inputs, k, bottleneck, groups, factor, dropout_rate, condensed),
+            lambda _, inputs, k: DenseLayer(
+                inputs, k, bottleneck, groups, (factor,), "ReLU", False, condensed, dropout_rate
+            ),
         )
         self.features.pool_last = nn.AdaptiveAvgPool2d(1)
         if not num_classes:

@@ -22,10 +22,7 @@ class SELayer(nn.Module):
         super().__init__()
         hidden = channels // reduction
         self.fc = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False),
-            nn.ReLU(),
-            nn.Linear(hidden, channels, bias=False),
-            nn.Sigmoid(),
+            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,31 +87,28 @@ class LearnedConnections(nn.Module):
 
     def per_group(self, weight: Tensor) -> Tensor:
         """Sum [out, in] over what a group shares: [G, candidates]."""
-        raise NotImplementedError
+        return self.grouped(weight).unflatten(0, (-1, self.groups)).sum(0)
 
     def spread(self, keep: Tensor) -> Tensor:
         """Lay each group's choice [G, candidates] over all weights: [out, in]."""
-        raise NotImplementedError
+        return self.grouped(keep.repeat(len(self.grouped(self._mask[:, :, 0, 0])) // self.groups, 1))
+
+    @staticmethod
+    def grouped(weight: Tensor) -> Tensor:
+        """[out, in] with what alternates between the groups as rows, and back."""
+        return weight
 
 
 class LGC(LearnedConnections):
     """Learned group convolution: row r belongs to group r mod G, groups choose inputs."""
 
-    def per_group(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(0, (-1, self.groups)).sum(0)
-
-    def spread(self, keep: Tensor) -> Tensor:
-        return keep.repeat(self.conv.out_channels // self.groups, 1)
-
 
 class SFR(LearnedConnections):
     """Sparse feature reactivation: column c belongs to group c mod G, groups choose outputs."""
 
-    def per_group(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(1, (-1, self.groups)).sum(1).T
-
-    def spread(self, keep: Tensor) -> Tensor:
-        return keep.T.repeat(1, self.conv.in_channels // self.groups)
+    @staticmethod
+    def grouped(weight: Tensor) -> Tensor:
+        return weight.T
 
 
 class CondenseLGC(nn.Module):
@@ -153,7 +147,10 @@ class CondenseSFR(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """LGC, 3x3, squeeze and excitation where used, SFR: [N, in, H, W] -> [N, in + growth, H, W]."""
+    """LGC, 3x3, squeeze and excitation where used, SFR: [N, in, H, W] -> [N, in + growth, H, W].
+
+    CondenseNet's has neither of the last two: its `group_trans` is 0.
+    """
 
     def __init__(
         self,
@@ -165,25 +162,28 @@ class DenseLayer(nn.Module):
         activation: str,
         se: bool,
         condensed: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         group_1x1, group_3x3, group_trans = groups
         if condensed:
             gathered = channels // factors[0] * group_1x1
-            rows = channels // factors[1] * group_trans
             self.conv_1: nn.Module = CondenseLGC(gathered, bottleneck * k, group_1x1, activation)
-            self.sfr: nn.Module = CondenseSFR(k, rows, channels, group_trans, activation)
         else:
-            self.conv_1 = LGC(channels, bottleneck * k, group_1x1, factors[0], activation)
-            self.sfr = SFR(k, channels, group_trans, factors[1], activation)
+            self.conv_1 = LGC(channels, bottleneck * k, group_1x1, factors[0], activation, dropout)
         self.conv_2 = Conv(bottleneck * k, k, group_3x3, activation)
         self.se = SELayer(k, 1) if se else None
+        self.sfr: nn.Module | None = None
+        if group_trans and condensed:
+            self.sfr = CondenseSFR(k, channels // factors[1] * group_trans, channels, group_trans, activation)
+        elif group_trans:
+            self.sfr = SFR(k, channels, group_trans, factors[1], activation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_2(self.conv_1(x))
         if self.se is not None:
             y = self.se(y)
-        return torch.cat([x + self.sfr(y), y], 1)
+        return torch.cat([x if self.sfr is None else x + self.sfr(y), y], 1)
 
 
 def dense_features(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convert.torch_models.densenet import DenseBackbone, DenseBlock, transition
+from convert.torch_models.densenet import DenseBlock, DenseNet, transition
 
 # Mode -> whether a transition stands (inside each block, between the blocks).
 MODES = {"stand": (True, True), "fusionfirst": (False, True), "fusionlast": (True, False)}
@@ -17,13 +19,7 @@ class CSPDenseBlock(DenseBlock):
     """Dense layers on the second half of the channels."""
 
     def __init__(
-        self,
-        num_layers: int,
-        in_channels: int,
-        growth_rate: int,
-        bn_size: int,
-        drop_rate: float,
-        with_transition: bool,
+        self, num_layers: int, in_channels: int, growth_rate: int, bn_size: int, drop_rate: float, with_transition: bool
     ) -> None:
         part1 = in_channels // 2
         super().__init__(num_layers, in_channels - part1, growth_rate, bn_size, drop_rate)
@@ -37,31 +33,13 @@ class CSPDenseBlock(DenseBlock):
         return torch.cat([x[:, : self.part1], self.transition(added)], 1)
 
 
-class CSPDenseNet(DenseBackbone):
-    """The twin of `paddle_dense.models.CSPDenseNet`; see there for the arguments.
+class CSPDenseNet(DenseNet):
+    """The twin of `paddle_dense.models.CSPDenseNet`; see there for the arguments."""
 
-    `memory_efficient` changes no number, so the twin has nothing to do for it.
-    """
-
-    def __init__(
-        self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int = 64,
-        bn_size: int = 4,
-        drop_rate: float = 0.0,
-        num_classes: int = 1000,
-        memory_efficient: bool = False,
-        mode: str = "fusionlast",
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, *args: Any, mode: str = "fusionlast", **kwargs: Any) -> None:
         inside, between = MODES[mode]
-
-        def block(num_layers: int) -> Callable[[int], CSPDenseBlock]:
-            return lambda channels: CSPDenseBlock(num_layers, channels, growth_rate, bn_size, drop_rate, inside)
-
-        blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, between, num_classes)
+        block = partial(CSPDenseBlock, with_transition=inside)
+        super().__init__(*args, **kwargs, block=block, transitions=between)
 
 
 class ConvNormAct(nn.Sequential):
@@ -115,13 +93,11 @@ class CrossStage(nn.Module):
 
     def __init__(
         self,
-        block: type[nn.Module],
-        depth: int,
+        blocks: nn.Module,
         in_channels: int,
         down_channels: int,
         expanded: int,
-        hidden: int,
-        out_channels: int,
+        out: int,
         groups: int,
         linear: bool,
     ) -> None:
@@ -130,9 +106,9 @@ class CrossStage(nn.Module):
         down = bool(down_channels)
         self.conv_down = ConvNormAct(in_channels, down_channels, 3, 2, groups) if down else nn.Identity()
         self.conv_exp = ConvNormAct(down_channels or in_channels, expanded, act=not linear)
-        self.blocks = nn.Sequential(*(block(half, hidden, groups) for _ in range(depth)))
+        self.blocks = blocks
         self.conv_transition_b = ConvNormAct(half, half)
-        self.conv_transition = ConvNormAct(expanded, out_channels)
+        self.conv_transition = ConvNormAct(expanded, out)
 
     def forward(self, x: Tensor) -> Tensor:
         part1, part2 = self.conv_exp(self.conv_down(x)).chunk(2, 1)
@@ -168,16 +144,14 @@ class CSPNet(nn.Module):
             expanded = round(out * expand)
             hidden = round(expanded // 2 * bottle)
             down = out if dark else previous if index else 0
-            self.stages.append(CrossStage(block, depth, previous, down, expanded, hidden, out, groups, not dark))
+            blocks = nn.Sequential(*(block(expanded // 2, hidden, groups) for _ in range(depth)))
+            self.stages.append(CrossStage(blocks, previous, down, expanded, out, groups, linear=not dark))
             previous = out
         self.head = nn.Sequential()
         self.head.pool = nn.AdaptiveAvgPool2d(1)
         self.head.flatten = nn.Flatten(1)
         if num_classes:
             self.head.fc = nn.Linear(previous, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -59,47 +59,8 @@ def transition(channels: int, pool: bool = True) -> nn.Sequential:
     return layers
 
 
-class DenseBackbone(nn.Module):
-    """The frame of DenseNet and CSPDenseNet."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_init_features: int,
-        blocks: Sequence[Callable[[int], DenseBlock]],
-        transitions: bool,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        self.features = nn.Sequential()
-        self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 7, 2, padding=3, bias=False)
-        self.features.norm0 = nn.BatchNorm2d(num_init_features)
-        self.features.relu0 = nn.ReLU()
-        self.features.pool0 = nn.MaxPool2d(3, 2, padding=1)
-        channels = num_init_features
-        for number, make_block in enumerate(blocks, start=1):
-            block = make_block(channels)
-            channels = block.out_channels
-            self.features.add_module(f"denseblock{number}", block)
-            if transitions and number < len(blocks):
-                self.features.add_module(f"transition{number}", transition(channels))
-                channels //= 2
-        self.features.norm5 = nn.BatchNorm2d(channels)
-        self.relu5 = nn.ReLU()
-        self.pool5 = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.pool5(self.relu5(self.features(x))).flatten(1))
-
-
-class DenseNet(DenseBackbone):
-    """The twin of `paddle_dense.models.DenseNet`; see there for the arguments.
+class DenseNet(nn.Module):
+    """The twin of `paddle_dense.models.DenseNet`; see there for the arguments, and for two that CSPDenseNet fills in.
 
     `memory_efficient` changes no number, so the twin has nothing to do for it.
     """
@@ -114,9 +75,33 @@ class DenseNet(DenseBackbone):
         num_classes: int = 1000,
         memory_efficient: bool = False,
         in_channels: int = 3,
+        *,
+        block: Callable[..., DenseBlock] = DenseBlock,
+        transitions: bool = True,
     ) -> None:
-        def block(num_layers: int) -> Callable[[int], DenseBlock]:
-            return lambda channels: DenseBlock(num_layers, channels, growth_rate, bn_size, drop_rate)
+        super().__init__()
+        self.features = nn.Sequential()
+        self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 7, 2, padding=3, bias=False)
+        self.features.norm0 = nn.BatchNorm2d(num_init_features)
+        self.features.relu0 = nn.ReLU()
+        self.features.pool0 = nn.MaxPool2d(3, 2, padding=1)
+        channels = num_init_features
+        for number, num_layers in enumerate(block_config, start=1):
+            layers = block(num_layers, channels, growth_rate, bn_size, drop_rate)
+            channels = layers.out_channels
+            self.features.add_module(f"denseblock{number}", layers)
+            if transitions and number < len(block_config):
+                self.features.add_module(f"transition{number}", transition(channels))
+                channels //= 2
+        self.features.norm5 = nn.BatchNorm2d(channels)
+        self.relu5 = nn.ReLU()
+        self.pool5 = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
-        blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, True, num_classes)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool5(self.relu5(self.features(x))).flatten(1))

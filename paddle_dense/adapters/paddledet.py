@@ -67,7 +67,7 @@ class PaddleDense(Pyramid):
         freeze_norm: batch normalisation keeps its statistics and is not trained.
         norm_decay: weight decay of batch normalisation.
         pretrained: weights of the whole network: a file's path, or True for the released ones.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
 
     Raises:
         ValueError: there is no such preset or level, or the norm is none of these.

@@ -23,7 +23,7 @@ class Pyramid(nn.Layer):
     Attributes:
         network: the network, with ``features_only=True``.
         feat_channels: channels of each level.
-        feat_strides: pixels of the picture for each pixel of it.
+        feat_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: there is no such preset, level or argument.

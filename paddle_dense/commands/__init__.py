@@ -2,7 +2,7 @@
 
 # The modules have `parser()` and `main(arguments)`.
 COMMANDS = {
-    "info": ("paddle_dense.commands.info", "say what a file of weights is"),
+    "info": ("paddle_dense.commands.info", "describe a weight file"),
     "list": ("paddle_dense.commands.list", "list the presets"),
     "torch2paddle": ("convert.torch2paddle", "convert PyTorch checkpoints to Paddle"),
     "paddle2torch": ("convert.paddle2torch", "convert Paddle weights to PyTorch"),

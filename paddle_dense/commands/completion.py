@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from paddle_dense.cli import Parser, program, run
@@ -69,7 +69,7 @@ def parser() -> Parser:
         prog=program("completion", "paddle_dense completion"),
         description="Print a script with which a shell completes a console command: options, files, presets. For bash: "
         "paddle-dense completion bash > ~/.local/share/bash-completion/completions/paddle-dense; for zsh, into a file "
-        "_paddle-dense in a folder of $fpath. Print it anew after an update.",
+        "_paddle-dense in a folder of $fpath. Print it again after an update.",
         epilog="Exit status: 0 done, 1 shtab is missing, 2 wrong usage.",
     )
     command.add_argument("shell", choices=SHELLS)
@@ -77,11 +77,9 @@ def parser() -> Parser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
     print(script(args.shell, args.program))
     return OK
+
+
+main = partial(run, parser, _run)

@@ -10,7 +10,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -47,21 +48,16 @@ def parser() -> Parser:
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="converted .pdparams or .safetensors, or a PyTorch checkpoint")
-    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy beside the input)")
+    add("-o", "--output", metavar="DIR|NAME", help="where to write (default: NAME_deploy next to the input)")
     add("--format", choices=(*FORMATS, "both"), default="paddle", help="what to write (default: paddle)")
-    add("--size", type=int, metavar="N", help="side of the pictures in pixels (default: any height and width)")
-    add("--batch", type=int, metavar="N", help="pictures in a batch (default: any number)")
+    add("--size", type=int, metavar="N", help="side of the images in pixels (default: any height and width)")
+    add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")
     add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
     add("--labels", type=Path, metavar="FILE", help="name of each class, one a line, for the metadata")
     add("--benchmark", action="store_true", help="time what was written against the network in Paddle")
     add("--json", action="store_true", help="print one JSON object on stdout")
     add("--force", action="store_true", help="overwrite existing files")
     return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,7 +97,7 @@ def _deploy(args: argparse.Namespace) -> int:
     exports = {format: _export(model, target, format, labels, args) for format in formats}
     result = {
         "input": str(args.checkpoint),
-        "output": [str(file) for exported in exports.values() for file in exported.files],
+        "output": [str(file) for exported in exports.values() for file in exported],
         "arch": model.arch,
         "config": model.config,
         "fused": args.fuse,
@@ -157,13 +153,13 @@ def _network(path: Path) -> nn.Layer:
 
 
 def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:
-    from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export_checked
+    from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export
     from paddle_dense.deploy.fusing import fuse
 
     # Paddle Inference 2 cannot broadcast in the batched products that networks fused for Paddle have.
-    rules = "onnx" if PROGRAM_SUFFIX == ".pdmodel" else format
+    rules = "paddle" if format == "paddle" and PROGRAM_SUFFIX != ".pdmodel" else "compiled"
     network = fuse(model, rules) if args.fuse else model
-    return export_checked(network, target, format, args.size, args.batch, labels, {"fused": args.fuse})
+    return export(network, target, format, args.size, args.batch, labels, {"fused": args.fuse})
 
 
 # The benchmark
@@ -191,11 +187,11 @@ def _engines(model: nn.Layer, exports: Mapping[str, Exported], threads: int) -> 
 
     engines: dict[str, Callable] = {"Paddle, not exported": eager}
     if "paddle" in exports:
-        engines["Paddle Inference"] = load_paddle(exports["paddle"].files, threads)
+        engines["Paddle Inference"] = load_paddle(exports["paddle"], threads)
     if "onnx" in exports:
-        engines["ONNX Runtime"] = load_onnx(exports["onnx"].files, threads)
+        engines["ONNX Runtime"] = load_onnx(exports["onnx"], threads)
         if util.find_spec("openvino"):
-            engines["OpenVINO"] = _load_openvino(exports["onnx"].files[0], threads)
+            engines["OpenVINO"] = _load_openvino(exports["onnx"][0], threads)
     return engines
 
 
@@ -240,6 +236,9 @@ def _report(result: Mapping[str, Any]) -> str:
         for name, milliseconds in told["milliseconds"].items():
             lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
     return "\n".join(map(printable, lines))
+
+
+main = partial(run, parser, _run)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Info:
         bytes: its size.
         sha256: of the file.
         container: where in the file the tensors were, such as "state_dict_ema"; None in a Paddle file.
-        averaged: whether these are averaged weights (EMA).
+        averaged: whether these are EMA weights.
         tensors: how many there are.
         numbers: how many they hold together.
         arch: preset, or the network's class where no preset has these numbers; None for a network of another package.
@@ -45,8 +45,8 @@ class Info:
         condensed: in the condensed form, or in the trained one; None for a network that has no such forms.
         connections: share of the learned layers' connections that are left, in the trained form.
         condensable: whether `condense` takes it, in the trained form.
-        params, macs, executed_macs: as `paddle_dense.profile` counts, for a picture of `input_size`.
-        input_size: side of the pictures in pixels.
+        params, macs, executed_macs: as `paddle_dense.profile` counts, for an image of `input_size`.
+        input_size: side of the images in pixels.
         released: names and sources of the released checkpoints that this file is, by its hash.
         sidecar: where it came from, as the file ``NAME.json`` beside it tells.
         metadata: the texts in the header of a .safetensors file.
@@ -87,34 +87,33 @@ def describe_weights(source: Path | WeightsFile) -> Info:
         WeightsError: the file cannot be read.
     """
     file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
-    info, notes = _first_facts(file), file.warnings
+    facts, notes = _first_facts(file), file.warnings
     if file.sidecar_fault:
         notes.append(str(file.sidecar_fault))
         file = replace(file, sidecar_fault=None)
     try:
-        found = _identified(file, notes)
-        info = _with_network(info, file, found, notes)
+        _add_network(facts, file, _identified(file, notes), notes)
     except (WeightsError, ValueError) as error:
         notes.append(str(error).removeprefix(f"{file.path}: "))
-    return replace(info, warnings=notes)
+    return Info(**facts, warnings=notes)
 
 
-def _first_facts(file: WeightsFile) -> Info:
+def _first_facts(file: WeightsFile) -> dict[str, Any]:
     """What can be said of any file."""
     digests = {kind: file.digest(kind) for kind in HASHES}
-    return Info(
-        file=str(file.path),
-        format=file.format,
-        bytes=file.size,
-        sha256=digests["sha256"],
-        container=file.container,
-        averaged=bool(file.container and AVERAGED.search(file.container)),
-        tensors=len(file.tensors),
-        numbers=sum(value.size for value in file.tensors.values()),
-        released=[entry for entry in manifest() if _is_released(entry, digests)],
-        sidecar=_provenance(file.sidecar) if file.sidecar else None,
-        metadata=file.metadata or None,
-    )
+    return {
+        "file": str(file.path),
+        "format": file.format,
+        "bytes": file.size,
+        "sha256": digests["sha256"],
+        "container": file.container,
+        "averaged": bool(file.container and AVERAGED.search(file.container)),
+        "tensors": len(file.tensors),
+        "numbers": sum(value.size for value in file.tensors.values()),
+        "released": [entry for entry in manifest() if _is_released(entry, digests)],
+        "sidecar": _provenance(file.sidecar) if file.sidecar else None,
+        "metadata": file.metadata or None,
+    }
 
 
 def _is_released(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
@@ -152,14 +151,14 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
     return found
 
 
-def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: list[str]) -> Info:
+def _add_network(facts: dict[str, Any], file: WeightsFile, identified: Identified, notes: list[str]) -> None:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     found, state = identified.architecture, identified.state
-    info = replace(info, arch=found.arch, network=found.network.__name__, config=found.config)
-    info = replace(info, condensed=found.config.get("condensed"))
+    condensed = found.config.get("condensed")
+    facts.update(arch=found.arch, network=found.network.__name__, config=found.config, condensed=condensed)
     try:
-        if info.condensed is False:
-            info = _with_connections(info, state, found, notes)
+        if condensed is False:
+            _add_connections(facts, state, found, notes)
         outline = found.outline()
         check_state(state, outline, names=identified.matched.names)
         if file.checkpoint and file.checkpoint.layers:
@@ -167,26 +166,22 @@ def _with_network(info: Info, file: WeightsFile, identified: Identified, notes: 
         model = materialise(outline)
     except (WeightsError, ValueError) as error:
         notes.append(str(error))
-        return info
-    info = replace(info, config=model.config)
+        return
+    facts["config"] = model.config
     try:
         with affordable(model, "its MACs are not counted"):
             size = profile(model)
     except WeightsError as error:
         notes.append(str(error))
-        return info
     except MemoryError:
         raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
-        notes.append(f"the network does not run on {model.input_size} x {model.input_size} pixels: mend its numbers")
-        return info
-    return replace(
-        info,
-        params=size.params,
-        macs=size.macs,
-        executed_macs=size.executed_macs,
-        input_size=model.input_size,
-    )
+        notes.append(
+            f"the network does not run on {model.input_size} x {model.input_size} pixels: fix its hyperparameters, "
+            f"with --config KEY=VALUE when it is converted (in Python: KEY=VALUE when it is loaded)"
+        )
+    else:
+        facts.update(params=size.params, macs=size.macs, executed_macs=size.executed_macs, input_size=model.input_size)
 
 
 def _stated_otherwise(checkpoint: Checkpoint, identified: Identified, outline: Network) -> list[str]:
@@ -201,13 +196,16 @@ def _stated_otherwise(checkpoint: Checkpoint, identified: Identified, outline: N
     return [f"the file {fault}: {advice}"]
 
 
-def _with_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]) -> Info:
+def _add_connections(
+    facts: dict[str, Any], state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]
+) -> None:
     """Add how far a network in the trained form has been condensed."""
     masks = [binary_mask(state[f"{layer}._mask"], layer) for layer in learned_layers(state)]
-    info = replace(info, connections=sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1))
+    facts["connections"] = sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1)
     try:
         condense_state(state, lambda layer: found.network.condensing(layer, found.config))
     except WeightsError as error:
         notes.append(str(error))
-        return replace(info, condensable=False)
-    return replace(info, condensable=True)
+        facts["condensable"] = False
+    else:
+        facts["condensable"] = True

@@ -6,8 +6,9 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def parser() -> Parser:
     """The command line, as ``--help`` shows it."""
     command = Parser(
         prog=program("info", "paddle_dense info"),
-        description="Say what files of weights are: network and numbers, form, size, where they come from. PyTorch is "
+        description="Describe weight files: network and hyperparameters, form, size, where they come from. PyTorch is "
         "not needed, and nothing in a file is executed.",
         epilog="Exit status: 0 every file could be read, 1 one could not, 2 wrong usage.",
     )
@@ -36,11 +37,6 @@ def parser() -> Parser:
     add("files", nargs="+", type=Path, metavar="FILE", help=".pth, .pth.tar, .pt, .safetensors or .pdparams")
     add("--json", action="store_true", help="print one JSON object for each file")
     return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -61,6 +57,9 @@ def _run(args: argparse.Namespace) -> int:
         # JSON in ASCII, since a terminal would obey some of what stands beyond it.
         print(json.dumps(asdict(info)) if args.json else report(info))
     return status
+
+
+main = partial(run, parser, _run)
 
 
 def report(info: Info) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paddle_dense.cli import Parser, program, run
@@ -69,18 +69,13 @@ def parser() -> Parser:
     command = Parser(
         prog=program("list", "paddle_dense list"),
         description="List the presets: parameters, multiply-accumulates as the family's paper counts them, side of the "
-        "pictures, and the frameworks in whose format weights are released.",
+        "images, and the frameworks in whose format weights are released.",
         epilog="Exit status: 0 done, 1 no preset matches, 2 wrong usage.",
     )
     add = command.add_argument
     add("pattern", nargs="?", default="*", metavar="PATTERN", help="only names that match, such as 'cdnv2*'")
     add("--json", action="store_true", help="print one JSON object for each preset")
     return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -99,3 +94,6 @@ def _run(args: argparse.Namespace) -> int:
             f"{entry['input_size']:>8}  {frameworks or '-'}"
         )
     return OK
+
+
+main = partial(run, parser, _run)

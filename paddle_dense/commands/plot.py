@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from paddle_dense.cli import Parser, UsageError, program, run
@@ -20,20 +20,15 @@ def parser() -> Parser:
     command = Parser(
         prog=program("train plot", "paddle_dense.training plot"),
         description="Draw which features each layer of a densely connected network reads and, in a CondenseNet V2, "
-        "reactivates. The trained and the condensed form give the same picture.",
-        epilog="Exit status: 0 the picture was written, 1 the checkpoint is bad or has no dense layers, 2 wrong usage.",
+        "reactivates. The trained and the condensed form give the same image.",
+        epilog="Exit status: 0 the image was written, 1 the checkpoint is bad or has no dense layers, 2 wrong usage.",
     )
     add = command.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help=".pdparams or .safetensors")
-    picture = f"the picture, {' or '.join(PLOT_FORMATS)} (default: NAME.png beside CKPT)"
-    add("-o", "--output", type=Path, metavar="FILE", help=picture)
-    add("--force", action="store_true", help="overwrite an existing picture")
+    image = f"the image, {' or '.join(PLOT_FORMATS)} (default: NAME.png next to CKPT)"
+    add("-o", "--output", type=Path, metavar="FILE", help=image)
+    add("--force", action="store_true", help="overwrite an existing image")
     return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -60,3 +55,6 @@ def _run(args: argparse.Namespace) -> int:
         raise WeightsError(f"{args.checkpoint}: {error}") from error
     print(printable(f"{args.checkpoint} -> {target}: {getattr(model, 'arch', type(model).__name__)}"))
     return OK
+
+
+main = partial(run, parser, _run)

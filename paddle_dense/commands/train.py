@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,6 @@ from paddle_dense.training import LEAST
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
     from paddle_dense.training.run import Result, Run, Settings
-
-# Options that decide the numbers of a run: a continued run takes them from its checkpoint.
-_SETTINGS = (
-    "data",
-    "recipe",
-    "model",
-    "config",
-    "pretrained",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "seed",
-    "amp",
-    "ema",
-)
 
 
 def parser() -> Parser:
@@ -63,10 +49,10 @@ def parser() -> Parser:
     add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
     add("--amp", action="store_true", default=None, help="half precision, on devices that have it")
-    add("--ema", action="store_true", default=None, help="keep averaged weights as well")
+    add("--ema", action="store_true", default=None, help="keep EMA weights as well")
     add("--condense-at-end", action="store_true", help="also write the condensed network")
     add("--eval-only", action="store_true", help="measure the accuracy of --pretrained or --resume, and end")
-    add("--workers", type=int, default=0, help="processes that prepare pictures (default: 0)")
+    add("--workers", type=int, default=0, help="processes that prepare images (default: 0)")
     add("--log-dir", metavar="DIR", help="write curves for VisualDL")
     return command
 
@@ -103,7 +89,7 @@ def _train(args: argparse.Namespace) -> int:
     run = Run(settings, folder, saved, args.workers, args.log_dir)
     if args.eval_only:
         accuracy = run.evaluate()
-        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures, loss {accuracy.loss:.4f}")
+        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} images, loss {accuracy.loss:.4f}")
         return OK
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
@@ -141,8 +127,8 @@ def _continued(args: Any, saved: Saved) -> Settings:
         raise WeightsError(
             f"{saved.path} has settings that this version does not know: continue with its own"
         ) from None
-    for name in _SETTINGS:
-        given, before = getattr(args, name), getattr(settings, name)
+    for name, before in vars(settings).items():
+        given = getattr(args, name)
         if given is not None and given != before:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} {given} contradicts the run, which began with {before}: leave {option} out")
@@ -154,13 +140,13 @@ def _settings(args: Any) -> Settings:
     from paddle_dense.training.run import Settings
 
     if not args.data:
-        raise UsageError("--data is missing: give digits, a folder of pictures or a CIFAR archive")
+        raise UsageError("--data is missing: give digits, a folder of images or a CIFAR archive")
     if not args.model and not args.pretrained:
         raise UsageError("--model is missing: give a preset such as cdnv2_a, or a file with --pretrained")
-    name = args.recipe or _default_recipe(args)
-    recipe(name)
-    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    return Settings(**{**given, "recipe": name})
+    args.recipe = args.recipe or _default_recipe(args)
+    recipe(args.recipe)
+    settings = {setting.name: getattr(args, setting.name) for setting in fields(Settings)}
+    return Settings(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _default_recipe(args: Any) -> str:
@@ -211,7 +197,7 @@ def _introduce(run: Run, args: Any) -> None:
     parameters = sum(parameter.size for parameter in network.parameters())
     start = f", continued from step {run.saved.step}" if run.saved else ""
     _say(
-        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} pictures of "
+        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} images of "
         f"{len(run.train_data.classes)} classes, recipe {settings.recipe}{start}"
     )
 
@@ -221,7 +207,7 @@ def _conclude(result: Result, folder: Path) -> None:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
     for file, accuracy in zip(result.files, result.accuracies.values()):
-        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} pictures")
+        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} images")
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ format       files                                                    metadata
 ``onnx``     ``NAME.onnx``                                            inside, in ``metadata_props``, as JSON
 ===========  =======================================================  =======================================
 
-The metadata name the inputs and outputs and say what the network is (``arch``, ``config``), how pictures are prepared
+The metadata name the inputs and outputs and say what the network is (``arch``, ``config``), how images are prepared
 for it (``preprocessing``), what its outputs mean (``labels``) and which version of this package wrote the file.
 """
 
@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -37,13 +37,12 @@ from paddle.static import InputSpec
 from paddle_dense import __version__
 from paddle_dense.deploy.fused_layers import fused_sfr
 from paddle_dense.errors import WeightsError
-from paddle_dense.evaluation import evaluation, on_cpu
-from paddle_dense.files.atomic import move_together, temporary_folder, unwritable
+from paddle_dense.evaluation import as_arrays, difference, evaluation, on_cpu
+from paddle_dense.files.atomic import PathLike, move_together, temporary_folder, unwritable
 from paddle_dense.layers import CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import Rules, rewrite
 
-PathLike = Union[str, os.PathLike]
 Runner = Callable[[np.ndarray], list[np.ndarray]]
 
 TOLERANCE = 1e-5
@@ -55,15 +54,13 @@ _EXTRA = "pip install paddle_dense[deploy]"
 PROGRAM_SUFFIX = ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
 
 
-class Exported(NamedTuple):
-    """What an export came to.
+class Exported(tuple[Path, ...]):
+    """The files of an export, the model itself first.
 
     Attributes:
-        files: the files, the model itself first.
         max_rel_diff: largest difference between what the file and the model answered, relative to the answers' scale.
     """
 
-    files: tuple[Path, ...]
     max_rel_diff: float
 
 
@@ -75,48 +72,36 @@ def export(
     batch: int | None = None,
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
-) -> tuple[Path, ...]:
+) -> Exported:
     """Write a model as Paddle Inference files or as ONNX, once the written file answers as the model does.
 
     Args:
         model: a network in evaluation mode, fused or condensed; it stays as it is.
         path: the files' name without a suffix, ``"out/cdnv2_a"``; what stands there is replaced.
         format: ``"paddle"`` or ``"onnx"``.
-        input_size: side of the pictures in pixels; None for any height and width.
-        batch: pictures in a batch; None for any number.
+        input_size: side of the images in pixels; None for any height and width.
+        batch: images in a batch; None for any number.
         labels: name of each class, for the metadata.
         metadata: further entries for the metadata, as JSON takes them.
 
     Returns:
-        The files, the model itself first.
+        The files, the model itself first; and how far their answers are from the model's.
 
     Raises:
         ValueError: an argument cannot be used, or the model is in training mode or in the trained form.
         WeightsError: the model cannot be exported, or the file does not answer as the model does; nothing is written.
         ImportError: a package that the format needs is not installed.
     """
-    return export_checked(model, path, format, input_size, batch, labels, metadata).files
-
-
-def export_checked(
-    model: nn.Layer,
-    path: PathLike,
-    format: str = "paddle",
-    input_size: int | None = None,
-    batch: int | None = None,
-    labels: Sequence[str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Exported:
-    """As `export`, and says how far the file's answers are from the model's."""
     target = _target(path, format)
     way = _FORMATS[format]
     _check(model, input_size, batch)
     described = _describe(model, input_size, labels, metadata)
     with on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
-        network = _copy_on_cpu(model)
+        # A copy that can be rewritten, the root included, and that computes where float32 is float32.
+        network = nn.Sequential(copy.deepcopy(model)).to(device="cpu")
         batches = _random_batches(model, input_size, batch)
         with evaluation(network):
-            expected = [_arrays(network(paddle.to_tensor(x))) for x in batches]
+            expected = [as_arrays(network(paddle.to_tensor(x))) for x in batches]
         if labels is not None and expected[0][0].shape[1:] != (len(labels),):
             raise ValueError(
                 f"there are {len(labels)} labels for outputs {list(expected[0][0].shape[1:])}: give one for each class"
@@ -131,13 +116,15 @@ def export_checked(
                 f"{target}: the exported file does not run, so nothing is written: give another format, a static batch "
                 f"and input_size, or the network before it was fused"
             ) from error
-        worst = float(np.max([_difference(*pair) for found in answers for pair in zip(found, expected)]))
+        worst = float(np.max([difference(*pair) for found in answers for pair in zip(found, expected)]))
         if not worst <= TOLERANCE:
             raise WeightsError(
                 f"{target}: the exported file differs from the model by {worst:.1e} of its outputs' scale "
                 f"(allowed: {TOLERANCE:.0e}), so nothing is written: choose another format or version of Paddle"
             )
-        return Exported(move_together(written, target.parent), worst)
+        exported = Exported(move_together(written, target.parent))
+    exported.max_rel_diff = worst
+    return exported
 
 
 # What is exported
@@ -185,26 +172,6 @@ def _random_batches(model: nn.Layer, input_size: int | None, batch: int | None) 
         random.standard_normal((pictures, channels, *sides), np.float32)
         for pictures, sides in ((batch or 1, (size, size)), (batch or 2, other))
     ]
-
-
-def _copy_on_cpu(model: nn.Layer) -> nn.Layer:
-    """A copy that can be rewritten, the root included, and that computes where float32 is float32."""
-    network = nn.Sequential(copy.deepcopy(model)).to(device="cpu")
-    network.eval()
-    return network
-
-
-def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
-    return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
-
-
-def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    if [output.shape for output in found] != [output.shape for output in expected]:
-        return float("inf")
-    # Not Python's max, which may pass over a NaN.
-    return float(
-        np.max([np.abs(there - wanted).max() / (np.abs(wanted).max() or 1.0) for there, wanted in zip(found, expected)])
-    )
 
 
 # Layers that a format has no operator for, and equals that it has
@@ -284,7 +251,7 @@ def _forget_aborted_traces() -> None:
 
 
 def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Runner:
-    """Paddle Inference on the CPU, as a function from a batch of pictures to the list of outputs.
+    """Paddle Inference on the CPU, as a function from a batch of images to the list of outputs.
 
     Args:
         files: the program, then its weights.
@@ -303,10 +270,6 @@ def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool 
         return [handle.copy_to_cpu() for handle in exits]
 
     return run
-
-
-def _load_with_and_without_onednn(files: Sequence[Path]) -> list[Runner]:
-    return [load_paddle(files, onednn=onednn) for onednn in (False, True)]
 
 
 def _predictor(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Any:
@@ -406,7 +369,7 @@ def _names_read(graph: Any) -> set[str]:
 
 
 def load_onnx(files: Sequence[Path], threads: int | None = None) -> Runner:
-    """ONNX Runtime on the CPU, as a function from a batch of pictures to the list of outputs.
+    """ONNX Runtime on the CPU, as a function from a batch of images to the list of outputs.
 
     Args:
         files: the model.
@@ -457,7 +420,11 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    "paddle": _Format((PROGRAM_SUFFIX, ".pdiparams", ".meta.json"), _write_paddle, _load_with_and_without_onednn),
+    "paddle": _Format(
+        (PROGRAM_SUFFIX, ".pdiparams", ".meta.json"),
+        _write_paddle,
+        lambda files: [load_paddle(files, onednn=onednn) for onednn in (False, True)],
+    ),
     "onnx": _Format((".onnx",), _write_onnx, lambda files: [load_onnx(files)]),
 }
 

@@ -241,7 +241,7 @@ class PoolingProduct(nn.Layer):
     """Average pooling of 2x2 as a matrix product: [N, C, H, W] -> [N, C, H // 2, W // 2].
 
     For Paddle's own kernels, whose pooling takes one number at a time. Two rows lie side by side in memory, as 2 W
-    numbers; the product with a matrix [2 W, W // 2] of quarters and zeros averages them. For a small picture making the
+    numbers; the product with a matrix [2 W, W // 2] of quarters and zeros averages them. For a small image making the
     matrix takes longer than the product saves.
     """
 

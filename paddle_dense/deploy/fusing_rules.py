@@ -153,4 +153,4 @@ _ENGINES: Rules = {
     condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
 }
 
-RULES: dict[str, Rules] = {"paddle": _PADDLE, "onnx": _ENGINES}
+RULES: dict[str, Rules] = {"paddle": _PADDLE, "compiled": _ENGINES}

@@ -16,7 +16,8 @@ import shutil
 import stat
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Union
 
@@ -32,9 +33,9 @@ PathLike = Union[str, os.PathLike[str]]
 
 _TEMPORARY = re.compile(r"\.paddle_dense-[0-9a-f]{16}\.tmp")
 _PATIENCE = 10.0  # seconds that one waits for others, who need milliseconds
-_MENDS: dict[int | None, str] = {
+_FIXES: dict[int | None, str] = {
     errno.ENOENT: "create the folder first",
-    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.ENOTDIR: "give a path inside an existing folder",
     errno.EISDIR: "give the name of a file",
     errno.ENXIO: "give the name of a file",
     errno.EEXIST: "give another name, since a file has this one",
@@ -48,8 +49,8 @@ _MENDS: dict[int | None, str] = {
 
 def unwritable(path: PathLike, error: OSError) -> WeightsError:
     """The one sentence that says why a file cannot be written, and what to do."""
-    mend = _MENDS.get(error.errno, "choose another place")
-    return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {mend}")
+    fix = _FIXES.get(error.errno, "choose another place")
+    return WeightsError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}): {fix}")
 
 
 def make_folder(path: PathLike) -> None:
@@ -136,19 +137,13 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         new.put_in_place()
 
 
+@dataclass(frozen=True)
 class NewFile:
-    """What shall become a file.
+    """What shall become a file: open for writing under a temporary name, and the name that it gets."""
 
-    Args:
-        file: open for writing, under the temporary name.
-        temporary: that name.
-        target: the name that it gets.
-    """
-
-    def __init__(self, file: BinaryIO, temporary: str, target: str) -> None:
-        self.file = file
-        self.temporary = temporary
-        self.target = target
+    file: BinaryIO
+    temporary: str
+    target: str
 
     @property
     def in_place(self) -> bool:
@@ -204,12 +199,8 @@ def new_file(path: PathLike) -> Iterator[NewFile]:
 def sync_folder(folder: PathLike) -> None:
     """Wait until the disk has the names of the files in a folder."""
     # They are there for every process already; not every system can also wait.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with suppress(OSError), ExitStack() as closing:
+        os.fsync(_opened(folder, closing))
 
 
 # Several files
@@ -227,30 +218,25 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
     """
     inside = Path(beside).absolute().parent
     missing = [folder for folder in (inside, *inside.parents) if not folder.exists()]
-    path, handle = _temporary_name(inside), None
+    path = _temporary_name(inside)
 
     def remove() -> None:
         shutil.rmtree(path, ignore_errors=True)
         for folder in missing:
             folder.rmdir()
 
-    with removed_afterwards(remove):
+    with removed_afterwards(remove), ExitStack() as closing:
         try:
-            try:
-                inside.mkdir(parents=True, exist_ok=True)
-                with turn(inside) as alone:
-                    if alone:
-                        _sweep(inside)
-                    os.mkdir(path, 0o700)
-                    if alone:
-                        handle = os.open(path, os.O_RDONLY)
-                        _claim(handle, alone)
-            except OSError as error:
-                raise unwritable(beside, error) from error
-            yield Path(path)
-        finally:
-            if handle is not None:
-                os.close(handle)
+            inside.mkdir(parents=True, exist_ok=True)
+            with turn(inside) as alone:
+                if alone:
+                    _sweep(inside)
+                os.mkdir(path, 0o700)
+                if alone:
+                    _claim(_opened(path, closing), alone)
+        except OSError as error:
+            raise unwritable(beside, error) from error
+        yield Path(path)
 
 
 def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
@@ -275,7 +261,11 @@ def move_together(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
         for target in targets:
             check_target(target)
         with turn(folder):
-            changed = [(file, target) for file, target in zip(files, targets) if not _same(file, target)]
+            changed = [
+                (file, target)
+                for file, target in zip(files, targets)
+                if not target.is_file() or not filecmp.cmp(file, target, shallow=False)
+            ]
             if changed:
                 _exchange(changed, files[0].parent / "replaced")
     except OSError as error:
@@ -308,10 +298,6 @@ def _exchange(pairs: Sequence[tuple[Path, Path]], replaced: Path) -> None:
         raise
 
 
-def _same(file: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(file, other, shallow=False)
-
-
 # Locks, and what dead runs left
 
 
@@ -321,16 +307,18 @@ def turn(folder: PathLike) -> Iterator[bool]:
 
     In a temporary folder nobody takes turns: its one writer holds the lock on it, and would wait for itself.
     """
-    handle = None
-    with uninterrupted():
-        try:
-            with suppress(OSError):
-                if not _TEMPORARY.fullmatch(os.path.basename(folder)):
-                    handle = os.open(folder, os.O_RDONLY)
-            yield handle is not None and _lock(handle, _PATIENCE)
-        finally:
-            if handle is not None:
-                os.close(handle)
+    alone = False
+    with uninterrupted(), ExitStack() as closing:
+        with suppress(OSError):
+            if not _TEMPORARY.fullmatch(os.path.basename(folder)):
+                alone = _lock(_opened(folder, closing), _PATIENCE)
+        yield alone
+
+
+def _opened(path: PathLike, closing: ExitStack, flags: int = 0) -> int:
+    handle = os.open(path, os.O_RDONLY | flags)
+    closing.callback(os.close, handle)
+    return handle
 
 
 def _claim(handle: int, sweeping: bool) -> None:
@@ -371,9 +359,6 @@ def _remove_dead(entry: os.DirEntry) -> None:
     is_folder = entry.is_dir(follow_symlinks=False)
     if not is_folder and not entry.is_file(follow_symlinks=False):
         return
-    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if _lock(handle):
+    with ExitStack() as closing:
+        if _lock(_opened(entry.path, closing, os.O_NOFOLLOW | os.O_NONBLOCK)):
             shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
-    finally:
-        os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from itertools import count
 from typing import Callable, TypeVar
 
 from paddle_dense.errors import WeightsError, shown
@@ -26,7 +27,11 @@ def renamed(state: Mapping[str, Value], rule: Callable[[str], str]) -> dict[str,
     for name in state:
         new = rule(name)
         if new in names:
-            raise two_names(names[new], name, new)
+            meaning = "" if new in (names[new], name) else f", both of which mean {shown(new)}"
+            raise WeightsError(
+                f"holds one tensor under two names, {shown(names[new])} and {shown(name)}{meaning}: leave out the one "
+                f"that is not the network's and save it again"
+            )
         names[new] = name
     return {new: state[name] for new, name in names.items()}
 
@@ -42,6 +47,11 @@ def two_names(first: str, second: str, one: str) -> TwoNamesError:
         f"holds one tensor under two names, {shown(first)} and {shown(second)}{meaning}: leave out the one that is not "
         f"the network's and save it again"
     )
+
+
+def count_from_0(names: Container[str], template: str) -> int:
+    """How many of the names with 0, 1, 2, ... in the template's place there are without a gap."""
+    return next(number for number in count() if template.format(number) not in names)
 
 
 def pytorch_sign(

@@ -80,7 +80,7 @@ def open_weights(
     Args:
         path: ``.pth``, ``.pth.tar``, ``.pt``, ``.safetensors`` or ``.pdparams``.
         framework: whose file it is; its content decides unless given.
-        ema: take the averaged weights where a PyTorch file has them.
+        ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
 
     Raises:

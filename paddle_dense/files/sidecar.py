@@ -1,10 +1,11 @@
 """The sidecar ``NAME.json`` of a weight file: which network it belongs to and where it came from.
 
-Two files cannot be replaced in one step, so a sidecar says which tensors it tells of (`tensors_sha256`), and one that
-tells of others is not believed. While weights are being replaced, the sidecar tells of the new ones and, under
-``previous``, of the old ones: whichever stand beside it after a power cut, they have their own.
+Two files cannot be replaced in one step, so a sidecar says which tensors it belongs to (`tensors_sha256`), and one that
+belongs to others is not used. While weights are being replaced, the sidecar describes the new ones and, under
+``previous``, the old ones: whichever stand next to it after a power cut, they have their own.
 
-The same entry is the mark by which a sidecar is known: other JSON of this name is the user's, and not replaced unasked.
+The same entry is the mark by which a sidecar is known: other JSON of this name is the user's, and stays
+unless `force` is given.
 """
 
 from __future__ import annotations
@@ -32,20 +33,27 @@ _MAX_NUMBERS = 100  # of one argument of a network
 _TENSORS = "tensors_sha256"
 _PREVIOUS = "previous"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SUFFIXES = (".pdparams", ".safetensors")  # of weights that a sidecar may tell of
+_SUFFIXES = (".pdparams", ".safetensors")  # of weights that a sidecar may describe
 
 
 class OtherTensorsError(WeightsError):
-    """A sidecar tells of other tensors than the weights beside it hold."""
+    """A sidecar describes other tensors than the weights next to it hold."""
 
 
 def sidecar_path(path: PathLike) -> Path:
-    """``NAME.json`` beside ``NAME.pdparams``."""
+    """``NAME.json`` next to ``NAME.pdparams``."""
     return Path(path).with_suffix(".json")
 
 
+def unreadable_sidecar(beside: Path) -> WeightsError:
+    """The error for a sidecar that is not what this package writes."""
+    return WeightsError(
+        f"{beside} is not a readable sidecar: fix or delete it; the network is then recognised from the tensors"
+    )
+
+
 def with_its_sidecar(path: Path) -> tuple[Path, ...]:
-    """A weight file and the sidecar that may tell of it, which PyTorch's ``.pth`` has not."""
+    """A weight file and the sidecar that may describe it, which PyTorch's ``.pth`` has not."""
     return (path, sidecar_path(path)) if path.suffix.lower() in _SUFFIXES else (path,)
 
 
@@ -73,8 +81,8 @@ def write_with_sidecar(
             before = _content(beside)
             if before is not None and not force and not _is_own(_parsed(before)):
                 raise WeightsError(
-                    f"{beside} has the name that the sidecar of {os.fspath(path)} would have, and is none that was "
-                    f"written here: give the weights another name"
+                    f"{beside} has the name that the sidecar of {os.fspath(path)} would have, and was not written "
+                    f"here: give the weights another name"
                 )
             final.write([_text(told)])
             interim.write([_text({**told, _PREVIOUS: _previous(before, weights.target)})])
@@ -92,35 +100,22 @@ def write_with_sidecar(
                     final.put_in_place()
 
 
-def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network that a file's sidecar tells of, or None where there is no such sidecar.
-
-    Args:
-        path: the weight file.
-        state: its tensors, if they have been read already.
-
-    Raises:
-        WeightsError: the sidecar is not what `save_weights` writes, or tells of other tensors.
-    """
-    return described_network(path, told_of(path, state))
-
-
 def described_network(path: PathLike, told: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
     """Name and config of the network in what `told_of` gave, or None where it names none.
 
     Raises:
-        WeightsError: as `read_sidecar`.
+        WeightsError: it is not what `save_weights` writes.
     """
     if told is None or "arch" not in told:
         return None
     found = network_in(told)
     if found is None:
-        raise _unreadable(sidecar_path(path))
+        raise unreadable_sidecar(sidecar_path(path))
     return found
 
 
 def network_in(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network that some JSON tells of, or None if they are nothing that a network has."""
+    """Name and config of the network that some JSON describes, or None if they are nothing that a network has."""
     arch, config = told.get("arch"), told.get("config")
     if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
         return None
@@ -128,16 +123,16 @@ def network_in(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any] | None:
-    """All that a file's sidecar tells of it, or None where there is no sidecar.
+    """All that a file's sidecar states of it, or None where there is no sidecar.
 
-    A sidecar that does not say which tensors it tells of, one written by hand for example, is believed.
+    A sidecar that does not say which tensors it belongs to, one written by hand for example, is used.
 
     Args:
         path: the weight file.
         state: its tensors, if they have been read already.
 
     Raises:
-        OtherTensorsError: the sidecar tells of other tensors.
+        OtherTensorsError: the sidecar describes other tensors.
         WeightsError: it is no JSON object.
     """
     beside = sidecar_path(path)
@@ -148,15 +143,15 @@ def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> di
     is_small = stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SIZE
     told = _parsed(_content(beside)) if is_small else None
     if told is None:
-        raise _unreadable(beside)
+        raise unreadable_sidecar(beside)
     if _TENSORS not in told:
         return told
     found = tensors_sha256(read_weights(path) if state is None else state)
     while isinstance(told, dict) and told.get(_TENSORS, found) != found:
         if _PREVIOUS not in told:
             raise OtherTensorsError(
-                f"{beside} tells of other tensors than {os.fspath(path)} holds: remove it, and the tensors are asked, "
-                f"or convert the checkpoint anew"
+                f"{beside} describes other tensors than {os.fspath(path)} holds: delete it, and the network is then "
+                f"recognised from the tensors, or convert the checkpoint again"
             )
         told = told[_PREVIOUS]
     return told if isinstance(told, dict) else None
@@ -167,7 +162,7 @@ def in_one_moment(path: PathLike, read: Callable[[], Read]) -> Read:
 
     Args:
         path: the weight file.
-        read: reads both; where they do not belong together, it is called once more, while no other process is amid
+        read: reads both; where they do not belong together, it is called once more, while no other process is
             replacing them.
 
     Raises:
@@ -202,13 +197,13 @@ def is_left_over(beside: Path) -> bool:
 
 
 def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
-    """What the sidecar that is about to be replaced tells of weights that may be there."""
+    """What the sidecar that is about to be replaced states of weights that may be there."""
     told = _parsed(before)
     return None if _is_first(told) and not os.path.lexists(weights) else told
 
 
 def _is_first(told: dict[str, Any] | None) -> bool:
-    """Whether this is a sidecar from amid the writing of weights where none stood before."""
+    """Whether this is a sidecar of weights that are being written where none stood before."""
     return told is not None and _is_own(told) and told.get(_PREVIOUS, told) is None
 
 
@@ -234,7 +229,3 @@ def _parsed(content: bytes | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return told if isinstance(told, dict) else None
-
-
-def _unreadable(beside: Path) -> WeightsError:
-    return WeightsError(f"{beside} is not a readable sidecar: mend or remove it, and the tensors are asked")

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from paddle_dense.errors import WeightsError, shown
+from paddle_dense.files.weights import code_of, content_of, pickled_text
 
 ALIGNMENT = 64  # bytes, as PyTorch's own files, so that torch.load(mmap=True) gives aligned tensors
 _ROOT = "archive"
@@ -42,7 +43,7 @@ def write_torch(state: Mapping[str, np.ndarray], file: BinaryIO) -> None:
         WeightsError: an array is of a dtype that PyTorch has no storage for.
     """
     for name, array in state.items():
-        if _code(array) not in _STORAGES:
+        if code_of(array) not in _STORAGES:
             raise WeightsError(
                 f"cannot hold tensor {shown(name)} of dtype {array.dtype}: turn it into float32 or int64"
             )
@@ -50,12 +51,7 @@ def write_torch(state: Mapping[str, np.ndarray], file: BinaryIO) -> None:
         _add(archive, file, "data.pkl", b"".join(_pickled(state)))
         _add(archive, file, "byteorder", b"little")
         for number, array in enumerate(state.values()):
-            _add(
-                archive,
-                file,
-                f"data/{number}",
-                np.ascontiguousarray(array, _code(array)).reshape(-1).view(np.uint8).data,
-            )
+            _add(archive, file, f"data/{number}", content_of(array))
         _add(archive, file, "version", _VERSION)
 
 
@@ -73,18 +69,18 @@ def _pickled(state: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     yield b"\x80\x02ccollections\nOrderedDict\n)R("
     for number, (name, array) in enumerate(state.items()):
         strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        yield _text(name)
+        yield pickled_text(name)
         yield b"ctorch._utils\n_rebuild_tensor_v2\n(("
-        yield _text("storage") + f"ctorch\n{_STORAGES[_code(array)]}\n".encode() + _text(str(number)) + _text("cpu")
+        yield (
+            pickled_text("storage")
+            + f"ctorch\n{_STORAGES[code_of(array)]}\n".encode()
+            + pickled_text(str(number))
+            + pickled_text("cpu")
+        )
         yield _integer(array.size) + b"tQ"  # a persistent id: the record data/NUMBER
         yield _integer(0) + _tuple(array.shape) + _tuple(strides)
         yield b"\x89ccollections\nOrderedDict\n)RtR"  # no gradient, no hooks
     yield b"u."
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode("utf-8", "surrogatepass")  # as pickle does
-    return b"X" + struct.pack("<I", len(encoded)) + encoded
 
 
 def _integer(number: int) -> bytes:
@@ -93,7 +89,3 @@ def _integer(number: int) -> bytes:
 
 def _tuple(numbers: Iterable[int]) -> bytes:
     return b"(" + b"".join(map(_integer, numbers)) + b"t"
-
-
-def _code(array: np.ndarray) -> str:
-    return array.dtype.newbyteorder("<").str

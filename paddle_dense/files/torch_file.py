@@ -104,7 +104,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryvi
 
     Args:
         path: a state_dict, a dict that holds one, or a whole pickled module.
-        ema: take the averaged weights where the file has them.
+        ema: take the EMA weights where the file has them.
         content: what `read_file` gave for it, if it has been read already.
 
     Raises:
@@ -409,8 +409,8 @@ def _check_gap(size: int) -> None:
 def _check_end(data: memoryview, directory: int, count: int) -> None:
     """Refuse an archive with a second directory.
 
-    Python takes the directory that stands right before the end of the archive; PyTorch takes the one of which the end
-    tells, or the record for large archives, which in turn stands where its locator says.
+    Python takes the directory that stands right before the end of the archive; PyTorch takes the one to which
+    the end points, or the record for large archives, which in turn stands where its locator says.
     """
     *_, entries, size, begin, _ = struct.unpack("<4s4H2LH", data[-22:])
     told, end = [(entries, begin)], len(data) - 22
@@ -419,11 +419,11 @@ def _check_end(data: memoryview, directory: int, count: int) -> None:
         *_, entries, size, begin = struct.unpack("<4sQ2H2L4Q", bytes(data[-98:-42]).ljust(56))
         told = [(entries, begin), struct.unpack("<QL", data[-34:-22])]
     if told not in ([(count, directory)], [(count, directory), (end, 1)]) or directory + size != end:
-        raise WeightsError("is a zip archive whose end tells of another directory of entries: do not use this file")
+        raise WeightsError("is a zip archive whose end points to another directory of entries: do not use this file")
 
 
 def _content_offset(data: memoryview, entry: zipfile.ZipInfo, name: bytes) -> int:
-    """Where an entry's content begins: after its local header, which must tell of the same entry."""
+    """Where an entry's content begins: after its local header, which must describe the same entry."""
     begin = entry.header_offset + 30
     header = bytes(data[entry.header_offset : begin])
     if header[:4] != ZIP_MAGIC or len(header) != 30:
@@ -503,7 +503,7 @@ def _choose(saved: Any, ema: bool) -> tuple[Any, str]:
 
 
 def _is_complete(averaged: Any, key: str, plain: Any) -> bool:
-    """Whether averaged weights have all names of the plain ones; those of another network have not.
+    """Whether EMA weights have all names of the plain ones; those of another network have not.
 
     Neither have those that lack all tensors of a kind, such as the statistics of batch normalisations.
 
@@ -515,7 +515,7 @@ def _is_complete(averaged: Any, key: str, plain: Any) -> bool:
     single = [shown(name) for name in sorted(lacking) if name.rpartition(".")[2] in kinds]
     if single and 2 * len(lacking) < len(names):
         raise WeightsError(
-            f"has averaged weights under {shown(key)} without {listed(single)}, which the plain ones have: take the "
+            f"has EMA weights under {shown(key)} without {listed(single)}, which the plain ones have: take the "
             f"plain ones with --no-ema (in Python: ema=False), or save the right ones alone with torch.save"
         )
     return not lacking
@@ -543,7 +543,7 @@ def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any
         saved: all that the file holds.
         taken: the key of the tensors that were taken.
         entries: these tensors.
-        ema: whether averaged weights are wanted.
+        ema: whether EMA weights are wanted.
     """
     keys = [key for key in saved if ema or not _is_averaged(key)]
     left_out = _others(saved, taken, _network_names(entries), sorted(keys, key=_is_averaged, reverse=True))
@@ -557,7 +557,7 @@ def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any
 
 
 def _others(saved: Mapping[Any, Any], taken: str, names: set[str], keys: Iterable[Any]) -> list[str]:
-    """The keys under which, however deep, are tensors with most of these names, or averaged ones by any name.
+    """The keys under which, however deep, are tensors with most of these names, or EMA weights by any name.
 
     Nothing is looked at twice, and few modules at all, or a file could make the search long.
     """

@@ -420,6 +420,10 @@ class _Machine:
     def number(self, size: int, signed: bool = False) -> int:
         return int.from_bytes(self.take(size), "little", signed=signed)
 
+    def byte(self) -> int:
+        """What `number` gives for one byte, sooner: every second instruction has one."""
+        return self.take(1)[0]
+
     def text(self, size: int) -> str:
         return str(self.take(size), "utf-8", "surrogatepass")
 
@@ -460,7 +464,7 @@ class _Machine:
         return items
 
     def remember(self, index: int) -> None:
-        if index > max(len(self.data), _MANY_NUMBERS):  # every number before it has taken a byte
+        if index > _MANY_NUMBERS and index > len(self.data):  # every number before it has taken a byte
             raise ValueError("a number that the memo cannot have come to")
         self.memo[index] = self.stack[-1]
 
@@ -481,7 +485,7 @@ class _Machine:
     # Instructions that do not fit in the table
 
     def protocol(self) -> None:
-        if self.number(1) > 5:
+        if self.byte() > 5:
             raise ValueError("a protocol that does not exist")
 
     def frame(self) -> None:
@@ -581,22 +585,22 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
         b"\x89": lambda m: m.push(False),
         b"I": _Machine.digits,
         b"J": lambda m: m.push(m.number(4, signed=True)),
-        b"K": lambda m: m.push(m.number(1)),
+        b"K": lambda m: m.push(m.byte()),
         b"M": lambda m: m.push(m.number(2)),
         b"L": lambda m: m.push(_integer(m.line(_MAX_DIGITS).removesuffix(b"L"))),
-        b"\x8a": lambda m: m.integer(m.number(1)),
+        b"\x8a": lambda m: m.integer(m.byte()),
         b"\x8b": lambda m: m.integer(m.number(4, signed=True)),
         b"F": lambda m: m.push(float(m.line(_MAX_DIGITS))),
         b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
         # text and bytes; the byte strings of Python 2 are read as latin1, which loses nothing
         b"S": _Machine.quoted,
         b"T": lambda m: m.push(str(m.take(m.number(4, signed=True)), "latin1")),
-        b"U": lambda m: m.push(str(m.take(m.number(1)), "latin1")),
+        b"U": lambda m: m.push(str(m.take(m.byte()), "latin1")),
         b"V": lambda m: m.push(str(m.line(), "raw-unicode-escape")),
         b"X": lambda m: m.push(m.text(m.number(4))),
-        b"\x8c": lambda m: m.push(m.text(m.number(1))),
+        b"\x8c": lambda m: m.push(m.text(m.byte())),
         b"\x8d": lambda m: m.push(m.text(m.number(8))),
-        b"C": lambda m: m.push(bytes(m.take(m.number(1)))),
+        b"C": lambda m: m.push(bytes(m.take(m.byte()))),
         b"B": lambda m: m.push(m.take(m.number(4))),
         b"\x8e": lambda m: m.push(m.take(m.number(8))),
         b"\x96": lambda m: m.push(m.take(m.number(8))),
@@ -606,11 +610,11 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
         b"1": _Machine.to_mark,
         b"2": lambda m: m.push(m.stack[-1]),
         b"p": lambda m: m.remember(int(m.line(_MAX_INDEX))),
-        b"q": lambda m: m.remember(m.number(1)),
+        b"q": lambda m: m.remember(m.byte()),
         b"r": lambda m: m.remember(m.number(4)),
         b"\x94": lambda m: m.remember(len(m.memo)),
         b"g": lambda m: m.push(m.memo[int(m.line(_MAX_INDEX))]),
-        b"h": lambda m: m.push(m.memo[m.number(1)]),
+        b"h": lambda m: m.push(m.memo[m.byte()]),
         b"j": lambda m: m.push(m.memo[m.number(4)]),
         # containers; a set is a list here
         b")": lambda m: m.push(()),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ _PICKLE_MAGIC = b"\x80"
 _MAX_HEADER = 100_000_000  # bytes, as the safetensors library
 _MAX_REUSE = 8  # how much larger than the file its arrays may be
 _MAX_NAME = 1000  # characters of a tensor's name
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which UTF-8 has not
 # The rest of the sentence begins with a tensor.
 REPEATED = (
     f"repeats data that the file holds once, so that its tensors would be more than {_MAX_REUSE} times as large as the "
@@ -97,22 +99,10 @@ def read_metadata(path: str | os.PathLike, content: memoryview | None = None) ->
         WeightsError: the file cannot be read, or its header is damaged.
     """
     with naming(path):
-        header = _read_header(path) if content is None else content
+        header = read_file(path) if content is None else content
         if not is_safetensors(header):
             return {}
         return _parse_header(header[8 : 8 + int.from_bytes(header[:8], "little")]).get("__metadata__", {})
-
-
-def _read_header(path: str | os.PathLike) -> memoryview:
-    """The beginning of a file, as far as its header if it is a safetensors file."""
-    with open_file(path) as file:
-        try:
-            begin, size = file.read(9), os.fstat(file.fileno()).st_size
-            length = int.from_bytes(begin[:8], "little")
-            whole = begin[8:] == b"{" and length <= min(size - 8, _MAX_HEADER)
-            return memoryview(begin + file.read(length - 1) if whole else begin)
-        except OSError as error:
-            raise WeightsError(f"cannot be read ({error.strerror or error}): {AGAIN}") from error
 
 
 def write_weights(
@@ -159,8 +149,8 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         array = state[name]
-        digest.update(f"{json.dumps(name)} {_code(array)} {list(array.shape)}\n".encode())
-        digest.update(_content(array))
+        digest.update(f"{json.dumps(name)} {code_of(array)} {list(array.shape)}\n".encode())
+        digest.update(content_of(array))
     return digest.hexdigest()
 
 
@@ -419,18 +409,19 @@ def _pdparams_chunks(state: Mapping[str, np.ndarray]) -> Iterator[bytes | memory
     """The pickle of {name: array}. It names numpy.core, which every numpy knows; the bytes of arrays are not copied."""
     yield b"\x80\x04}("  # protocol 4, an empty dict, a mark
     for name, array in state.items():
-        yield _pickled_text(name)
+        yield pickled_text(name)
         yield b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
         shape = b"".join(b"\x8a\x08" + n.to_bytes(8, "little") for n in array.shape)
-        dtype = _pickled_text(_code(array))
+        dtype = pickled_text(code_of(array))
         yield (b"(K\x01(" + shape + b"tcnumpy\ndtype\n" + dtype + b"\x85R\x89\x8e" + array.nbytes.to_bytes(8, "little"))
-        yield _content(array)
+        yield content_of(array)
         yield b"tb"
     yield b"u."  # everything since the mark goes into the dict
 
 
-def _pickled_text(text: str) -> bytes:
-    encoded = text.encode()
+def pickled_text(text: str) -> bytes:
+    """Pickle's instruction for a text."""
+    encoded = text.encode("utf-8", "surrogatepass")  # as pickle does
     return b"X" + len(encoded).to_bytes(4, "little") + encoded
 
 
@@ -440,28 +431,24 @@ def _check_state(state: Mapping[str, np.ndarray], codes: Iterable[str]) -> None:
             raise WeightsError(f"cannot hold a tensor named {shown(name)}: give it a name that is text")
         if not isinstance(array, np.ndarray):
             raise WeightsError(f"cannot hold {type(array).__name__} {shown(name)}: turn it into a numpy array")
-        if _code(array) not in codes:
+        if code_of(array) not in codes:
             raise WeightsError(
                 f"cannot hold tensor {shown(name)} of dtype {array.dtype}: turn it into float32 or int64"
             )
 
 
 def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
-def _code(array: np.ndarray) -> str:
+def code_of(array: np.ndarray) -> str:
+    """The array's dtype as numpy writes it, little-endian."""
     return array.dtype.newbyteorder("<").str
 
 
-def _content(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array, _code(array)).reshape(-1).view(np.uint8).data
+def content_of(array: np.ndarray) -> memoryview:
+    """The array's numbers as bytes, row by row and little-endian; copied only where they lie otherwise."""
+    return np.ascontiguousarray(array, code_of(array)).reshape(-1).view(np.uint8).data
 
 
 # .safetensors: the length of a JSON header (8 bytes), the header, the tensors without gaps
@@ -542,13 +529,13 @@ def _check_metadata(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 def _safetensors_chunks(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     rank = {code: index for index, code in enumerate(_SAFETENSORS.values())}
-    names = sorted(state, key=lambda name: (rank[_code(state[name])], name.encode()))
+    names = sorted(state, key=lambda name: (rank[code_of(state[name])], name.encode()))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in names:
         array = state[name]
         header[name] = {
-            "dtype": _SAFETENSORS_NAMES[_code(array)],
+            "dtype": _SAFETENSORS_NAMES[code_of(array)],
             "shape": list(array.shape),
             "data_offsets": [offset, offset + array.nbytes],
         }
@@ -557,4 +544,4 @@ def _safetensors_chunks(state: Mapping[str, np.ndarray], metadata: Mapping[str, 
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        yield _content(state[name])
+        yield content_of(state[name])

@@ -1,8 +1,8 @@
-"""The room that a weight file leaves a network: what is said beside the tensors must not make anything large.
+"""The budget that a weight file gives a network: what stands next to the tensors must not make anything large.
 
-In a `Room`, building ends as soon as there are many more layers than the file has tensors, or buffers with many more
-elements. What was built is compared with the file afterwards, tensor by tensor; these bounds see to it that there is an
-afterwards.
+Within a `Budget`, building ends as soon as there are many more layers than the file has tensors, or buffers with many
+more elements. What was built is compared with the file afterwards, tensor by tensor; these bounds see to it that there
+is an afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPARE = 1000
 
 
 @dataclass(frozen=True)
-class Room:
+class Budget:
     """How large a network may be.
 
     Attributes:
@@ -34,8 +34,8 @@ class Room:
     elements: int
 
     @classmethod
-    def of(cls, state: Mapping[str, np.ndarray]) -> Room:
-        """The room that a file's tensors leave."""
+    def of(cls, state: Mapping[str, np.ndarray]) -> Budget:
+        """The budget that a file's tensors give."""
         return cls(len(state), sum(array.size for array in state.values()))
 
 
@@ -67,28 +67,28 @@ _buffers: ContextVar[_Allowance | None] = ContextVar("buffers", default=None)
 
 
 @contextmanager
-def within(room: Room | None) -> Iterator[None]:
-    """Builds networks in this room, or without bounds if it is None.
+def within(budget: Budget | None) -> Iterator[None]:
+    """Builds networks within this budget, or without bounds if it is None.
 
     Raises:
         ValueError: the block builds a larger one.
     """
-    if room is None:
+    if budget is None:
         yield
         return
-    token = _buffers.set(_Allowance(_ELEMENTS * room.elements + _SPARE, "numbers"))
+    token = _buffers.set(_Allowance(_ELEMENTS * budget.elements + _SPARE, "numbers"))
     try:
-        with _Names(_NAMES * room.tensors + _SPARE, "layers"):
+        with _Names(_NAMES * budget.tensors + _SPARE, "layers"):
             yield
     finally:
         _buffers.reset(token)
 
 
-def check_room(*shape: int) -> None:
-    """Makes sure of the room for a buffer of this shape before it is made.
+def check_budget(*shape: int) -> None:
+    """Takes a buffer of this shape from the budget before it is made.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the budget does not allow it.
     """
     left = _buffers.get()
     if left is not None:

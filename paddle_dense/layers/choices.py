@@ -45,9 +45,36 @@ def binary_mask(mask: np.ndarray, name: str) -> np.ndarray:
     return mask.reshape(mask.shape[:2]) > 0.5
 
 
-def kept_by_group(keep: np.ndarray, condense_factor: int, name: str) -> np.ndarray:
-    """What each group kept, ascending: [G, candidates] bool -> [G, candidates / C] int64."""
-    groups, candidates = keep.shape
+def kept_by_group(
+    layer: Mapping[str, np.ndarray], grouped_axis: int, groups: int, condense_factor: int, name: str
+) -> np.ndarray:
+    """What each group of a trained layer kept, ascending: int64 [G, candidates / C].
+
+    Args:
+        layer: ``conv.weight``, ``_mask`` and ``norm.*``.
+        grouped_axis: of the mask, whose rows (0) or columns (1) belong to the groups in turn.
+        groups: number of groups G.
+        condense_factor: the condensation factor C.
+        name: the layer, for messages.
+
+    Raises:
+        WeightsError: the mask is not one that G groups leave after C - 1 stages.
+    """
+    shape = _checked_shape(layer, name)
+    for channels, parts, what in (
+        (shape[grouped_axis], groups, "groups"),
+        (shape[1 - grouped_axis], condense_factor, "condense_factor"),
+    ):
+        if parts < 1 or channels % parts:
+            raise WeightsError(f"{name} has {channels} channels, which {what}={parts} does not divide")
+    mask = np.moveaxis(binary_mask(layer["_mask"], name), grouped_axis, 0)
+    keep = mask[:groups]
+    if not np.all(mask.reshape(-1, *keep.shape) == keep):
+        raise WeightsError(
+            f"{name}._mask does not belong to {groups} groups: channels of one group keep different connections, so "
+            f"give the right number of groups"
+        )
+    candidates = keep.shape[1]
     expected = candidates // condense_factor
     if not np.all(keep.sum(axis=1) == expected):
         raise WeightsError(
@@ -57,16 +84,7 @@ def kept_by_group(keep: np.ndarray, condense_factor: int, name: str) -> np.ndarr
     return np.nonzero(keep)[1].reshape(groups, expected)
 
 
-def check_groups(agree: bool, groups: int, name: str) -> None:
-    """WeightsError unless all channels of a group keep the same connections."""
-    if not agree:
-        raise WeightsError(
-            f"{name}._mask does not belong to {groups} groups: channels of one group keep different connections, so "
-            f"give the right number of groups"
-        )
-
-
-def checked_shape(layer: Mapping[str, np.ndarray], name: str) -> tuple[int, int]:
+def _checked_shape(layer: Mapping[str, np.ndarray], name: str) -> tuple[int, int]:
     """(outputs, inputs) of a learned layer whose tensors fit together."""
     for key in ("_mask", "conv.weight"):
         if key not in layer:
@@ -83,12 +101,6 @@ def checked_shape(layer: Mapping[str, np.ndarray], name: str) -> tuple[int, int]
                 f"{name}.{key} is {list(np.shape(value))} for {shape[1]} channels: take an undamaged checkpoint"
             )
     return shape[:2]
-
-
-def check_divides(channels: int, parts: int, what: str, name: str) -> None:
-    """WeightsError unless the channels divide into so many parts."""
-    if parts < 1 or channels % parts:
-        raise WeightsError(f"{name} has {channels} channels, which {what}={parts} does not divide")
 
 
 def index_fault(index: np.ndarray, channels: int) -> str | None:

@@ -41,7 +41,7 @@ def mixed_conv2d(
 ) -> Tensor:
     """Convolve every sample with its own mixture of the experts' kernels: [B, in, H, W] -> [B, out, H', W'].
 
-    A 1x1 kernel is one batched matrix product. Any other batch is one convolution: of a single picture with B * groups
+    A 1x1 kernel is one batched matrix product. Any other batch is one convolution: of a single image with B * groups
     groups, each sample's channels meeting its own kernel, or, where B is not known yet (a static graph for any batch),
     of every sample with all experts, whose outputs are mixed afterwards. That is the same by linearity,
     ``(sum_e r_e W_e) * x = sum_e r_e (W_e * x)``, and E times the work, so it is left to where nothing else can be.
@@ -215,7 +215,7 @@ class RoutedCondConv2D(nn.Layer):
 class CondConvLinear(nn.Layer):
     """A linear layer whose matrix each sample mixes for itself: [B, in] -> [B, out].
 
-    The same as a `CondConv2D` with a 1x1 kernel on pictures of one pixel, and so are its parameters: the weight is
+    The same as a `CondConv2D` with a 1x1 kernel on images of one pixel, and so are its parameters: the weight is
     [E, out, in] in Paddle and PyTorch alike. One vector meets each matrix, so the experts' outputs are mixed and not
     their matrices: the result is the same, and no matrix is made for each sample.
 

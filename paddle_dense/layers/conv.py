@@ -38,7 +38,7 @@ def conv2d(
 def convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
     """What the layer answers, sooner for a narrow 3x3 one that trains on a CPU: [N, in, H, W] -> [N, out, H, W].
 
-    Paddle's kernel for CPUs copies every input to nine places and multiplies picture after picture and group after
+    Paddle's kernel for CPUs copies every input to nine places and multiplies image after image and group after
     group. With tap d of the kernel at offset d from the centre,
 
         y[p] = sum_d W_d x[p + d] = sum_d m_d[p + d],    m_d = W_d x

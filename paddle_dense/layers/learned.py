@@ -8,8 +8,8 @@ network learns, the mask loses the connections whose weights are smallest, until
 * SFR lets each group of *inputs* choose the outputs it reactivates. Column c belongs to group ``c mod G``; output i
   matters to group g by ``sum(|W[i, c]| for c in g)``.
 
-They are one idea seen from its two sides, so one class holds the schedule, the dropping and the group lasso, and `LGC`
-and `SFR` say only what is summed and what the result covers.
+They are one idea seen from its two sides, one the other with the weight transposed, so one class holds the schedule,
+the dropping and the group lasso, and `LGC` and `SFR` say only which side is in groups.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import binary_fault
 from paddle_dense.layers.conv import conv2d
 
@@ -65,8 +65,7 @@ class LearnedConnections(nn.Layer):
         ValueError: the channels cannot be split into G groups or C parts.
     """
 
-    _divisible: tuple[tuple[str, str], ...]
-    _grouped_axis: int  # of the mask: its rows or columns belong to the groups in turn
+    _grouped_axis: int  # of the weight: its rows (0) or columns (1) belong to the groups in turn, the others are chosen
 
     def __init__(
         self,
@@ -82,7 +81,9 @@ class LearnedConnections(nn.Layer):
         self.out_channels = out_channels
         self.groups = groups
         self.condense_factor = condense_factor or groups
-        for channels, parts in self._divisible:
+        sides = ("out_channels", "in_channels")
+        grouped, chosen = sides[self._grouped_axis], sides[1 - self._grouped_axis]
+        for channels, parts in ((grouped, "groups"), (chosen, "condense_factor")):
             if getattr(self, channels) % getattr(self, parts):
                 raise ValueError(
                     f"{type(self).__name__}: {channels}={getattr(self, channels)} must be a multiple of "
@@ -95,7 +96,7 @@ class LearnedConnections(nn.Layer):
         self.conv = conv2d(in_channels, out_channels, 1)
         self.register_buffer("_count", paddle.zeros([1]))
         self.register_buffer("_stage", paddle.zeros([1]))
-        check_room(out_channels, in_channels)
+        check_budget(out_channels, in_channels)
         self.register_buffer("_mask", paddle.ones([out_channels, in_channels, 1, 1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +135,8 @@ class LearnedConnections(nn.Layer):
         importance = paddle.where(alive, importance, paddle.full_like(importance, -1.0))
         rank = importance.argsort(axis=1).argsort(axis=1)
         keep = (rank >= dropped).astype(self._mask.dtype)
-        self._mask.set_value(self._spread(keep).reshape(self._mask.shape))
+        keep = self._grouped_first(keep.tile([self._mask.shape[self._grouped_axis] // self.groups, 1]))
+        self._mask.set_value(keep.reshape(self._mask.shape))
         self._count.set_value(paddle.full_like(self._count, dropped))
         self._stage.set_value(paddle.full_like(self._stage, stage))
 
@@ -172,12 +174,12 @@ class LearnedConnections(nn.Layer):
     @property
     def _candidates(self) -> int:
         """How many channels a group chooses from."""
-        raise NotImplementedError
+        return self._mask.shape[1 - self._grouped_axis]
+
+    def _grouped_first(self, weight: Tensor) -> Tensor:
+        """From [out, in] to [grouped side, candidates], and back."""
+        return weight.t() if self._grouped_axis else weight
 
     def _per_group(self, weight: Tensor) -> Tensor:
         """Sum [out, in] over what a group shares: [G, candidates]."""
-        raise NotImplementedError
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        """Lay each group's choice [G, candidates] over all weights: [out, in]."""
-        raise NotImplementedError
+        return self._grouped_first(weight).reshape([-1, self.groups, self._candidates]).sum(0)

@@ -23,8 +23,8 @@ from paddle import Tensor, nn
 
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
-from paddle_dense.layers.choices import Arrays, binary_mask
+from paddle_dense.layers.budget import check_budget
+from paddle_dense.layers.choices import Arrays
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.layers.shuffle import ShuffleLayer
@@ -36,18 +36,7 @@ class LGC(LearnedConnections):
     See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.1).
     """
 
-    _divisible = (("out_channels", "groups"), ("in_channels", "condense_factor"))
     _grouped_axis = 0
-
-    @property
-    def _candidates(self) -> int:
-        return self.in_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([-1, self.groups, self.in_channels]).sum(0)
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.tile([self.out_channels // self.groups, 1])
 
 
 class CondenseLGC(nn.Layer):
@@ -78,7 +67,7 @@ class CondenseLGC(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, out_channels, 1, groups=groups)
-        check_room(in_channels)
+        check_budget(in_channels)
         self.register_buffer("index", paddle.arange(in_channels, dtype="int64") % self.source_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,24 +85,9 @@ LearnedGroupConv, CondenseConv = LGC, CondenseLGC
 
 
 def condense_lgc(layer: Mapping[str, np.ndarray], groups: int, condense_factor: int, name: str = "LGC") -> Arrays:
-    """Arrays of a CondenseLGC that equals a trained LGC.
-
-    Args:
-        layer: ``conv.weight``, ``_mask`` and ``norm.*`` of the trained layer.
-        groups: number of groups G.
-        condense_factor: the condensation factor C.
-        name: the layer, for messages.
-
-    Raises:
-        WeightsError: the mask is not one that G groups leave after C - 1 stages.
-    """
-    outputs, inputs = choices.checked_shape(layer, name)
-    choices.check_divides(outputs, groups, "groups", name)
-    choices.check_divides(inputs, condense_factor, "condense_factor", name)
-    mask = binary_mask(layer["_mask"], name)
-    keep = mask[:groups]
-    choices.check_groups(bool(np.all(mask.reshape(-1, groups, inputs) == keep)), groups, name)
-    kept = choices.kept_by_group(keep, condense_factor, name)
+    """Arrays of a CondenseLGC that equals a trained LGC; arguments and errors as `choices.kept_by_group`."""
+    kept = choices.kept_by_group(layer, LGC._grouped_axis, groups, condense_factor, name)
+    outputs, inputs = layer["conv.weight"].shape[:2]
     weight = layer["conv.weight"].reshape(-1, groups, inputs).transpose(1, 0, 2)
     weight = np.take_along_axis(weight, kept[:, None, :], axis=2)
     condensed = {"index": kept.reshape(-1), "conv.weight": weight.reshape(outputs, -1, 1, 1)}

@@ -11,7 +11,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Uniform
 
 from paddle_dense.layers import choices
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import Arrays
 
 
@@ -44,7 +44,7 @@ class CondenseLinear(nn.Layer):
         self.source_channels = in_features
         kept = int(in_features * drop_rate)
         self.linear = linear(kept, out_features, zero_bias=True)
-        check_room(kept)
+        check_budget(kept)
         self.register_buffer("index", paddle.arange(kept, dtype="int64"))
 
     def forward(self, x: Tensor) -> Tensor:

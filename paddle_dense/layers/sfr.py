@@ -24,8 +24,8 @@ from paddle.nn import functional as F
 
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
-from paddle_dense.layers.budget import check_room
-from paddle_dense.layers.choices import Arrays, binary_mask
+from paddle_dense.layers.budget import check_budget
+from paddle_dense.layers.choices import Arrays
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
 
@@ -36,18 +36,7 @@ class SFR(LearnedConnections):
     See `LearnedConnections` for arguments and buffers (CondenseNet V2, arXiv 2104.04382, section 3.2).
     """
 
-    _divisible = (("in_channels", "groups"), ("out_channels", "condense_factor"))
     _grouped_axis = 1
-
-    @property
-    def _candidates(self) -> int:
-        return self.out_channels
-
-    def _per_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape([self.out_channels, -1, self.groups]).sum(1).t()
-
-    def _spread(self, keep: Tensor) -> Tensor:
-        return keep.t().tile([1, self.in_channels // self.groups])
 
 
 class CondenseSFR(nn.Layer):
@@ -81,7 +70,7 @@ class CondenseSFR(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.conv = conv2d(in_channels, rows, 1, groups=groups)
-        check_room(rows, out_channels)
+        check_budget(rows, out_channels)
         index = F.one_hot(paddle.arange(rows) % out_channels, out_channels)
         self.register_buffer("index", index)
 
@@ -122,17 +111,9 @@ class CondenseSFR(nn.Layer):
 
 
 def condense_sfr(layer: Mapping[str, np.ndarray], groups: int, condense_factor: int, name: str = "SFR") -> Arrays:
-    """Arrays of a CondenseSFR that equals a trained SFR.
-
-    Arguments and errors as `paddle_dense.layers.lgc.condense_lgc`.
-    """
-    outputs, inputs = choices.checked_shape(layer, name)
-    choices.check_divides(inputs, groups, "groups", name)
-    choices.check_divides(outputs, condense_factor, "condense_factor", name)
-    mask = binary_mask(layer["_mask"], name)
-    keep = mask[:, :groups]
-    choices.check_groups(bool(np.all(mask.reshape(outputs, -1, groups) == keep[:, None, :])), groups, name)
-    kept = choices.kept_by_group(keep.T, condense_factor, name)
+    """Arrays of a CondenseSFR that equals a trained SFR; arguments and errors as `choices.kept_by_group`."""
+    kept = choices.kept_by_group(layer, SFR._grouped_axis, groups, condense_factor, name)
+    outputs = len(layer["conv.weight"])
     weight = layer["conv.weight"].reshape(outputs, -1, groups).transpose(2, 0, 1)
     weight = np.take_along_axis(weight, kept[:, :, None], axis=1)
     index = np.zeros((kept.size, outputs), np.float32)

@@ -25,6 +25,7 @@ from paddle.nn.initializer import Constant, Normal, Uniform
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.names import count_from_0
 from paddle_dense.layers.condconv import RoutedCondConv2D
 from paddle_dense.models.arguments import Count, Epsilon, Factor, FromZero, Share
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
@@ -72,7 +73,20 @@ class SqueezeExcite(nn.Layer):
         return x * F.sigmoid(gate)
 
 
-class DepthwiseSeparable(nn.Layer):
+class Block(nn.Layer):
+    """The way around a block, where stride and channels allow one."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.skip = stride == 1 and in_channels == out_channels
+        self.drop_path = drop_path
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """Input plus output; in training, `drop_path` of the samples keep the input alone (arXiv 1603.09382)."""
+        return x + F.dropout(y, self.drop_path, axis=0, training=self.training) if self.skip else y
+
+
+class DepthwiseSeparable(Block):
     """Block of the first stage, which expands nothing: depthwise, squeeze and excitation, 1x1."""
 
     called_after: ClassVar = {"bn1": ["SiLU"]}
@@ -87,22 +101,19 @@ class DepthwiseSeparable(nn.Layer):
         bn_eps: float,
         drop_path: float,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels, out_channels, stride, drop_path)
         self.conv_dw = _conv(in_channels, in_channels, kernel_size, stride, in_channels, same_padding)
         self.bn1 = nn.BatchNorm2D(in_channels, epsilon=bn_eps)
         self.se = SqueezeExcite(in_channels, round(in_channels * SE_RATIO))
         self.conv_pw = _conv(in_channels, out_channels)
         self.bn2 = nn.BatchNorm2D(out_channels, epsilon=bn_eps)
-        self.skip = stride == 1 and in_channels == out_channels
-        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.se(F.silu(self.bn1(self.conv_dw(x))))
-        y = self.bn2(self.conv_pw(y))
-        return _residual(x, y, self.drop_path, self.training) if self.skip else y
+        return self.residual(x, self.bn2(self.conv_pw(y)))
 
 
-class InvertedResidual(nn.Layer):
+class InvertedResidual(Block):
     """Block of the other stages, drawn above; `num_experts` 0 makes it EfficientNet's own."""
 
     called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU"]}
@@ -119,7 +130,7 @@ class InvertedResidual(nn.Layer):
         bn_eps: float,
         drop_path: float,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels, out_channels, stride, drop_path)
         hidden = in_channels * expansion
         bound = 1.0 / sqrt(in_channels + num_experts)
         self.routing_fn = _linear(in_channels, num_experts, bound) if num_experts else None
@@ -130,16 +141,13 @@ class InvertedResidual(nn.Layer):
         self.se = SqueezeExcite(hidden, round(hidden * (SE_RATIO / expansion)))
         self.conv_pwl = _conv(hidden, out_channels, num_experts=num_experts)
         self.bn3 = nn.BatchNorm2D(out_channels, epsilon=bn_eps)
-        self.skip = stride == 1 and in_channels == out_channels
-        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         # What each convolution takes beside its input.
         routing = () if self.routing_fn is None else (F.sigmoid(self.routing_fn(x.mean([2, 3]))),)
         y = F.silu(self.bn1(self.conv_pw(x, *routing)))
         y = F.silu(self.bn2(self.conv_dw(y, *routing)))
-        y = self.bn3(self.conv_pwl(self.se(y), *routing))
-        return _residual(x, y, self.drop_path, self.training) if self.skip else y
+        return self.residual(x, self.bn3(self.conv_pwl(self.se(y), *routing)))
 
 
 @register_network
@@ -151,7 +159,7 @@ class EfficientNetCondConv(Network):
         depth_multiplier: scales the blocks of every stage, rounded up.
         num_experts: experts of every convolution of the last three stages.
         num_classes: classes; 0 leaves the classifier out and returns its [N, C] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         same_padding: pad as TensorFlow's SAME does, where a stride of 2 often adds more zeros at the right and bottom
             than at the left and top; False adds half a kernel on every side.
         bn_eps: epsilon of the batch normalisations; 1e-3 in the released networks.
@@ -162,7 +170,7 @@ class EfficientNetCondConv(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
     """
 
     anchors = ("conv_stem.weight", f"blocks.{FIRST_CONDCONV_STAGE}.0.routing_fn.bias")
@@ -237,7 +245,7 @@ class EfficientNetCondConv(Network):
             return None
         last_norms = ["bn1", *(f"blocks.{stage}.0.bn{3 if stage else 2}" for stage in range(len(STAGES))), "bn2"]
         widths = [state[f"{name}.weight"].size for name in last_norms if f"{name}.weight" in state]
-        depths = [_count_blocks(state, stage) for stage in range(len(STAGES))]
+        depths = [count_from_0(state, f"blocks.{stage}.{{}}.bn1.weight") for stage in range(len(STAGES))]
         base_widths = [STEM_CHANNELS, *(stage[-1] for stage in STAGES), HEAD_CHANNELS]
         config = {
             "channel_multiplier": _multiplier(scaled_channels, base_widths, widths, "channels"),
@@ -293,18 +301,6 @@ def _linear(in_features: int, out_features: int, bound: float) -> nn.Linear:
         weight_attr=ParamAttr(initializer=Uniform(-bound, bound)),
         bias_attr=ParamAttr(initializer=Constant(0.0)),
     )
-
-
-def _residual(x: Tensor, y: Tensor, drop_path: float, training: bool) -> Tensor:
-    """The sum of input and output; in training, `drop_path` of the samples keep the input alone (arXiv 1603.09382)."""
-    return x + F.dropout(y, drop_path, axis=0, training=training)
-
-
-def _count_blocks(state: Mapping[str, np.ndarray], stage: int) -> int:
-    blocks = 0
-    while f"blocks.{stage}.{blocks}.bn1.weight" in state:
-        blocks += 1
-    return blocks
 
 
 def _multiplier(scaled: Callable[[int, float], int], base: Sequence[int], found: Sequence[int], what: str) -> float:

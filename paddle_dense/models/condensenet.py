@@ -53,11 +53,7 @@ class DenseLayer(nn.Layer):
             self.conv_1: nn.Layer = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
         else:
             self.conv_1 = LearnedGroupConv(
-                in_channels,
-                hidden,
-                groups=group_1x1,
-                condense_factor=condense_factor,
-                dropout_rate=dropout_rate,
+                in_channels, hidden, groups=group_1x1, condense_factor=condense_factor, dropout_rate=dropout_rate
             )
         self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3)
 
@@ -69,7 +65,7 @@ class DenseFeatures(nn.Sequential):
     """Stem, dense blocks and pools of CondenseNet and CondenseNet V2: [N, in_channels, H, W] -> [N, C, H', W'].
 
     Args:
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         stages: layers in each dense block.
         growth: channels that each layer of a block adds.
         init_stride: stride of the first convolution.
@@ -77,7 +73,7 @@ class DenseFeatures(nn.Sequential):
 
     Attributes:
         channels: channels after each block.
-        strides: pixels of the picture for each pixel after each block.
+        strides: pixels of the image for each pixel after each block.
 
     Raises:
         ValueError: stages and growth are empty or differ in length.
@@ -133,7 +129,7 @@ class CondenseNet(Network):
         condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
         dropout_rate: dropout before the convolution of conv_1, in the trained form.
         num_classes: classes; 0 leaves the classifier out and returns its [N, C] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
         condensed: the condensed form; False for the form that is trained and loses connections.
         condense_classifier: in the condensed form, the classifier reads half of its inputs, as the released ones do.
@@ -141,7 +137,7 @@ class CondenseNet(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
@@ -212,7 +208,9 @@ class CondenseNet(Network):
         prefix = "features.denseblock_1.denselayer_1."
         if f"{prefix}conv_1.conv.weight" not in state or f"{prefix}sfr.conv.weight" in state:
             return None
-        return _recognise(state, prefix)
+        config, guesses = read_dense_blocks(state)
+        config["condense_classifier"] = "classifier.index" in state
+        return Recognised(config, tuple(guesses))
 
     @staticmethod
     def condensing(layer: str, config: Mapping[str, Any]) -> tuple:
@@ -225,13 +223,13 @@ def default_init_stride(stages: Sequence[int]) -> int:
     return 1 if len(stages) < 5 else 2
 
 
-def read_dense_blocks(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The arguments that CondenseNet and CondenseNet V2 share, but for the groups of the 1x1 convolutions."""
+def read_dense_blocks(state: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments that CondenseNet and CondenseNet V2 share, and those of which the file holds no trace."""
     stages = count_layers(state, "features.denseblock_{}.denselayer_{}.conv_2.conv.weight")
     blocks = [f"features.denseblock_{block + 1}.denselayer_1." for block in range(len(stages))]
     growth = [len(state[f"{block}conv_2.conv.weight"]) for block in blocks]
     hidden = state[f"{blocks[0]}conv_2.norm.weight"].size
-    return {
+    config: dict[str, Any] = {
         "stages": stages,
         "growth": growth,
         "group_3x3": hidden // state[f"{blocks[0]}conv_2.conv.weight"].shape[1],
@@ -241,20 +239,21 @@ def read_dense_blocks(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "init_stride": default_init_stride(stages),
         "condensed": not learned_layers(state),
     }
+    keys = ("group_1x1", "condense_factor")
+    if not config["condensed"]:
+        return config, ["init_stride", *read_trained_groups(state, config, keys, "conv_1", axis=0)]
+    inputs = len(state["features.init_conv.weight"])
+    config.update(zip(keys, condensed_groups(state, "features.denseblock_1.denselayer_1.conv_1", inputs)))
+    return config, ["init_stride"]
 
 
-def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
-    config = read_dense_blocks(state)
-    config["condense_classifier"] = "classifier.index" in state
-    guesses = ["init_stride"]
-    if config["condensed"]:
-        inputs = state["features.init_conv.weight"].shape[0]
-        config["group_1x1"], config["condense_factor"] = condensed_groups(state, f"{prefix}conv_1", inputs)
-    else:
-        groups, factor, hidden = trained_groups(state, "conv_1", 0, config["group_3x3"])
-        config["group_1x1"], config["condense_factor"] = groups, factor
-        guesses += [key for key, unseen in zip(("group_1x1", "condense_factor"), hidden) if unseen]
-    return Recognised(config, tuple(guesses))
+def read_trained_groups(
+    state: Mapping[str, np.ndarray], config: dict[str, Any], keys: tuple[str, str], kind: str, axis: int
+) -> list[str]:
+    """Put `trained_groups` into the config, under these keys; those of them that were hidden."""
+    groups, factor, hidden = trained_groups(state, kind, axis, config["group_3x3"])
+    config.update(zip(keys, (groups, factor)))
+    return [key for key, unseen in zip(keys, hidden) if unseen]
 
 
 # The papers' tables; the sizes are exact: parameters, MACs as the paper counts, and as executed.

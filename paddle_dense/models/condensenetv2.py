@@ -26,9 +26,15 @@ from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SE
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount
-from paddle_dense.models.condensenet import ANCHORS, DenseFeatures, default_init_stride, read_dense_blocks
+from paddle_dense.models.condensenet import (
+    ANCHORS,
+    DenseFeatures,
+    default_init_stride,
+    read_dense_blocks,
+    read_trained_groups,
+)
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
-from paddle_dense.models.reading import condensed_groups, trained_groups, unless_same
+from paddle_dense.models.reading import unless_same
 
 _FACTOR = "parts (the condensation factor)"
 
@@ -91,7 +97,7 @@ class CondenseNetV2(Network):
         bottleneck: conv_1 has this many times `growth` outputs.
         last_se_reduction: reduction of the squeeze and excitation before the classifier.
         num_classes: classes; 0 leaves the classifier out and returns its [N, fc_channel] input.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         init_stride: stride of the first convolution; 1 for fewer than five blocks (CIFAR), else 2.
         condense_factor: the condensation factor C of conv_1; `group_1x1` unless given.
         trans_factor: the condensation factor C of sfr; `group_trans` unless given.
@@ -100,7 +106,7 @@ class CondenseNetV2(Network):
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: stages and growth differ in length, or channels do not divide into the groups.
@@ -161,7 +167,25 @@ class CondenseNetV2(Network):
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
         prefix = "features.denseblock_1.denselayer_1."
-        return _recognise(state, prefix) if f"{prefix}sfr.conv.weight" in state else None
+        if f"{prefix}sfr.conv.weight" not in state:
+            return None
+        config, guesses = read_dense_blocks(state)
+        blocks = range(len(config["stages"]))
+        with_se = [block for block in blocks if f"features.denseblock_{block + 1}.denselayer_1.se.fc.0.weight" in state]
+        last = state["features.norm_last.weight"].size
+        config["HS_start_block"] = 2  # which leaves no trace in a file: the presets' value
+        config["SE_start_block"] = with_se[0] if with_se else len(blocks)
+        config["fc_channel"] = state["fc.bias"].size
+        hidden = state["features.se_last.fc.0.weight"].size // last
+        config["last_se_reduction"] = 16 if last // 16 == hidden else last // hidden  # the presets' where it fits
+        if config["condensed"]:
+            rows, per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
+            groups = config["group_trans"] = config["growth"][0] // per_group
+            inputs = len(state["features.init_conv.weight"])
+            config["trans_factor"] = unless_same(inputs * groups // rows, groups)
+        else:
+            guesses += read_trained_groups(state, config, ("group_trans", "trans_factor"), "sfr", axis=1)
+        return Recognised(config, ("HS_start_block", *guesses))
 
     @staticmethod
     def condensing(layer: str, config: Mapping[str, object]) -> tuple:
@@ -169,39 +193,6 @@ class CondenseNetV2(Network):
         if layer.endswith(".sfr"):
             return condense_sfr, config["group_trans"], config["trans_factor"] or config["group_trans"]
         return condense_lgc, config["group_1x1"], config["condense_factor"] or config["group_1x1"]
-
-
-def _recognise(state: Mapping[str, np.ndarray], prefix: str) -> Recognised:
-    config = read_dense_blocks(state)
-    blocks = range(len(config["stages"]))
-    with_se = [block for block in blocks if f"features.denseblock_{block + 1}.denselayer_1.se.fc.0.weight" in state]
-    last = state["features.norm_last.weight"].size
-    config["HS_start_block"] = 2
-    config["SE_start_block"] = with_se[0] if with_se else len(blocks)
-    config["fc_channel"] = state["fc.bias"].size
-    config["last_se_reduction"] = _reduction(last, state["features.se_last.fc.0.weight"].size // last)
-    # Neither activations nor strides leave a trace in a file: these are the presets' values.
-    guesses = ["HS_start_block", "init_stride"]
-    if config["condensed"]:
-        inputs = state["features.init_conv.weight"].shape[0]
-        config["group_1x1"], config["condense_factor"] = condensed_groups(state, f"{prefix}conv_1", inputs)
-        rows, per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
-        groups = config["group_trans"] = config["growth"][0] // per_group
-        config["trans_factor"] = unless_same(inputs * groups // rows, groups)
-    else:
-        for keys, kind, axis in (
-            (("group_1x1", "condense_factor"), "conv_1", 0),
-            (("group_trans", "trans_factor"), "sfr", 1),
-        ):
-            groups, factor, hidden = trained_groups(state, kind, axis, config["group_3x3"])
-            config.update(zip(keys, (groups, factor)))
-            guesses += [key for key, unseen in zip(keys, hidden) if unseen]
-    return Recognised(config, tuple(guesses))
-
-
-def _reduction(channels: int, hidden: int) -> int:
-    """The reduction that gives so many hidden units: the presets' 16 where it does."""
-    return 16 if channels // 16 == hidden else channels // hidden
 
 
 # Table 2 of the paper; the sizes are exact: parameters, MACs as the paper counts, and as executed.

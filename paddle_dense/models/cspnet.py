@@ -23,7 +23,7 @@ fusionlast     yes                  no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import numpy as np
@@ -32,6 +32,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.files.names import count_from_0
 from paddle_dense.layers import conv2d
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
@@ -86,13 +87,13 @@ class CSPDenseNet(DenseBackbone):
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
         memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs.
         mode: where the two halves are fused: ``"stand"``, ``"fusionfirst"`` or ``"fusionlast"``. In the last one
-            nothing pools between the blocks, so all of them work at a quarter of the picture's sides.
-        in_channels: channels of the pictures.
+            nothing pools between the blocks, so all of them work at a quarter of the image's sides.
+        in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: there is no such mode (the message lists what there is), a number of layers or channels is below 1,
@@ -245,12 +246,12 @@ class CSPNet(Network):
         groups: groups of the 3x3 convolutions; more than one makes ResNet a ResNeXt.
         stem_channels: channels of the stem.
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem before any pooling, then one tensor a stage.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: there is no such backbone, the lists differ in length, or channels do not split into halves and
@@ -279,7 +280,7 @@ class CSPNet(Network):
         if backbone not in ("resnet", "darknet"):
             raise ValueError(f"unknown backbone {backbone!r}: choose one of resnet, darknet")
         dark = backbone == "darknet"
-        widths = _widths(dark, depths, channels, expand_ratio, bottle_ratio, groups, stem_channels)
+        widths = _widths(dark, self.config)
         strides = [(1 if dark else 2) * 2**level for level in range(len(channels) + 1)]
         self.describe(256, [stem_channels, *channels], strides)
 
@@ -317,24 +318,35 @@ class CSPNet(Network):
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
-        return _recognise(state)
+        # timm's cs3 networks have no conv_transition_b, its "d" and "w" ones a stem of several convolutions.
+        if "stages.0.conv_transition_b.conv.weight" not in state or "stem.conv2.conv.weight" in state:
+            return None
+        stages = [f"stages.{index}" for index in range(count_from_0(state, "stages.{}.conv_exp.conv.weight"))]
+        channels = [len(state[f"{stage}.conv_transition.conv.weight"]) for stage in stages]
+        expanded = [len(state[f"{stage}.conv_exp.conv.weight"]) for stage in stages]
+        hidden = [len(state[f"{stage}.blocks.0.conv1.conv.weight"]) for stage in stages]
+        stem_channels, in_channels = state["stem.conv1.conv.weight"].shape[:2]
+        config = {
+            "backbone": "resnet" if "stages.0.blocks.0.conv3.conv.weight" in state else "darknet",
+            "depths": [count_from_0(state, stage + ".blocks.{}.conv1.conv.weight") for stage in stages],
+            "channels": channels,
+            "expand_ratio": [wide / out for wide, out in zip(expanded, channels)],
+            "bottle_ratio": [inside / (wide // 2) for inside, wide in zip(hidden, expanded)],
+            "groups": hidden[0] // state["stages.0.blocks.0.conv2.conv.weight"].shape[1],
+            "stem_channels": stem_channels,
+            "num_classes": count_classes(state, "head.fc"),
+            "in_channels": in_channels,
+        }
+        return Recognised(config)
 
 
-def _widths(
-    dark: bool,
-    depths: Sequence[int],
-    channels: Sequence[int],
-    expand_ratio: Sequence[float],
-    bottle_ratio: Sequence[float],
-    groups: int,
-    stem_channels: int,
-) -> list[tuple[int, int, int, int, int]]:
+def _widths(dark: bool, config: Mapping[str, Any]) -> list[tuple[int, int, int, int, int]]:
     """Channels of each stage: of its input, down-sampled, expanded, inside a block, of its output."""
-    if not len(depths) == len(channels) == len(expand_ratio) == len(bottle_ratio):
+    lists = [config[key] for key in ("channels", "expand_ratio", "bottle_ratio")]
+    if any(len(numbers) != len(config["depths"]) for numbers in lists):
         raise ValueError("depths, channels, expand_ratio and bottle_ratio must have one number for each stage")
-    widths = []
-    previous = stem_channels
-    for index, (out, expand, bottle) in enumerate(zip(channels, expand_ratio, bottle_ratio)):
+    widths, groups, previous = [], config["groups"], config["stem_channels"]
+    for index, (out, expand, bottle) in enumerate(zip(*lists)):
         # DarkNet widens where it down-samples, ResNet afterwards and not at all before its first stage.
         down = out if dark else previous if index else 0
         expanded = round(out * expand)
@@ -352,37 +364,6 @@ def _widths(
         widths.append((previous, down, expanded, hidden, out))
         previous = out
     return widths
-
-
-def _recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
-    # timm's cs3 networks have no conv_transition_b, its "d" and "w" ones a stem of several convolutions.
-    if "stages.0.conv_transition_b.conv.weight" not in state or "stem.conv2.conv.weight" in state:
-        return None
-    stages = [f"stages.{index}" for index in range(_count(state, "stages.{}.conv_exp.conv.weight"))]
-    channels = [len(state[f"{stage}.conv_transition.conv.weight"]) for stage in stages]
-    expanded = [len(state[f"{stage}.conv_exp.conv.weight"]) for stage in stages]
-    hidden = [len(state[f"{stage}.blocks.0.conv1.conv.weight"]) for stage in stages]
-    stem_channels, in_channels = state["stem.conv1.conv.weight"].shape[:2]
-    config = {
-        "backbone": "resnet" if "stages.0.blocks.0.conv3.conv.weight" in state else "darknet",
-        "depths": [_count(state, stage + ".blocks.{}.conv1.conv.weight") for stage in stages],
-        "channels": channels,
-        "expand_ratio": [wide / out for wide, out in zip(expanded, channels)],
-        "bottle_ratio": [inside / (wide // 2) for inside, wide in zip(hidden, expanded)],
-        "groups": hidden[0] // state["stages.0.blocks.0.conv2.conv.weight"].shape[1],
-        "stem_channels": stem_channels,
-        "num_classes": count_classes(state, "head.fc"),
-        "in_channels": in_channels,
-    }
-    return Recognised(config)
-
-
-def _count(state: Mapping[str, np.ndarray], template: str) -> int:
-    """How many of the names with 0, 1, 2, ... in the template's place there are without a gap."""
-    number = 0
-    while template.format(number) in state:
-        number += 1
-    return number
 
 
 # The sizes are exact: parameters, MACs with and without activations; timm publishes the second half.

@@ -231,12 +231,12 @@ class DenseNet(DenseBackbone):
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
         memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs: less
             memory, more time, the same numbers.
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
+        feature_strides: pixels of the image for each pixel of it.
 
     Raises:
         ValueError: a number of layers or channels is below 1.

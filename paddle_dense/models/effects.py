@@ -77,7 +77,8 @@ def _taking(*keys: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return lambda told: {key: told[key] for key in keys if key in told}
 
 
-_CONV_NUMBERS = _taking("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONV_KEYS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONV_NUMBERS = _taking(*_CONV_KEYS)
 _NORM_NUMBERS = _taking("eps", "affine", "track_running_stats")
 _MAX_POOL_NUMBERS = _taking("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _MEAN_POOL_NUMBERS = _taking("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -85,10 +86,6 @@ _MEAN_POOL_NUMBERS = _taking("kernel_size", "stride", "padding", "ceil_mode", "c
 
 def _same_convolution(told: Mapping[str, Any]) -> Effect:
     return _convolution({**_CONV_NUMBERS(told), "padding": "same"})
-
-
-def _mixed_convolution(told: Mapping[str, Any]) -> Effect:
-    return _same_convolution(told) if told.get("dynamic_padding") else _convolution(_CONV_NUMBERS(told))
 
 
 _Table = Mapping[str, Callable[[Mapping[str, Any]], Effect]]
@@ -111,7 +108,7 @@ _OF_TORCH: _Table = {
 _OF_TIMM: _Table = {
     **dict.fromkeys(("BatchNormAct2d", "SyncBatchNormAct"), _OF_TORCH["BatchNorm2d"]),
     "Conv2dSame": _same_convolution,
-    "CondConv2d": _mixed_convolution,
+    "CondConv2d": lambda told: (_same_convolution if told.get("dynamic_padding") else _OF_TORCH["Conv2d"])(told),
     **dict.fromkeys(("Swish", "SwishMe", "SwishJit", "SwishJitAutoFn"), _ACTIVATIONS["SiLU"]),
     **dict.fromkeys(("HardSwish", "HardSwishMe", "HardSwishJit"), _ACTIVATIONS["Hardswish"]),
     "Sigmoid": _ACTIVATIONS["Sigmoid"],
@@ -168,20 +165,17 @@ def is_known(told: Mapping[str, Any]) -> bool:
 def effect_in_network(layer: nn.Layer) -> MaybeEffect:
     """The effect of one of the layers that networks here are made of."""
     if isinstance(layer, nn.Conv2D):
-        keys = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        return _convolution({key: getattr(layer, f"_{key}") for key in keys})
+        return _convolution({key: getattr(layer, f"_{key}") for key in _CONV_KEYS})
     if isinstance(layer, (CondConv2D, RoutedCondConv2D)):
         told = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
         return _convolution({"kernel_size": layer.kernel_shape[2:], "padding_mode": "zeros", **told})
     if isinstance(layer, nn.BatchNorm2D):
         return Effect(_NORM, {"eps": layer._epsilon, "affine": True, "track_running_stats": True})
-    if isinstance(layer, nn.MaxPool2D):
-        told = {key: getattr(layer, key) for key in ("stride", "padding", "ceil_mode")}
-        return _pool(_MAX_POOL, {"kernel_size": layer.ksize, "dilation": 1, **told})
-    if isinstance(layer, nn.AvgPool2D):
-        told = {key: getattr(layer, key) for key in ("stride", "padding", "ceil_mode")}
-        more = {"count_include_pad": not layer.exclusive, "divisor_override": layer.divisor}
-        return _pool(MEAN_POOL, {"kernel_size": layer.ksize, **told, **more})
+    if isinstance(layer, (nn.MaxPool2D, nn.AvgPool2D)):
+        told = {"kernel_size": layer.ksize, **{key: getattr(layer, key) for key in ("stride", "padding", "ceil_mode")}}
+        if isinstance(layer, nn.MaxPool2D):
+            return _pool(_MAX_POOL, {**told, "dilation": 1})
+        return _pool(MEAN_POOL, {**told, "count_include_pad": not layer.exclusive, "divisor_override": layer.divisor})
     if isinstance(layer, nn.AdaptiveAvgPool2D):
         return _pool(ADAPTIVE_POOL, {"output_size": layer._output_size})
     if isinstance(layer, nn.LeakyReLU):

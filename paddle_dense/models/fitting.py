@@ -30,7 +30,7 @@ def check_state(
     allow_nonfinite: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file in the model's order, once every one of them is there and fits; averaged masks rounded.
+    """The tensors of a file in the model's order, once every one of them is there and fits; EMA masks rounded.
 
     Args:
         state: the file's tensors.
@@ -107,7 +107,7 @@ def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.n
 
 
 def _checked_numbers(state: Mapping[str, np.ndarray], model: nn.Layer, allow_nonfinite: bool) -> dict[str, np.ndarray]:
-    """The tensors with averaged masks rounded, once they hold such numbers as a network can have."""
+    """The tensors with EMA masks rounded, once they hold such numbers as a network can have."""
     checked = _checked_choices(state, model)
     if not allow_nonfinite:
         _check_finite(checked)
@@ -126,7 +126,7 @@ def _checked_choices(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[s
                 continue
             fault = find_fault(state[name])
             if fault:
-                raise WeightsError(f"{quoted(name)} {fault}: take another checkpoint, or convert it anew")
+                raise WeightsError(f"{quoted(name)} {fault}: take another checkpoint, or convert it again")
             if leaf != "index":  # whole already, and most of a file
                 checked[name] = np.round(state[name])
     return checked

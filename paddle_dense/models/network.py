@@ -12,7 +12,7 @@ from paddle import nn
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.files.spelling import Spelling
-from paddle_dense.layers.budget import check_room
+from paddle_dense.layers.budget import check_budget
 from paddle_dense.models.arguments import check_arguments
 
 _NETWORKS: dict[str, type[Network]] = {}
@@ -35,7 +35,7 @@ class Recognised:
 class Network(nn.Layer):
     """What the networks here have in common: each can be rebuilt from its `config`.
 
-    A subclass hands its constructor's arguments over at once, and says in `describe` what it makes of a picture::
+    A subclass hands its constructor's arguments over at once, and says in `describe` what it makes of an image::
 
         def __init__(self, width: Count = 8, num_classes: FromZero = 10, in_channels: Count = 3,
                      features_only: bool = False) -> None:
@@ -50,10 +50,10 @@ class Network(nn.Layer):
         arch: name of the preset, or of the class.
         num_classes: classes; 0 for none.
         features_only: whether it returns the pyramid instead of logits.
-        input_size: side of the pictures that it was made for, in pixels.
+        input_size: side of the images that it was made for, in pixels.
         feature_channels: channels of each tensor of the pyramid.
-        feature_strides: pixels of the picture for each pixel of it.
-        preprocessing: how pictures are prepared for it.
+        feature_strides: pixels of the image for each pixel of it.
+        preprocessing: how images are prepared for it.
         spellings: what other code calls its tensors.
         aliases: older names of single layers, theirs and ours, as rows of a `Spelling`; they hold in every spelling.
         anchors: tensors by which the network is found in a file, under whatever prefix; one of them is enough.
@@ -93,19 +93,19 @@ class Network(nn.Layer):
         self.features_only: bool = config["features_only"]
 
     def describe(self, input_size: int, feature_channels: Sequence[int], feature_strides: Sequence[int]) -> None:
-        """Set what the network makes of a picture.
+        """Set what the network makes of an image.
 
         Raises:
             ValueError: the strides leave nothing of one.
         """
         if feature_strides[-1] > input_size:
             raise ValueError(
-                f"{type(self).__name__} would leave nothing of a picture of {input_size} pixels, one for every "
+                f"{type(self).__name__} would leave nothing of an image of {input_size} pixels, one for every "
                 f"{feature_strides[-1]}: take fewer blocks or smaller strides"
             )
         self.input_size = input_size
         self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
-        check_room(self.config["in_channels"])
+        check_budget(self.config["in_channels"])
         self.preprocessing = Preprocessing.for_network(input_size, self.config["in_channels"])
 
     @staticmethod
@@ -120,7 +120,7 @@ class Published:
 
     Attributes:
         params: parameters, in millions.
-        macs: multiply-accumulates, in millions, at the preset's own picture size; the CondenseNets' papers count
+        macs: multiply-accumulates, in millions, at the preset's own image size; the CondenseNets' papers count
             activations and pooling with the products, everybody else the products alone.
         top1_error, top5_error: in percent.
         data: what the errors were measured on.
@@ -145,7 +145,7 @@ class Published:
 
 
 class Size(NamedTuple):
-    """The exact size of a preset, as `paddle_dense.profile` counts it at the preset's own picture size."""
+    """The exact size of a preset, as `paddle_dense.profile` counts it at the preset's own image size."""
 
     params: int
     macs: int
@@ -160,7 +160,7 @@ class Preset:
         name: the name that `create_model` takes.
         network: the class of the network.
         config: the constructor's arguments that make this preset.
-        preprocessing: how the pictures were prepared that the published figure was measured on.
+        preprocessing: how the images were prepared that the published figure was measured on.
         published: the published figures.
         size: the exact ones, where they have been measured.
     """
@@ -209,7 +209,7 @@ def register_model(
     Args:
         name: the name that `create_model` takes.
         network: the class of the network.
-        preprocessing: how pictures are prepared for it.
+        preprocessing: how images are prepared for it.
         published: figures that were published of it.
         size: its exact size, where that has been measured.
         config: the constructor's arguments that make this preset.

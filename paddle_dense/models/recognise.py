@@ -11,7 +11,7 @@ import numpy as np
 from paddle import LazyGuard, nn
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.layers.budget import Room, within
+from paddle_dense.layers.budget import Budget, within
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.matching import Match, match
 from paddle_dense.models.network import Network, Preset, Recognised, build_network, config_keys, preset, presets
@@ -29,14 +29,14 @@ class Architecture:
         network: class of the network.
         config: the constructor's arguments.
         warnings: guesses that the user should know of, one sentence each.
-        room: how large the network can be, for the file that the numbers come with or from.
+        budget: how large the network can be, for the file that the numbers come with or from.
     """
 
     arch: str
     network: type[Any]
     config: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
-    room: Room | None = None
+    budget: Budget | None = None
 
     def build(self) -> Network:
         """A new network with these numbers; ValueError if there can be none."""
@@ -48,7 +48,7 @@ class Architecture:
         Raises:
             ValueError: there can be none with these numbers, or not with the tensors that the file has.
         """
-        with LazyGuard(), within(self.room):
+        with LazyGuard(), within(self.budget):
             return self.build()
 
     def fit(self, state: Mapping[str, np.ndarray], allow_nonfinite: bool = False) -> Network:
@@ -77,36 +77,45 @@ def materialise(outline: Network) -> Network:
 
 
 def recognise(
-    state: Mapping[str, np.ndarray], arch: str | None = None, overrides: Mapping[str, Any] | None = None
+    state: Mapping[str, np.ndarray],
+    arch: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    stated: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Find the network and its numbers from the tensors; see `settle`.
 
     Args:
         state: a state_dict in Paddle's layout (see `paddle_dense.files.layout`).
-        arch, overrides: see `settle`.
+        arch, overrides, stated: see `settle`.
 
     Raises:
         WeightsError: no known network has such tensors, or `arch` has other numbers.
         ValueError: `arch` or a key of `overrides` is unknown.
     """
-    return settle(match(state), arch, overrides)
+    return settle(match(state), arch, overrides, stated)
 
 
-def settle(matched: Match, arch: str | None = None, overrides: Mapping[str, Any] | None = None) -> Architecture:
+def settle(
+    matched: Match,
+    arch: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    stated: Mapping[str, Any] | None = None,
+) -> Architecture:
     """The numbers of a network that has been found: what its tensors show, and for the rest a preset's.
 
     Args:
         matched: the network and its tensors.
         arch: the preset that it is said to be; it settles what the tensors do not show.
         overrides: arguments of the network that the caller knows better.
+        stated: arguments that the file states next to its tensors: what it confirms needs no warning.
 
     Raises:
         WeightsError: `arch` has other numbers.
         ValueError: `arch` or a key of `overrides` is unknown.
     """
-    overrides = dict(overrides or {})
+    overrides, stated = dict(overrides or {}), dict(stated or {})
     wanted = preset(arch) if arch else None
-    network, found, room = matched.network, matched.found, Room.of(matched.state)
+    network, found, budget = matched.network, matched.found, Budget.of(matched.state)
     if wanted and wanted.network is not network:
         raise WeightsError(f"the tensors are those of a {network.__name__} and {arch} is a {wanted.network.__name__}")
     for key in overrides:
@@ -122,31 +131,42 @@ def settle(matched: Match, arch: str | None = None, overrides: Mapping[str, Any]
     if matching:
         entry = matching[0]
         numbers = {key: value for key, value in full_config(network, entry.config).items() if key not in _USE}
-        others = " or ".join(f"--arch {other.name}" for other in matching[1:])
-        said = [] if wanted else _settled(entry, numbers, found.guesses, overrides)
+        others = " or ".join(f"--arch {other.name}" for other in matching[1:] if not _contradicts(stated, other))
+        said = [] if wanted else _settled(entry, _unconfirmed(found.guesses, overrides, stated, numbers))
         if others:
-            said.append(f"the tensors fit other networks as well: {entry.name} is assumed, and {others} corrects it")
+            said.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {others} to change it")
         config = {**found.config, **numbers, **overrides}
-        return Architecture(entry.name, network, config, tuple(said), room)
+        return Architecture(entry.name, network, config, tuple(said), budget)
     warnings = tuple(
-        f"a {network.__name__} file does not show {key}: {key}={found.config[key]} is assumed, "
-        f"and --config {key}=VALUE (in Python: {key}=VALUE) corrects it"
-        for key in found.guesses
-        if key not in overrides
+        f"a {network.__name__} file does not reveal {key}: {key}={found.config[key]} is assumed; "
+        f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
+        for key in _unconfirmed(found.guesses, overrides, stated, found.config)
     )
-    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, room)
+    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, budget)
 
 
-def _settled(
-    entry: Preset, numbers: Mapping[str, Any], guesses: Sequence[str], overrides: Mapping[str, Any]
-) -> list[str]:
+def _unconfirmed(
+    guesses: Sequence[str], overrides: Mapping[str, Any], stated: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The guesses, with their values, that neither the caller gives nor the file states."""
+    confirmed = {key for key in stated if stated[key] == numbers.get(key)}
+    return {key: numbers[key] for key in guesses if key not in overrides and key not in confirmed}
+
+
+def _contradicts(stated: Mapping[str, Any], entry: Preset) -> bool:
+    """Whether a file states other arguments than a preset has."""
+    numbers = full_config(entry.network, entry.config)
+    return any(key in numbers and numbers[key] != value for key, value in stated.items())
+
+
+def _settled(entry: Preset, believed: Mapping[str, Any]) -> list[str]:
     """What no tensor shows and the preset was believed in, in one sentence; none where nothing is left to believe."""
-    settled = [f"{key}={numbers[key]}" for key in guesses if key not in overrides]
+    settled = [f"{key}={value}" for key, value in believed.items()]
     if not settled:
         return []
     return [
-        f"a {entry.network.__name__} file does not show {', '.join(settled)}, which {entry.name} has: "
-        f"--config KEY=VALUE (in Python: KEY=VALUE) corrects it, and --arch {entry.name} says that it is so"
+        f"a {entry.network.__name__} file does not reveal {', '.join(settled)}, which {entry.name} has: "
+        f"use --config KEY=VALUE (in Python: KEY=VALUE) to change it, or --arch {entry.name} to confirm it"
     ]
 
 

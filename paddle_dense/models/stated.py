@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -130,18 +131,11 @@ class Comparison:
 
     def warnings(self) -> list[str]:
         """What could not be compared, one sentence each."""
-        said = []
-        if self.unknown:
-            said.append(
-                f"the file's own {_listed('class', 'classes', self.unknown)} may compute what the file does not show: "
-                f"compare with the network itself, --reference MODULE:FACTORY"
-            )
+        unknown, hooked = _listed("class", "classes", self.unknown), _listed("layer", "layers", self.hooked)
+        said = [f"the file's own {unknown} may compute what the file does not reveal"] if self.unknown else []
         if self.hooked:
-            said.append(
-                f"the file's {_listed('layer', 'layers', self.hooked)} may run more than their class, which the file "
-                f"does not show: compare with the network itself, --reference MODULE:FACTORY"
-            )
-        return said
+            said.append(f"the file's {hooked} may run more than their class, which the file does not reveal")
+        return [f"{fault}: compare with the network itself, --reference MODULE:FACTORY" for fault in said]
 
     def fault(self, arch: str) -> str | None:
         """The first contradiction, as the beginning of a sentence, and how many there are; None if there is none."""
@@ -183,6 +177,11 @@ def _by_own_names(checkpoint: Checkpoint, matched: Match) -> tuple[dict[str, str
     return {ours: name for name, ours in found.items() if ours is not None}, {**checkpoint.around, **around}
 
 
+def _canonical_layers(checkpoint: Checkpoint, matched: Match) -> Layers:
+    """The layers of a file by this package's names."""
+    return {ours: checkpoint.layers[theirs] for ours, theirs in _by_own_names(checkpoint, matched)[0].items()}
+
+
 class _Pairing:
     """The layers of a file, by this package's names, beside those of a network."""
 
@@ -191,17 +190,20 @@ class _Pairing:
         self.own_names, around = _by_own_names(checkpoint, matched)
         self.told = {ours: checkpoint.layers[theirs] for ours, theirs in self.own_names.items()}
         self.effects = {name: effect_in_file(told) for name, told in self.told.items()}
-        self._by_parent: dict[str, list[str]] = {}
+        self._by_parent = defaultdict[str, list[str]](list)
         for name in self.told:
-            self._by_parent.setdefault(name.rpartition(".")[0], []).append(name)
+            self._by_parent[name.rpartition(".")[0]].append(name)
         self.around = {name: effect_in_file(told) for name, told in around.items()}
 
     def contradictions(self) -> Iterator[Contradiction]:
         for name, effect in self.effects.items():
             if name in self.network.layers:
                 yield from self._beside(name, effect)
-            elif effect not in (None, NOTHING) and not self._makes_hard_swish(name):
-                yield from self._additional(name, effect)
+            elif effect not in (None, NOTHING):
+                # The ReLU6 inside of the authors' hard-swish is no layer of its own.
+                owner = self.effects.get(name.rpartition(".")[0])
+                if (owner, effect) != (Effect("Hardswish"), Effect("ReLU6")):
+                    yield from self._additional(name, effect)
         for name in self.network.layers:
             yield from self._left_out(name)
             yield from self._in_another_order(name)
@@ -220,7 +222,8 @@ class _Pairing:
                 yield self._contradiction(name, NOTHING, computed)
             return
         yield from self._differing(name, self._unpadded_by_itself(name, effect), computed)
-        after = self.network.after(name) if _has_own_activation(self.told[name]) else None
+        has_own_activation = self.told[name]["class"].endswith((".BatchNormAct2d", ".SyncBatchNormAct"))
+        after = self.network.after(name) if has_own_activation else None
         if after and after[0] not in self.told and not self._below(name):
             yield self._contradiction(name, NOTHING, after[1])
 
@@ -252,11 +255,6 @@ class _Pairing:
             yield from self._differing(name, effect, after[1] if after else NOTHING)
         else:
             yield from self._differing(name, effect, computed)
-
-    def _makes_hard_swish(self, name: str) -> bool:
-        """Whether it is the ReLU6 inside of the authors' hard-swish."""
-        owner = self.effects.get(name.rpartition(".")[0])
-        return owner == Effect("Hardswish") and self.effects[name] == Effect("ReLU6")
 
     def _left_out(self, name: str) -> Iterator[Contradiction]:
         """An activation or pool that only the network has, where an nn.Sequential of the file would list it."""
@@ -306,10 +304,8 @@ class _Pairing:
             return None if effect.numbers.get("kernel_size") == sides else ""
         if effect.kind != computed.kind:
             return ""
-        for key, value in effect.numbers.items():
-            if key in computed.numbers and not _equal(value, computed.numbers[key]):
-                return key
-        return None
+        shared = (key for key in effect.numbers if key in computed.numbers)
+        return next((key for key in shared if not _equal(effect.numbers[key], computed.numbers[key])), None)
 
     def _contradiction(self, name: str, effect: Effect, computed: Effect, key: str = "") -> Contradiction:
         own = self.own_names[name]
@@ -317,10 +313,6 @@ class _Pairing:
             stated, built = effect.numbers[key], computed.numbers[key]
             return Contradiction(own, f"has {key}={_number(stated)}", f"has {key}={_number(built)}")
         return Contradiction(own, f"computes {_a(effect)}", f"computes {_a(computed)}")
-
-
-def _has_own_activation(told: Mapping[str, Any]) -> bool:
-    return told["class"].rpartition(".")[2] in ("BatchNormAct2d", "SyncBatchNormAct")
 
 
 def _equal(one: object, other: object) -> bool:
@@ -344,6 +336,18 @@ def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
+# The arguments that it states
+
+
+def stated_arguments(checkpoint: Checkpoint, matched: Match) -> dict[str, Any]:
+    """Those that leave no trace in the tensors: what a file, see `compare`, states of them with one voice."""
+    if not checkpoint.layers or len(checkpoint.layers) > _MAX_LAYERS:
+        return {}
+    layers = _canonical_layers(checkpoint, matched)
+    found = {key: find(layers) for key, find in _UNSEEN.items()}
+    return {key: values[0] for key, values in found.items() if len(values) == 1}
+
+
 # What mends it
 
 
@@ -355,8 +359,7 @@ def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: M
         found: the network that does not.
         given: the arguments that the user has set with --config.
     """
-    layers = {ours: checkpoint.layers[theirs] for ours, theirs in _by_own_names(checkpoint, matched)[0].items()}
-    for option, other in _others(layers, found, given):
+    for option, other in _others(_canonical_layers(checkpoint, matched), found, given):
         try:
             if not compare(checkpoint, matched, other.outline()).contradictions:
                 return option
@@ -366,7 +369,12 @@ def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: M
 
 
 def _others(layers: Layers, found: Architecture, given: Mapping[str, Any]) -> Iterator[tuple[str, Architecture]]:
-    """Networks that have the same tensors: presets, then other values of what no tensor shows."""
+    """Networks that have the same tensors: presets, then other values of what no tensor shows.
+
+    Args:
+        layers: by this package's names.
+        found, given: see `remedy`.
+    """
     for entry in presets(found.network):
         numbers = {key: value for key, value in full_config(entry.network, entry.config).items() if key not in given}
         if all(numbers[key] == found.config[key] for key in entry.config if key in numbers and key not in _UNSEEN):
@@ -392,20 +400,27 @@ def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
 
 
 def _first_hard_swish(layers: Layers) -> list[int]:
-    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks."""
-    blocks = [re.match(r"features\.denseblock_(\d{1,3})\.", name) for name in layers]
-    found = {int(block[1]) for block in blocks if block}
-    hard = [
-        int(block[1]) - 1
-        for block, told in zip(blocks, layers.values())
-        if block and effect_in_file(told) == Effect("Hardswish")
-    ]
-    return [min(hard, default=len(found))]
+    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then those that may."""
+    blocks: dict[int, list[MaybeEffect]] = {}
+    for name, told in layers.items():
+        block = re.match(r"features\.denseblock_(\d{1,3})\.(?!.*\.se\.)", name)
+        if block:
+            blocks.setdefault(int(block[1]) - 1, []).append(effect_in_file(told))
+    first = min((block for block, effects in blocks.items() if Effect("Hardswish") in effects), default=len(blocks))
+    silent = [block for block, effects in blocks.items() if block < first and Effect("ReLU") not in effects]
+    return [first, *silent]
+
+
+def _pads_as_tensorflow(layers: Layers) -> list[bool]:
+    """Of an EfficientNet; a layer without padding says nothing, as its class may pad before it."""
+    stem = effect_in_file(layers["conv_stem"]) if "conv_stem" in layers else None
+    padding = stem.numbers.get("padding") if stem else None
+    return [] if padding in (None, (0, 0)) else [padding == "SAME"]
 
 
 # Arguments that leave no trace in the tensors, and where a file's layers show which they are.
 _UNSEEN: dict[str, Callable[[Layers], list[Any]]] = {
-    "same_padding": lambda _: [True, False],
+    "same_padding": _pads_as_tensorflow,
     "bn_eps": lambda layers: _stated(layers, "eps"),
     "HS_start_block": _first_hard_swish,
     "init_stride": lambda layers: _stated(layers, "stride", "init_conv"),

@@ -1,4 +1,4 @@
-"""Training: condensing while learning, averaged weights, schedules, recipes and the training command.
+"""Training: condensing while learning, EMA weights, schedules, recipes and the training command.
 
 As in the package itself, names load on first use.
 """

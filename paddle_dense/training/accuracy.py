@@ -20,7 +20,7 @@ class Accuracy:
 
     Attributes:
         loss: mean cross entropy.
-        top1: share of the pictures whose class is the first answer.
+        top1: share of the images whose class is the first answer.
         pictures: how many there were, every one counted once.
     """
 
@@ -30,19 +30,19 @@ class Accuracy:
 
 
 def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, workers: int = 0) -> Accuracy:
-    """Run a network over a dataset; the devices share the pictures, and all get the same result.
+    """Run a network over a dataset; the devices share the images, and all get the same result.
 
     Args:
         network: logits [N, classes]; its mode is left as it is.
-        dataset: gives (picture [C, H, W], class).
-        batch_size: pictures at once, on each device.
-        workers: processes that prepare pictures.
+        dataset: gives (image [C, H, W], class).
+        batch_size: images at once, on each device.
+        workers: processes that prepare images.
 
     Raises:
-        ValueError: there are no pictures.
+        ValueError: there are no images.
     """
     if not len(dataset):
-        raise ValueError("there is no picture to evaluate on: add some to the test part of the data")
+        raise ValueError("there is no image to evaluate on: add some to the test part of the data")
     mine = range(distributed.get_rank(), len(dataset), distributed.get_world_size())
     batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
     # Whole numbers and a sum in float64: the result does not depend on how the pictures were shared.

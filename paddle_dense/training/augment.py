@@ -1,4 +1,4 @@
-"""What is done to training pictures, so that a sample depends on nothing but the seed, the epoch and its number."""
+"""What is done to training images, so that a sample depends on nothing but the seed, the epoch and its number."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR, _MAX_SHIFT = 12, 0.1, 5.7, 2 / 32
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training picture, in this order.
+    """What is done to a training image, in this order.
 
     Attributes:
         crop: ``"resized"``, a part of random size and shape, scaled to the network's input (ImageNet); ``"pad"``, a
-            part of the picture with a black border of an eighth of its side, 4 of 32 pixels (CIFAR); or ``"affine"``,
+            part of the image with a black border of an eighth of its side, 4 of 32 pixels (CIFAR); or ``"affine"``,
             the whole, turned, scaled, sheared and shifted a little, with black moving in (digits).
         scale: the smallest and largest share of the area that ``"resized"`` takes.
-        flip: every second picture is mirrored.
+        flip: every second image is mirrored.
         rand_augment: layers, magnitude and its standard deviation, see `RandAugment`.
         color_jitter: brightness, contrast and saturation change by up to this share.
         random_erasing: probability that a rectangle becomes noise (arXiv 1708.04896).
@@ -56,7 +56,7 @@ def train_transforms(augmentation: Augmentation, preprocessing: Preprocessing) -
 
     Args:
         augmentation: what to do.
-        preprocessing: how the pictures are prepared that the network is tested on: size, interpolation, mean and std.
+        preprocessing: how the images are prepared that the network is tested on: size, interpolation, mean and std.
     """
     steps = _crop(augmentation, preprocessing)
     if augmentation.flip:
@@ -129,7 +129,7 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
 
 
 class _Erasing:
-    """Paddle's RandomErasing with noise of N(0, 1) on standardised pictures; it makes noise for values up to 255."""
+    """Paddle's RandomErasing with noise of N(0, 1) on standardised images; it makes noise for values up to 255."""
 
     def __init__(self, probability: float) -> None:
         self.erase: Any = T.RandomErasing(probability, value="random")
@@ -145,7 +145,7 @@ class RandAugment:
     [0, 10]. The operations and what a magnitude means to them are timm's; the sign of a movement is random.
 
     Args:
-        num_layers: operations drawn for a picture, one of them perhaps twice.
+        num_layers: operations drawn for an image, one of them perhaps twice.
         magnitude: from 0 to 10.
         magnitude_std: its standard deviation.
         fill: colour of what moves in, one number from 0 to 255 for each channel.
@@ -213,7 +213,7 @@ OPERATIONS = (*_COLOURS, *_MOVEMENTS)
 
 
 class Augmented(Dataset):
-    """Pictures as a network takes them: (float32 array [channels, H, W], int64 class).
+    """Images as a network takes them: (float32 array [channels, H, W], int64 class).
 
     With a seed, a sample is a function of the seed, the epoch and its number alone: the same for any number of worker
     processes, in any order, and in a run that was continued. Paddle's transforms of PIL images draw from the generators

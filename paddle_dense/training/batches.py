@@ -10,15 +10,15 @@ from paddle.io import BatchSampler
 
 
 class TrainingBatches(BatchSampler):
-    """Batches of (epoch, number of the picture), from one step of the training to its end, for one device of many.
+    """Batches of (epoch, number of the image), from one step of the training to its end, for one device of many.
 
     Every epoch has its own permutation, made from the seed and the epoch, so a continued run sees what an uninterrupted
-    one sees. A batch is the same pictures on one device or many; each device takes its part. What is left over at the
+    one sees. A batch is the same images on one device or many; each device takes its part. What is left over at the
     end of an epoch is left out.
 
     Args:
         pictures: how many there are.
-        batch_size: pictures in a batch, over all devices.
+        batch_size: images in a batch, over all devices.
         epochs: passes over the data.
         seed: of the permutations.
         start_step: batches that are done already.
@@ -34,9 +34,9 @@ class TrainingBatches(BatchSampler):
     def __init__(self, pictures: int, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
         self.rank, devices = distributed.get_rank(), distributed.get_world_size()
         if batch_size % devices:
-            raise ValueError(f"a batch of {batch_size} pictures cannot be divided among {devices} devices: change it")
+            raise ValueError(f"a batch of {batch_size} images cannot be divided among {devices} devices: change it")
         if batch_size > pictures:
-            raise ValueError(f"a batch of {batch_size} is more than the {pictures} training pictures: make it smaller")
+            raise ValueError(f"a batch of {batch_size} is more than the {pictures} training images: make it smaller")
         self.pictures = pictures
         self.share = batch_size // devices
         self.batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Pictures to learn from: digits, folders of pictures, and CIFAR archives, whose pickles are read without running."""
+"""Images to learn from: digits, folders of images, and CIFAR archives, whose pickles are read without running."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from paddle_dense.process import Stopped, stop_if_asked
 
 
 class PictureData(Dataset):
-    """Pictures with their classes: ``data[i]`` is (PIL image, number of its class).
+    """Images with their classes: ``data[i]`` is (PIL image, number of its class).
 
     Attributes:
         classes: the names of the classes, by number.
-        in_channels: 1 for grey pictures, 3 for colour.
-        input_size: the side of the pictures, in pixels, where all have the same.
+        in_channels: 1 for grey images, 3 for colour.
+        input_size: the side of the images, in pixels, where all have the same.
         mean, std: of each channel, whose values are in [0, 1], where the data has numbers of its own.
     """
 
@@ -47,7 +47,7 @@ class PictureData(Dataset):
 
 
 def open_data(name: str | os.PathLike, part: str) -> PictureData:
-    """The pictures to train on, or to test on.
+    """The images to train on, or to test on.
 
     Args:
         name: ``"digits"``; ``"cifar10"`` or ``"cifar100"``, which Paddle downloads once; the path of such an archive
@@ -78,32 +78,38 @@ def open_data(name: str | os.PathLike, part: str) -> PictureData:
 
 
 class PictureLoader:
-    """Batches of a dataset: float32 pictures [N, C, H, W] and int64 classes [N].
+    """Batches of a dataset: float32 images [N, C, H, W] and int64 classes [N].
 
-    `paddle.io.DataLoader` does the work of several processes. By itself it may wait forever for a picture that cannot
-    be read, or hide the reason; here that is a DataError. Without other processes, pictures are prepared between the
+    `paddle.io.DataLoader` does the work of several processes. By itself it may wait forever for an image that cannot
+    be read, or hide the reason; here that is a DataError. Without other processes, images are prepared between the
     steps and not beside them in a thread, so that nobody else draws random numbers meanwhile.
 
-    On one device it ends by `Stopped` before the next picture when a command is asked to stop, even while it waits for
+    On one device it ends by `Stopped` before the next image when a command is asked to stop, even while it waits for
     other processes; several devices have to stop together.
 
     Args:
         dataset: gives (array [C, H, W], number of the class).
         batches: lists of indices.
-        workers: processes that prepare pictures.
+        workers: processes that prepare images.
     """
 
     def __init__(self, dataset: Dataset, batches: Sequence[list[Any]] | BatchSampler, workers: int = 0) -> None:
-        self.dataset = dataset if distributed.is_initialized() else _Stoppable(dataset)
-        self.batches, self.workers = batches, workers
+        self.dataset, self.batches, self.workers = dataset, batches, workers
+        self.alone = not distributed.is_initialized()
+
+    def sample(self, index: Any) -> Any:
+        """One of the dataset's, unless the command is asked to stop."""
+        if self.alone:
+            stop_if_asked()
+        return self.dataset[index]
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         if not self.workers:
             for batch in self.batches:
-                yield [paddle.to_tensor(field) for field in _stack([self.dataset[index] for index in batch])]
+                yield [paddle.to_tensor(field) for field in _stack([self.sample(index) for index in batch])]
             return
         loader = DataLoader(
-            _Reporting(self.dataset),
+            _Reporting(self),
             batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of indices will do
             num_workers=self.workers,
             collate_fn=_collate,  # type: ignore[arg-type]  # many arrays from a sample that is a tuple
@@ -118,38 +124,24 @@ class PictureLoader:
         return len(self.batches)
 
 
-class _Stoppable(Dataset):
-    """A dataset that gives no more pictures once the command is asked to stop."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        stop_if_asked()
-        return self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
 class _Reporting(Dataset):
-    """A dataset that gives a DataError's sentence, or the number of the signal that stops it, instead of raising it."""
+    """A loader's images, or a DataError's sentence, or the number of the signal that stops it, instead of raising."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, loader: PictureLoader) -> None:
+        self.loader = loader
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            return self.dataset[index]
+            return self.loader.sample(index)
         except (DataError, Stopped) as error:
             return str(error)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.loader.dataset)
 
 
 def _collate(samples: list[Any]) -> list[np.ndarray]:
-    """A batch as its arrays; one that lacks a picture as the sentence that says why, in bytes."""
+    """A batch as its arrays; one that lacks an image as the sentence that says why, in bytes."""
     sentences = [sample for sample in samples if isinstance(sample, str)]
     return [np.frombuffer(sentences[0].encode(), np.uint8)] if sentences else _stack(samples)
 
@@ -184,13 +176,13 @@ _TEST_FOLDERS = ("val", "validation", "test")
 
 
 class PictureFolder(PictureData):
-    """The pictures below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/), in RGB.
+    """The images below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/), in RGB.
 
-    As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take pictures many times where a
+    As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take images many times where a
     link leads to a folder above itself.
 
     Attributes:
-        samples: (path, number of the class) of each picture.
+        samples: (path, number of the class) of each image.
 
     Raises:
         DataError: a folder is missing or empty, or the classes of the two parts differ.
@@ -204,10 +196,10 @@ class PictureFolder(PictureData):
         for label, name in enumerate(self.classes):
             paths = list(_pictures_below(folder / name))
             if part == "train" and not paths:
-                raise DataError(f"{folder / name}: holds no pictures: add some, or remove the class from both parts")
+                raise DataError(f"{folder / name}: holds no images: add some, or remove the class from both parts")
             self.samples += [(path, label) for path in paths]
         if not self.samples:
-            raise DataError(f"{folder}: holds no pictures: add some in a folder for each class")
+            raise DataError(f"{folder}: holds no images: add some in a folder for each class")
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
@@ -224,7 +216,7 @@ def _part_folders(root: Path) -> tuple[Path, Path]:
         return train, test
     missing = "val" if train.is_dir() else "train" if test else "train and no folder val"
     raise DataError(
-        f"{root}: has no folder {missing}: put the pictures in train/CLASS/ and val/CLASS/, for each class of its own"
+        f"{root}: has no folder {missing}: put the images in train/CLASS/ and val/CLASS/, for each class of its own"
     )
 
 
@@ -236,7 +228,7 @@ def _same_classes(train: Path, test: Path) -> list[str]:
         if missing:
             raise DataError(f"{part}: has no folder for class {shown(missing[0])}, which {other} has: add or remove it")
     if not names[train]:
-        raise DataError(f"{train}: has no folders: put the pictures of each class in a folder of its own")
+        raise DataError(f"{train}: has no folders: put the images of each class in a folder of its own")
     return sorted(names[train])
 
 
@@ -308,7 +300,7 @@ class CifarPictures(PictureData, Cifar10):
             self.data += zip(images, labels)
             counts.add(count)
         if len(counts) != 1 or not self.data:
-            raise DataError(f"{self.data_file}: holds no {self.mode} pictures of one CIFAR: give the published archive")
+            raise DataError(f"{self.data_file}: holds no {self.mode} images of one CIFAR: give the published archive")
         (count,) = counts
         self.classes = _class_names(meta, count)
         self.mean, self.std = _CIFAR_STATISTICS[count]
@@ -380,7 +372,7 @@ def _read_dict(content: bytes) -> dict[Any, Any]:
     except HostileFileError as error:
         asks = str(error).partition(", which")[0]
         raise HostileFileError(
-            f"{asks}, which no pictures need: open it with nothing else and take the archive from a source you trust"
+            f"{asks}, which no images need: open it with nothing else and take the archive from a source you trust"
         ) from None
     if not isinstance(value, dict):
         raise DataError(f"holds {describe(value)} where CIFAR has a dict, {DAMAGED}")
@@ -388,7 +380,7 @@ def _read_dict(content: bytes) -> dict[Any, Any]:
 
 
 def _read_batch(batch: dict[Any, Any]) -> tuple[np.ndarray, list[int], int]:
-    """The pictures, uint8 [N, 3072], their labels, and how many classes there are."""
+    """The images, uint8 [N, 3072], their labels, and how many classes there are."""
     data = batch.get("data")
     if not isinstance(data, Lazy):
         raise DataError(f"has no array called 'data', {DAMAGED}")
@@ -398,7 +390,7 @@ def _read_batch(batch: dict[Any, Any]) -> tuple[np.ndarray, list[int], int]:
     key, count = ("fine_labels", 100) if "fine_labels" in batch else ("labels", 10)
     labels = batch.get(key)
     if not isinstance(labels, list) or len(labels) != len(images):
-        raise DataError(f"has no list of {len(images)} {key}, one for each picture, {DAMAGED}")
+        raise DataError(f"has no list of {len(images)} {key}, one for each image, {DAMAGED}")
     if not all(type(label) is int and 0 <= label < count for label in labels):
         raise DataError(f"has {key} that are no numbers from 0 to {count - 1}, {DAMAGED}")
     return images, labels, count

@@ -1,4 +1,4 @@
-"""Averaged weights: a second network that follows the one in training, slowly."""
+"""EMA weights: a second network that follows the one in training, slowly."""
 
 from __future__ import annotations
 

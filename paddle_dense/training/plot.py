@@ -12,12 +12,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from paddle import Tensor, nn
 
-from paddle_dense.files.atomic import atomic_write
+from paddle_dense.files.atomic import PathLike, atomic_write
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.models.condensenet import DenseFeatures
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
-
-PathLike = Union[str, os.PathLike]
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,16 @@ def connectivity(model: nn.Layer) -> Connectivity:
         parts = [((f"in {number}", number), block) for number, block in enumerate(blocks, start=1)]
     layers = [layer for _, part in parts for layer in part]
     sources = [source for start, part in parts for source in (start, *(layer[:2] for layer in part[:-1]))]
-    reactivates = None
-    if all(layer.sfr is not None for layer in layers):
-        reactivates = _by_source(
-            [[_updated(layer.sfr) for layer in part if layer.sfr is not None] for _, part in parts]
-        )
-    convs = [conv for layer in layers for conv in (layer.conv, layer.sfr) if conv is not None]
-    left, possible = np.sum([_connections(conv) for conv in convs], axis=0)
+    reads = [[layer.reads for layer in part] for _, part in parts]
+    reactivates = [[layer.reactivates for layer in part if layer.reactivates is not None] for _, part in parts]
+    left, possible = np.sum([layer.connections for layer in layers], axis=0)
     return Connectivity(
         sources=tuple(label for label, _ in sources),
         layers=tuple(layer.label for layer in layers),
         source_blocks=tuple(block for _, block in sources),
         layer_blocks=tuple(layer.block for layer in layers),
-        reads=_by_source([[_read(layer.conv) for layer in part] for _, part in parts]),
-        reactivates=reactivates,
+        reads=_by_source(reads),
+        reactivates=_by_source(reactivates) if list(map(len, reactivates)) == list(map(len, reads)) else None,
         density=float(left / possible),
     )
 
@@ -97,16 +91,16 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
 
     Args:
         model: see `connectivity`.
-        path: the picture, ``.png``, ``.svg`` or ``.pdf``; what stood there is replaced, in one step.
+        path: the image, ``.png``, ``.svg`` or ``.pdf``; what stood there is replaced, in one step.
 
     Raises:
         ImportError: matplotlib is missing.
         ValueError: the network has no dense layers, or the name another suffix.
-        WeightsError: the picture cannot be written there.
+        WeightsError: the image cannot be written there.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in PLOT_FORMATS:
-        raise ValueError(f"{os.fspath(path)} has no suffix of a picture: end the name in {' or '.join(PLOT_FORMATS)}")
+        raise ValueError(f"{os.fspath(path)} is no name of an image: end the name in {' or '.join(PLOT_FORMATS)}")
     figure = _figure(connectivity(model), _name(model))
     with atomic_write(path) as file:
         figure.savefig(file, format=suffix[1:], dpi=150)
@@ -115,8 +109,9 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
 class _DenseLayer(NamedTuple):
     label: str
     block: int
-    conv: nn.Layer  # 1x1, reads earlier features
-    sfr: nn.Layer | None
+    reads: np.ndarray  # mean absolute weight of each channel that the layer reads, [in]
+    reactivates: np.ndarray | None  # and of each that it updates, [in]
+    connections: np.ndarray  # how many are left, and how many there were
 
 
 def _dense_blocks(model: nn.Layer) -> list[list[_DenseLayer]]:
@@ -141,7 +136,13 @@ def _dense_layer(block: int, number: int, layer: nn.Layer) -> _DenseLayer:
     sfr = getattr(layer, "sfr", None)
     if not isinstance(conv, (LGC, CondenseLGC, nn.Conv2D)) or not isinstance(sfr, (SFR, CondenseSFR, type(None))):
         raise ValueError("the dense layers have been rewritten: plot the network as it was before")
-    return _DenseLayer(f"{block}-{number}", block, conv, sfr)
+    weight, left = _dense_weight(conv)
+    reactivates, connections = None, np.array([left, weight.size], float)
+    if sfr is not None:
+        updates, left = _dense_weight(sfr)
+        reactivates = updates.mean(axis=1)
+        connections += (left, updates.size)
+    return _DenseLayer(f"{block}-{number}", block, weight.mean(axis=0), reactivates, connections)
 
 
 def _name(model: nn.Layer) -> str:
@@ -149,40 +150,28 @@ def _name(model: nn.Layer) -> str:
 
 
 def _absolute(weight: Tensor) -> np.ndarray:
+    """[out, in], the mean over the kernel."""
     # float32 first: numpy has no bfloat16.
     values = np.abs(weight.astype("float32").numpy().astype(np.float64))
     if not np.isfinite(values).all():
         raise ValueError("the weights hold NaN or infinity: take a checkpoint from before the training diverged")
-    return values
+    return values.mean(axis=(2, 3))
 
 
-def _read(conv: nn.Layer) -> np.ndarray:
-    """Mean absolute weight of each channel that a convolution can read: [in]."""
+def _dense_weight(conv: nn.Layer) -> tuple[np.ndarray, float]:
+    """Absolute weights [out, in] of a convolution, 0 where nothing is connected, and how many connections it has."""
     if isinstance(conv, LearnedConnections):
-        return _absolute(conv.conv.weight * conv._mask).mean(axis=(0, 2, 3))
+        return _absolute(conv.conv.weight * conv._mask), conv._mask.sum().item()
+    if isinstance(conv, CondenseSFR):
+        return _absolute(conv.dense_weight()), conv.conv.weight.size
     if isinstance(conv, CondenseLGC):
         weight = _absolute(conv.conv.weight)
-        # Every group sums over its own rows; a channel that several groups gathered stands in `index` several times.
-        gathered = weight.reshape(conv.groups, -1, weight.shape[1]).sum(axis=1)
-        return np.bincount(conv.index.numpy(), gathered.ravel(), conv.source_channels) / len(weight)
-    return _absolute(conv.weight).mean(axis=(0, 2, 3))
-
-
-def _updated(sfr: nn.Layer) -> np.ndarray:
-    """Mean absolute weight of each channel that a layer can reactivate: [out]."""
-    weight = sfr.dense_weight() if isinstance(sfr, CondenseSFR) else sfr.conv.weight * sfr._mask
-    return _absolute(weight).mean(axis=(1, 2, 3))
-
-
-def _connections(conv: nn.Layer) -> tuple[float, int]:
-    """Connections of a 1x1 convolution that are left, and how many there were."""
-    if isinstance(conv, LearnedConnections):
-        return conv._mask.sum().item(), conv._mask.size
-    if isinstance(conv, CondenseLGC):
-        return conv.conv.weight.size, conv.conv.weight.shape[0] * conv.source_channels
-    if isinstance(conv, CondenseSFR):
-        return conv.conv.weight.size, conv.out_channels * conv.conv.weight.shape[1] * conv.groups
-    return conv.weight.size, conv.weight.size
+        dense = np.zeros([len(weight), conv.source_channels])
+        read = conv.index.numpy().reshape([conv.groups, -1]).repeat(len(weight) // conv.groups, axis=0)
+        np.add.at(dense, (np.arange(len(weight))[:, None], read), weight)  # added: a group may name a channel twice
+        return dense, weight.size
+    weight = _absolute(conv.weight)
+    return weight, weight.size
 
 
 def _by_source(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -250,6 +239,3 @@ def _draw_map(axes: Axes, title: str, values: np.ndarray, found: Connectivity) -
         for border in np.flatnonzero(np.diff(blocks)):
             line(border + 0.5, color="0.55", linewidth=0.7)
     return image
-
-
-# The command

@@ -15,7 +15,7 @@ from paddle_dense.training.condensation import density, learned_connections
 
 
 class Progress(paddle.callbacks.Callback):
-    """A progress bar on stderr, and after each epoch the accuracy on the test pictures and a line on stdout.
+    """A progress bar on stderr, and after each epoch the accuracy on the test images and a line on stdout.
 
     Args:
         steps_per_epoch: batches in an epoch.

@@ -18,7 +18,7 @@ class Recipe:
     Attributes:
         source: where the numbers come from.
         epochs: passes over the data.
-        batch_size: pictures in a batch, over all devices.
+        batch_size: images in a batch, over all devices.
         learning_rate: the full learning rate, for this batch size.
         weight_decay: L2 penalty on all parameters.
         warmup_epochs: epochs during which the rate rises.
@@ -26,8 +26,8 @@ class Recipe:
         milestones: shares of the training after which the rate falls to a tenth; along a half cosine if there are none.
         label_smoothing: share of the target that is spread over all classes.
         group_lasso: weight of the group lasso, for networks that learn connections.
-        ema_decay: of the averaged weights, with ``--ema``.
-        augmentation: what is done to the training pictures.
+        ema_decay: of the EMA weights, with ``--ema``.
+        augmentation: what is done to the training images.
     """
 
     source: str
@@ -55,7 +55,11 @@ class Recipe:
 
 _CIFAR = Augmentation(crop="pad", flip=True)
 _IMAGENET = Augmentation(crop="resized", flip=True)
+_V2 = Augmentation(crop="resized", flip=True, rand_augment=(2, 9, 0.5), random_erasing=0.2)
+_CONDENSENET = "CondenseNet, arXiv 1711.09224, section 4.1"
+_DENSENET = "DenseNet, arXiv 1608.06993, section 4.2"
 
+# Those in one line: source, epochs, batch size, learning rate, weight decay.
 RECIPES = {
     "condensenetv2-imagenet": Recipe(
         "CondenseNet V2, arXiv 2104.04382 and its code",
@@ -66,70 +70,33 @@ RECIPES = {
         warmup_epochs=5,
         warmup_start=0.1,
         label_smoothing=0.1,
-        augmentation=Augmentation(crop="resized", flip=True, rand_augment=(2, 9, 0.5), random_erasing=0.2),
+        augmentation=_V2,
     ),
-    "condensenet-imagenet": Recipe(
-        "CondenseNet, arXiv 1711.09224, section 4.1",
-        epochs=120,
-        batch_size=256,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        augmentation=_IMAGENET,
-    ),
-    "condensenet-cifar": Recipe(
-        "CondenseNet, arXiv 1711.09224, section 4.1",
-        epochs=300,
-        batch_size=64,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        augmentation=_CIFAR,
-    ),
-    "condensenet182-cifar": Recipe(
-        "CondenseNet, arXiv 1711.09224, table 2",
-        epochs=600,
-        batch_size=64,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        augmentation=_CIFAR,
-    ),
-    "densenet-imagenet": Recipe(
-        "DenseNet, arXiv 1608.06993, section 4.2",
-        epochs=90,
-        batch_size=256,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        milestones=(1 / 3, 2 / 3),
-        augmentation=_IMAGENET,
-    ),
-    "densenet-cifar": Recipe(
-        "DenseNet, arXiv 1608.06993, section 4.2",
-        epochs=300,
-        batch_size=64,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        milestones=(1 / 2, 3 / 4),
-        augmentation=_CIFAR,
-    ),
+    "condensenet-imagenet": Recipe(_CONDENSENET, 120, 256, 0.1, 1e-4, augmentation=_IMAGENET),
+    "condensenet-cifar": Recipe(_CONDENSENET, 300, 64, 0.1, 1e-4, augmentation=_CIFAR),
+    "condensenet182-cifar": Recipe("CondenseNet, arXiv 1711.09224, table 2", 600, 64, 0.1, 1e-4, augmentation=_CIFAR),
+    "densenet-imagenet": Recipe(_DENSENET, 90, 256, 0.1, 1e-4, milestones=(1 / 3, 2 / 3), augmentation=_IMAGENET),
+    "densenet-cifar": Recipe(_DENSENET, 300, 64, 0.1, 1e-4, milestones=(1 / 2, 3 / 4), augmentation=_CIFAR),
     "digits": Recipe(
         "weights/README.md",
         epochs=100,
         batch_size=64,
         learning_rate=0.1,
         weight_decay=5e-4,
+        augmentation=Augmentation(crop="affine"),
         label_smoothing=0.1,
         ema_decay=0.99,
-        augmentation=Augmentation(crop="affine"),
     ),
     "finetune": Recipe(
-        "a start for pictures of one's own",
+        "a start for images of one's own",
         epochs=20,
         batch_size=64,
         learning_rate=0.01,
         weight_decay=1e-4,
         warmup_epochs=1,
+        augmentation=_IMAGENET,
         label_smoothing=0.1,
         ema_decay=0.99,
-        augmentation=_IMAGENET,
     ),
 }
 

@@ -27,7 +27,7 @@ from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.atomic import make_folder
 from paddle_dense.files.sidecar import network_in
 from paddle_dense.files.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
-from paddle_dense.layers.budget import Room
+from paddle_dense.layers.budget import Budget
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.training.ema import ModelEMA
@@ -72,7 +72,7 @@ class Saved:
         with naming(self.path):
             if told is None:
                 raise WeightsError("does not say which network it holds: take another checkpoint")
-            architecture = Architecture(told[0], nn.Layer, told[1], room=Room.of(state))
+            architecture = Architecture(told[0], nn.Layer, told[1], budget=Budget.of(state))
             try:
                 outline = architecture.outline()
             except ValueError as error:
@@ -174,7 +174,7 @@ class Checkpoints(paddle.callbacks.Callback):
         start_step: steps done before this `fit`.
         every_steps: save after so many steps.
         every_seconds: and also when so much time has gone by since the last save.
-        average: the averaged weights, if there are any.
+        average: the EMA weights, if there are any.
 
     Attributes:
         step: batches done.
@@ -371,7 +371,7 @@ def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str,
                 f"holds {what} for another optimizer: continue with the settings that the run began with"
             )
         if key not in arrays:
-            raise WeightsError(f"lacks {what}, which would begin anew at step {step}: {OLDER}")
+            raise WeightsError(f"lacks {what}, which would start from zero at step {step}: {OLDER}")
         _set_accumulator(own[key], arrays[key], what)
 
 

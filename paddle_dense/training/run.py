@@ -42,7 +42,7 @@ class Settings:
     """What decides the numbers of a run; a continued run has the same.
 
     Attributes:
-        data: `digits`, a folder of pictures, or a CIFAR archive.
+        data: `digits`, a folder of images, or a CIFAR archive.
         model: preset or network; from the file's sidecar or tensors where `pretrained` is given alone.
         recipe: name of a recipe.
         config: arguments of the network.
@@ -50,7 +50,7 @@ class Settings:
         epochs, batch_size, learning_rate: in place of the recipe's.
         seed: of weights, data order, augmentation and dropout.
         amp: half precision where the device has it.
-        ema: keep averaged weights, and take them at the end.
+        ema: keep EMA weights, and take them at the end.
 
     Raises:
         ValueError: a setting is no such thing.
@@ -79,7 +79,7 @@ class Result:
     Attributes:
         step: batches done.
         stopped: it was asked to stop, and can be continued.
-        accuracies: what the test pictures gave, for each file written.
+        accuracies: what the test images gave, for each file written.
         files: the weight files.
         signal: what asked it to stop, where that reached this device.
     """
@@ -98,7 +98,7 @@ class Run:
         settings: see `Settings`.
         folder: where checkpoints and weights go.
         saved: the checkpoint to continue from.
-        workers: processes that prepare pictures.
+        workers: processes that prepare images.
         log_dir: folder for VisualDL.
 
     Raises:
@@ -127,7 +127,7 @@ class Run:
         self.test_data = Augmented(open_data(settings.data, "test"), eval_transforms(self.preprocessing))
 
     def evaluate(self, network: nn.Layer | None = None) -> Accuracy:
-        """The accuracy of a network, the run's own unless given, on the test pictures."""
+        """The accuracy of a network, the run's own unless given, on the test images."""
         return measure_accuracy(network or self.network, self.test_data, self._batch_size(), self.workers)
 
     def train(self, condense_at_end: bool = False) -> Result:
@@ -152,7 +152,7 @@ class Run:
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             pictures = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(PictureLoader(pictures, batches, self.workers))
+            loader = _UntilStopped(pictures, batches, self.workers)
             with _stop_on_signals(checkpoints) as received:
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
@@ -235,7 +235,7 @@ def _network(settings: Settings, data: PictureData) -> nn.Layer:
             load_pretrained(network, settings.pretrained)
     if network.config["in_channels"] != data.in_channels:
         raise WeightsError(
-            f"{settings.pretrained or network.arch} takes pictures of {network.config['in_channels']} channels and "
+            f"{settings.pretrained or network.arch} takes images of {network.config['in_channels']} channels and "
             f"{settings.data} has {data.in_channels}: take another network or other data"
         )
     return network
@@ -248,18 +248,12 @@ def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
 
 
-class _UntilStopped:
+class _UntilStopped(PictureLoader):
     """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
-
-    def __init__(self, loader: PictureLoader) -> None:
-        self.loader = loader
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):
-            yield from self.loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
+            yield from super().__iter__()
 
 
 @contextmanager

@@ -318,7 +318,7 @@ def test_without_pytorch_it_writes_what_pytorch_reads(data, tmp_path, converted)
 # What is refused
 
 
-@pytest.mark.parametrize("runtime", ["paddle", "onnx"])
+@pytest.mark.parametrize("runtime", ["paddle", "compiled"])
 def test_fused_weights_are_no_checkpoint(capsys, converted, runtime):
     model = paddle_dense.load_model(converted)
     model.eval()

@@ -18,9 +18,9 @@ from convert import paddle2torch, torch2paddle
 from convert.conversion import convert_checkpoint
 from convert.options import Options
 from convert.report import summarise, write_report
+from convert.report.markdown import markdown_code, markdown_text
 from convert.report.page import html
 from convert.report.plots import dots
-from convert.report.text import markdown_code, markdown_text
 from convert.result import Result as Section
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")

@@ -219,7 +219,8 @@ def test_in_every_container(container, tmp_path):
 def test_sound_modules_convert_as_before(name, tmp_path):
     net = lived_in(FAMILIES[name]())
     result = convert(saved(net, tmp_path))
-    assert result.verified and not any("own class" in warning for warning in result.warnings)
+    assert result.verified
+    assert result.warnings == []  # what tensors alone do not show, such a file states
     assert_same_answers(net, tmp_path / "net.pdparams")
 
 
@@ -260,6 +261,32 @@ def test_the_stride_of_a_condensenet_names_the_option_that_mends_it(tmp_path):
     assert refused(net, tmp_path).endswith("where CondenseNet has stride=1x1: give --config init_stride=2")
     assert convert(tmp_path / "net.pth", config={"init_stride": 2}).verified
     assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+def test_what_a_module_does_not_state_stays_a_guess(tmp_path):
+    """Its tensors alone state nothing, and a block that calls its activations does not state which they are."""
+    net = lived_in(FAMILIES["CondenseNetV2"]())
+    [start, stride] = convert(saved(net.state_dict(), tmp_path)).warnings
+    assert "HS_start_block=2 is assumed" in start
+    assert "init_stride=1 is assumed" in stride
+    layer = net.features.denseblock_2.denselayer_1
+    for part in (layer.conv_1, layer.conv_2, layer.sfr):
+        part.__class__ = Silent
+        del part.activation
+    [start, own] = describe_weights(saved(net, tmp_path)).warnings
+    assert "HS_start_block=2 is assumed" in start
+    assert "own class 'tests.convert.test_stated.Silent'" in own
+
+
+class Silent(nn.Module):
+    """Its `forward` may call any activation."""
+
+
+def test_of_presets_with_the_same_tensors_one_is_stated(tmp_path):
+    """By its epsilon; the padding stands before convolutions that have none."""
+    net = condconv.EfficientNetCondConv(channel_multiplier=1.0, num_experts=4, same_padding=True, bn_eps=1e-3)
+    [said] = convert(saved(lived_in(net), tmp_path), verify=False).warnings
+    assert "does not show same_padding=True, which tf_efficientnet_cc_b0_4e has" in said
 
 
 class HS(nn.Module):
@@ -309,7 +336,7 @@ def test_own_classes_are_named(tmp_path):
     result = convert(saved(net, tmp_path))
     assert result.verified
     [warning] = result.warnings
-    assert "own class 'tests.convert.test_stated.OwnLayer' may compute what the file does not show" in warning
+    assert "own class 'tests.convert.test_stated.OwnLayer' may compute what the file does not reveal" in warning
     [note] = describe_weights(tmp_path / "net.pth").warnings
     assert note == warning
 
@@ -486,8 +513,8 @@ def test_pytorchcvs_own_module(tmp_path):
             module.index.copy_(torch.arange(len(module.index)) % 4)
     net = lived_in(net)
     result = convert(saved(net, tmp_path))
-    [said] = result.warnings  # the preset's, which tensors alone do not show
-    assert result.verified and "init_stride=2, which condensenet74_c4 has" in said
+    assert result.verified
+    assert result.warnings == []
     assert_same_answers(net, tmp_path / "net.pdparams", 224)
     net.features.stage1.unit1.conv2.activ = nn.SiLU()
     assert "'features.stage1.unit1.conv2.activ' computes a SiLU" in refused_again(net, tmp_path)

@@ -85,7 +85,7 @@ def test_the_official_checkpoint_needs_no_option(capsys, oracles, tmp_path):
     # Rounding: 4.6e-7 on one processor, 1.3e-6 on another.
     assert result["verified"] and result["max_rel_diff"] < 2e-6 and result["top1_agreement"] == 1
     [said] = result["warnings"]
-    assert "does not show HS_start_block=2, init_stride=2, which cdnv2_a has" in said
+    assert "does not reveal HS_start_block=2, init_stride=2, which cdnv2_a has" in said
     assert result["output"] == str(tmp_path / "cdnv2_a.pdparams")
     oracle = np.load(oracles / "cdnv2_a_io.npz")
     assert_close(paddle_logits(tmp_path / "cdnv2_a.pdparams", oracle["x"]), oracle["logits"], tolerance=2e-6)
@@ -280,11 +280,11 @@ def test_pictures_are_compared_through_the_networks_own_transforms(capsys, tmp_p
     (pictures / "broken.jpg").write_bytes(b"not a picture")
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", pictures, "--force")
     assert status == FAILED and err.count("\n") == 1
-    assert "broken.jpg: cannot be read as a picture: replace it or take it out" in err
+    assert "broken.jpg: cannot be read as an image: replace it or take it out" in err
 
     (tmp_path / "empty").mkdir()
     status, _, err = convert(capsys, tmp_path / "a.pth", "--images", tmp_path / "empty", "--force")
-    assert status == USAGE and "holds no picture" in err
+    assert status == USAGE and "holds no image" in err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import paddle
 import pytest
@@ -294,11 +296,19 @@ def test_networks_that_are_not_the_same_are_one_sentence(learning):
 # The running variance
 
 
+@contextmanager
+def pytorch_running_variance(model):
+    handles = training.follow_pytorch_variance(model)
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 def test_the_running_variance_becomes_pytorchs():
     """With batches and pictures of different sizes, so that no one factor would do."""
     theirs, ours, plain = torch.nn.BatchNorm2d(3), paddle.nn.BatchNorm2D(3), paddle.nn.BatchNorm2D(3)
     random = np.random.default_rng(0)
-    with training.pytorch_running_variance(ours):
+    with pytorch_running_variance(ours):
         for shape in ((2, 3, 1, 1), (4, 3, 5, 5), (2, 3, 2, 3)):
             x = random.standard_normal(shape, np.float32)
             expected = theirs(torch.from_numpy(x)).detach().numpy()
@@ -310,7 +320,7 @@ def test_the_running_variance_becomes_pytorchs():
     assert np.abs(plain._variance.numpy() / variance - 1).max() > 0.01
 
     ours.eval()
-    with training.pytorch_running_variance(ours):
+    with pytorch_running_variance(ours):
         ours(paddle.to_tensor(x))
     np.testing.assert_allclose(ours._variance.numpy(), variance, rtol=1e-6)
     ours.train()
@@ -346,7 +356,7 @@ def batches_of(oracle):
 
 def whole_training(model, oracle):
     """The steps of an oracle's training, and the state and the logits that it ends with."""
-    with training.pytorch_running_variance(model):
+    with pytorch_running_variance(model):
         steps = list(lockstep(model, batches_of(oracle), len(oracle["X"])))
     return steps, arrays(model), answers(model, oracle["x_eval"].astype(model.parameters()[0].numpy().dtype))
 
@@ -377,7 +387,7 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
     twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
     with forward.exact_pair(twin, model) as (twin, corrected):
         plain = forward.paddle_in_double_precision(corrected)
-        with training.pytorch_running_variance(corrected):
+        with pytorch_running_variance(corrected):
             list(lockstep(corrected, batches, 24))
         list(lockstep(plain, batches, 24))
         momentum, decay = float(np.float32(0.9)), float(np.float32(1e-4))

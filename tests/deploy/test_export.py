@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import paddle_dense as pd_
-from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, export_checked, load_onnx, load_paddle
+from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, load_onnx, load_paddle
 from paddle_dense.deploy.fusing import fuse
 from paddle_dense.errors import WeightsError
 from tests.helpers import answers, random_images
@@ -134,10 +134,10 @@ def test_fused_network(tmp_path, network, request, difference, format):
 
 def test_static_paddle_files_say_so(tmp_path, network):
     model = network("DenseNet")
-    exported = export_checked(model, tmp_path / "v1.5", input_size=128, batch=2)
-    assert [file.name for file in exported.files] == [f"v1.5{PROGRAM_SUFFIX}", "v1.5.pdiparams", "v1.5.meta.json"]
+    exported = export(model, tmp_path / "v1.5", input_size=128, batch=2)
+    assert [file.name for file in exported] == [f"v1.5{PROGRAM_SUFFIX}", "v1.5.pdiparams", "v1.5.meta.json"]
     assert 0 < exported.max_rel_diff < 2e-6
-    told = json.loads(exported.files[2].read_text())
+    told = json.loads(exported[2].read_text())
     assert told["inputs"] == [{"name": "image", "shape": [2, 3, 128, 128]}]
     assert [output["shape"] for output in told["outputs"]] == [[2, 10]]
     assert (told["preprocessing"]["input_size"], told["preprocessing"]["resize"]) == (128, 146)
@@ -274,4 +274,4 @@ def test_fused_networks_of_full_size(tmp_path, randomise, request, name, format)
     if "efficientnet" not in name:  # whose gates saturate with such weights
         randomise(model)
     model.eval()
-    assert export_checked(fuse(model, format), tmp_path / "net", format).max_rel_diff < 1e-5
+    assert export(fuse(model, format), tmp_path / "net", format).max_rel_diff < 1e-5

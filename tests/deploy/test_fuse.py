@@ -215,8 +215,13 @@ def test_a_fused_network_is_refused(network):
 def test_other_networks_and_runtimes_are_refused(network):
     with pytest.raises(ValueError, match=r"^Linear is no network of this package: fuse one that create_model or"):
         fuse(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^unknown runtime 'tensorrt': choose one of paddle, onnx$"):
+    with pytest.raises(ValueError, match=r"^unknown runtime 'tensorrt': choose one of paddle, compiled$"):
         fuse(network("V2"), "tensorrt")
+
+
+def test_the_old_name_of_a_runtime_is_accepted(network):
+    model = network("V2")
+    assert kinds(fuse(model, "onnx")) == kinds(fuse(model, "compiled")) != kinds(fuse(model))
 
 
 def test_a_rule_that_is_not_exact_is_caught(network, monkeypatch):
@@ -255,17 +260,19 @@ def test_dense_or_gathered_by_width(network, monkeypatch):
     for lgc in (layer for layer in model.sublayers() if isinstance(layer, CondenseLGC)):
         one_bn_for_each_source(lgc)
     monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 128)
-    widths = {layer.index.size for layer in fuse(model, "onnx").sublayers() if isinstance(layer, GatheredConvolution)}
+    widths = {
+        layer.index.size for layer in fuse(model, "compiled").sublayers() if isinstance(layer, GatheredConvolution)
+    }
     assert widths == {144, 160}
     monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 1000)
-    assert GatheredConvolution not in kinds(fuse(model, "onnx"))
+    assert GatheredConvolution not in kinds(fuse(model, "compiled"))
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "CSPResNeXt", "CSPDarkNet", "CondConv"])
 def test_no_bn_is_left_behind_a_convolution(network, name):
     """For engines. Counted: as many BNs are gone as convolutions have got a bias."""
     model = network(name)
-    fused = fuse(model, "onnx")
+    fused = fuse(model, "compiled")
 
     def count(net, wanted):
         return sum(bool(wanted(layer)) for layer in net.sublayers())

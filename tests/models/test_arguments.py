@@ -80,7 +80,7 @@ def test_a_network_whose_annotations_are_types_is_registered_recognised_saved_an
         ({"widths": [4], "scale": "2"}, "scale=2 must be a number"),
         ({"widths": [4], "num_classes": -1}, "num_classes=-1 must be 0 or more"),
         ({"widths": [4], "in_channels": True}, "in_channels=True must be a whole number"),
-        ({"widths": [4] * 6}, "would leave nothing of a picture of 32 pixels"),
+        ({"widths": [4] * 6}, "would leave nothing of an image of 32 pixels"),
     ],
 )
 def test_its_bad_arguments_are_refused_where_they_are_given(tiny, config, message):

@@ -39,7 +39,7 @@ def test_what_no_file_shows_is_said_to_be_a_guess(small):
     assert found.guesses == ("same_padding", "bn_eps")
     warnings = recognise(arrays(small())).warnings
     assert len(warnings) == 2
-    assert "same_padding=True is assumed, and --config same_padding=VALUE" in warnings[0]
+    assert "same_padding=True is assumed; use --config same_padding=VALUE" in warnings[0]
 
 
 def test_a_pyramids_tensors_are_recognised():

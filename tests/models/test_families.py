@@ -226,7 +226,7 @@ def test_the_config_and_the_tensors_rebuild_the_network(name, config, build):
     found = recognise(state)
     assert (found.network, found.arch) == (type(model), name)
     assert shapes(found.build()) == shapes(state)
-    assert {warning.partition("does not show ")[2].partition(":")[0] for warning in found.warnings} == GUESSED.get(
+    assert {warning.partition("does not reveal ")[2].partition(":")[0] for warning in found.warnings} == GUESSED.get(
         name, set()
     )
     if name != "EfficientNetCondConv":  # several of whose multipliers round to the same numbers

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,14 @@ READERS = {
 def test_there_is_one_of_every_kind():
     assert {path.suffix for path in FILES} == set(READERS)
     assert all(0 < path.stat().st_size < 16_000 for path in FILES)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--nonsense"])
+def test_what_is_no_folder_makes_none(argument, tmp_path):
+    command = [sys.executable, make_corpus.__file__, argument]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "usage: make_corpus.py" in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

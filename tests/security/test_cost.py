@@ -20,7 +20,7 @@ from paddle_dense.models.network import networks, presets
 from tests.security.hostile import COSTLY_NETWORKS, costly_state
 
 ROOT = Path(__file__).resolve().parents[2]
-DISPROPORTIONATE = r"running this network on a picture of 256 x 256 pixels takes [\d,]+ MB and more for [\d.]+ MB of"
+DISPROPORTIONATE = r"running this network on an image of 256 x 256 pixels takes [\d,]+ MB and more for [\d.]+ MB of"
 # Runs a command and says how much memory it took, in KB. Not ru_maxrss, which begins with what the parent holds.
 MEASURED = """
 import re, sys

@@ -25,7 +25,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.unpickle import unpickle
 from paddle_dense.files.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
-from paddle_dense.layers.budget import Room, check_room, within
+from paddle_dense.layers.budget import Budget, check_budget, within
 from paddle_dense.models.recognise import Architecture
 from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
 
@@ -467,7 +467,7 @@ def tell(path: Path, **config: object) -> None:
 )
 def test_sidecars_that_nobody_wrote(saved, content):
     saved.with_suffix(".json").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: mend or remove it") as caught:
+    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: fix or delete it") as caught:
         load_model(saved)
     assert len(str(caught.value)) < 1000
 
@@ -479,7 +479,7 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 
     told = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
     saved.with_suffix(".json").write_text(told)
-    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: mend or remove it"):
+    with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: fix or delete it"):
         load_model(saved)
     assert main(["--json", str(saved)]) == 0
 
@@ -593,11 +593,11 @@ def test_a_config_of_a_giant_network_is_refused_before_it_is_built(saved, arch, 
 
 ABSURD = [
     ("CondenseNetV2", {"init_stride": True}, "init_stride=True must be a whole number"),
-    ("CondenseNetV2", {"init_stride": 2**40}, "would leave nothing of a picture of 224 pixels"),
+    ("CondenseNetV2", {"init_stride": 2**40}, "would leave nothing of an image of 224 pixels"),
     ("CondenseNetV2", {"init_stride": 1.5}, "init_stride=1.5 must be a whole number"),
     ("CondenseNetV2", {"init_stride": -1}, "init_stride=-1 must be 1 or more"),
     ("CondenseNetV2", {"init_stride": 0}, "init_stride=0 must be 1 or more"),
-    ("CondenseNetV2", {"stages": [1] * 9, "growth": [8] * 9}, "would leave nothing of a picture of 224 pixels"),
+    ("CondenseNetV2", {"stages": [1] * 9, "growth": [8] * 9}, "would leave nothing of an image of 224 pixels"),
     ("CondenseNetV2", {"HS_start_block": "2"}, "HS_start_block=2 must be a whole number"),
     ("CondenseNetV2", {"HS_start_block": float("nan")}, "HS_start_block=nan must be a whole number"),
     ("CondenseNetV2", {"HS_start_block": 2**63}, "must be below 2\\*\\*63"),
@@ -613,7 +613,7 @@ ABSURD = [
     ("DenseNet", {"drop_rate": 2}, "drop_rate=2 must be from 0 to 1"),
     ("DenseNet", {"drop_rate": True}, "drop_rate=True must be a number"),
     ("DenseNet", {"memory_efficient": "x"}, "memory_efficient=x must be true or false"),
-    ("DenseNet", {"block_config": [1] * 7}, "would leave nothing of a picture of 224 pixels"),
+    ("DenseNet", {"block_config": [1] * 7}, "would leave nothing of an image of 224 pixels"),
     ("CSPDenseNet", {"mode": 3}, "mode=3 must be a text"),
     ("CSPNet", {"groups": 0}, "groups=0 must be 1 or more"),
     ("CSPNet", {"expand_ratio": [float("inf")]}, "must be above 0 and finite"),
@@ -665,19 +665,19 @@ def test_shapes_of_a_giant_network_make_no_buffers(network, condensed):
     """Tensors without elements take no room in a file, whatever their other sides are."""
     config = {"stages": [1], "growth": [10**6], "condensed": condensed}
     with pytest.raises(ValueError, match="far more numbers than the file has tensors for"):
-        Architecture(network.__name__, network, config, room=Room(tensors=100, elements=1000)).outline()
+        Architecture(network.__name__, network, config, budget=Budget(tensors=100, elements=1000)).outline()
 
 
 def test_a_room_bounds_what_is_built_in_it_and_nothing_else():
-    with pytest.raises(ValueError, match="far more layers than the file has tensors for"), within(Room(10, 10**9)):
+    with pytest.raises(ValueError, match="far more layers than the file has tensors for"), within(Budget(10, 10**9)):
         CondenseNet(stages=[1] * 100, growth=[8] * 100)
-    with within(Room(tensors=0, elements=100)):
-        check_room(40, 40)
+    with within(Budget(tensors=0, elements=100)):
+        check_budget(40, 40)
         with pytest.raises(ValueError, match="far more numbers"):
-            check_room(40, 40)
+            check_budget(40, 40)
     with within(None):
-        check_room(10**9, 10**9)
-    check_room(10**9, 10**9)
+        check_budget(10**9, 10**9)
+    check_budget(10**9, 10**9)
 
 
 # CIFAR archives

@@ -23,7 +23,7 @@ from fuzz.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import atomic as writing
 from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
-from paddle_dense.files.sidecar import is_left_over, read_sidecar, told_of, write_with_sidecar
+from paddle_dense.files.sidecar import described_network, is_left_over, told_of, write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.process import FAILED, OK
 
@@ -76,12 +76,16 @@ def describe(path: Path, version: int) -> None:
     write_with_sidecar({"w": np.full(3, version, "f4")}, path, {"arch": "net", "config": {"version": version}})
 
 
+def read_sidecar(path: Path, state: dict | None = None) -> tuple:
+    return described_network(path, told_of(path, state))
+
+
 def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
     path = tmp_path / "net.pdparams"
     describe(path, 1)
     assert read_sidecar(path) == ("net", {"version": 1})
     write_weights({"w": np.zeros(3, "f4")}, path)
-    with pytest.raises(WeightsError, match=r"net.json tells of other tensors than .*net.pdparams holds: remove it"):
+    with pytest.raises(WeightsError, match=r"net.json describes other tensors than .*net.pdparams holds: delete it"):
         read_sidecar(path)
 
 
@@ -91,7 +95,7 @@ def test_a_model_is_not_rebuilt_from_a_sidecar_of_others(tmp_path):
     told["tensors_sha256"] = "0" * 64
     (tmp_path / "net.json").write_text(json.dumps(told))
     shutil.copy(DIGITS.with_suffix(".pdparams"), tmp_path / "net.pdparams")
-    with pytest.raises(WeightsError, match="tells of other tensors"):
+    with pytest.raises(WeightsError, match="describes other tensors"):
         pd_.load_model(tmp_path / "net.pdparams")
 
 
@@ -417,17 +421,40 @@ def slow_pictures(tmp_path_factory) -> Path:
     return root
 
 
-def waits_until_it_reads(process: subprocess.Popen, file: Path) -> None:
-    """Returns when the process, or one that it started, has this file open."""
+def reads(process: subprocess.Popen, file: Path) -> bool:
+    """Whether the process, or one that it started, has this file open, once one has; False if it ends before."""
     while process.poll() is None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for pid in (process.pid, *children):
             with suppress(OSError):
                 if any(os.path.realpath(link) == str(file) for link in Path(f"/proc/{pid}/fd").iterdir()):
-                    return
+                    return True
         time.sleep(0.01)
+    return False
 
 
+def stopped_while_reading(arguments: list[str], folder: Path, file: Path) -> tuple[float, int, str, str]:
+    """Send SIGTERM to a command once it has a file open: seconds from then to its end, status, stdout, stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    reading = reads(process, file)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    seconds = time.monotonic() - start
+    out, err = process.communicate()
+    assert reading, err
+    return seconds, process.returncode, out, err
+
+
+SOON = 5  # seconds: what is promised
+ATTEMPTS = 3  # another process may have had the machine meanwhile
 ALL_AT_ONCE = ["paddle_dense.training", "--data", "{pictures}", "--batch-size", "300"]
 READING = {
     "training": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run"],
@@ -452,27 +479,22 @@ def test_a_command_that_reads_pictures_ends_soon(tmp_path, slow_pictures, comman
     arguments = [
         argument.format(pictures=slow_pictures, net=tmp_path / "net.safetensors") for argument in READING[command]
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    waits_until_it_reads(process, slow_pictures / "large.png")
-    process.send_signal(signal.SIGTERM)
-    start = time.monotonic()
-    out, err = process.communicate()
-    seconds = time.monotonic() - start
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert seconds < 15, "5 on a machine that does nothing else; the whole takes more than a minute"
-    if "training" in command:
-        assert out.splitlines()[-1] == "stopped and saved at step 0: --resume run continues" and err == ""
-        assert names(tmp_path / "run") == ["checkpoint-00000000.safetensors"]
-    else:
-        assert err.startswith("error: stopped by SIGTERM: ") and err.count("\n") == 1 and out == ""
+    for _ in range(ATTEMPTS):
+        seconds, status, out, err = stopped_while_reading(arguments, tmp_path, slow_pictures / "large.png")
+        assert status == 128 + signal.SIGTERM, err
+        if "training" in command:
+            assert out.splitlines()[-1] == "stopped and saved at step 0: --resume run continues"
+            assert err == ""
+            assert names(tmp_path / "run") == ["checkpoint-00000000.safetensors"]
+            shutil.rmtree(tmp_path / "run")
+        else:
+            assert err.startswith("error: stopped by SIGTERM: ")
+            assert err.count("\n") == 1
+            assert out == ""
         assert names(tmp_path) == before
+        if seconds <= SOON:
+            return
+    pytest.fail(f"took more than {SOON} s in each of {ATTEMPTS} attempts, {seconds:.1f} s in the last")
 
 
 # Disks

@@ -491,7 +491,7 @@ def test_a_pair_that_does_not_belong_together_is_told_of_at_once(pair):
     """After a second reading, not after waiting."""
     write_weights({"w": np.zeros(3, "f4")}, pair)
     start = time.monotonic()
-    with pytest.raises(WeightsError, match=r"net.json tells of other tensors than .*net.pdparams holds"):
+    with pytest.raises(WeightsError, match=r"net.json describes other tensors than .*net.pdparams holds"):
         load_model(pair)
     assert time.monotonic() - start < 5
-    assert [note for note in describe_weights(pair).warnings if "tells of other tensors" in note]
+    assert [note for note in describe_weights(pair).warnings if "describes other tensors" in note]

@@ -66,7 +66,7 @@ def test_train_and_condense(command, tmp_path):
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 4, "--ema", "--condense-at-end"]
     status, out, err = command(*SMALL, *options, "-o", "run", "--log-dir", "curves")
     assert (status, err) == (0, "")
-    assert "12 pictures of 2 classes, recipe finetune" in out
+    assert "12 images of 2 classes, recipe finetune" in out
     assert "epoch 4/4: loss" in out and "density 25.0%" in out
     for name in ("model", "model_ema", "model_condensed"):
         assert f"{name}.pdparams: accuracy" in out
@@ -118,7 +118,7 @@ def test_fine_tune_a_converted_file_with_a_new_head(command, tmp_path):
     assert not np.array_equal(tuned["features.init_conv.weight"], before["features.init_conv.weight"])
 
     status, out, _ = command("--pretrained", "runs/five/model.pdparams", "--eval-only")
-    assert status == 0 and "on 6 pictures" in out
+    assert status == 0 and "on 6 images" in out
 
 
 def test_half_precision_on_a_cpu_changes_nothing(command):
@@ -309,7 +309,7 @@ def test_a_picture_that_cannot_be_read_is_named(command, pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "broken")
     (folder / "train" / "dark" / "0.png").write_bytes(b"no picture")
     status, _, err = command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "--data", folder)
-    assert status == 1 and "0.png: cannot be read as a picture" in err and err.count("\n") == 1
+    assert status == 1 and "0.png: cannot be read as an image" in err and err.count("\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
@@ -320,4 +320,4 @@ def test_a_pipe_among_the_pictures_is_named(command, pictures, tmp_path, workers
     os.mkfifo(folder / "train" / "dark" / "1.jpg")
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
     status, _, err = command(*SMALL, *options, "--data", folder)
-    assert status == 1 and "1.jpg: cannot be read as a picture" in err and err.count("\n") == 1
+    assert status == 1 and "1.jpg: cannot be read as an image" in err and err.count("\n") == 1

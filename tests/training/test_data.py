@@ -139,12 +139,12 @@ def without(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["val"], "has no folder val: put the pictures in train/CLASS/ and val/CLASS/, for each class of its own"),
-        (["train"], "has no folder train: put the pictures"),
-        (["train", "val"], "has no folder train and no folder val: put the pictures"),
+        (["val"], "has no folder val: put the images in train/CLASS/ and val/CLASS/, for each class of its own"),
+        (["train"], "has no folder train: put the images"),
+        (["train", "val"], "has no folder train and no folder val: put the images"),
         (["train/dog"], r"train: has no folder for class 'dog', which .*val has: add or remove it"),
         (["val/cat"], r"val: has no folder for class 'cat', which .*train has: add or remove it"),
-        (["train/cat", "train/dog", "val/cat", "val/dog"], "train: has no folders: put the pictures of each class in"),
+        (["train/cat", "train/dog", "val/cat", "val/dog"], "train: has no folders: put the images of each class in"),
     ],
 )
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -160,11 +160,11 @@ def test_folders_that_are_empty(folder):
     (folder / "train/dog/1.png").unlink()
     (folder / "train/dog/2.png").unlink()
     (folder / "val/dog/3.png").unlink()
-    with pytest.raises(DataError, match="dog: holds no pictures: add some, or remove the class from both parts"):
+    with pytest.raises(DataError, match="dog: holds no images: add some, or remove the class from both parts"):
         open_data(folder, "train")
     assert len(open_data(folder, "test")) == 1  # a class that is not tested takes nothing from the others
     (folder / "val/cat/3.png").unlink()
-    with pytest.raises(DataError, match="val: holds no pictures: add some in a folder for each class"):
+    with pytest.raises(DataError, match="val: holds no images: add some in a folder for each class"):
         open_data(folder, "test")
 
 
@@ -194,7 +194,7 @@ def test_a_picture_that_cannot_be_read_is_named(folder, name, content, workers):
     save(picture(size=(200, 100)), path)
     path.write_bytes(path.read_bytes()[:700] if content is None else content)  # cut short, or something else
     pictures = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
-    sentence = f"{path}: cannot be read as a picture: replace it or take it out"
+    sentence = f"{path}: cannot be read as an image: replace it or take it out"
     with pytest.raises(DataError) as error:
         list(PictureLoader(pictures, [[3], [1, 0], [2]], workers))
     assert str(error.value) == sentence
@@ -202,7 +202,7 @@ def test_a_picture_that_cannot_be_read_is_named(folder, name, content, workers):
 
 def test_a_link_to_nowhere_is_named(folder):
     (folder / "train/cat/9.png").symlink_to(folder / "gone.png")
-    with pytest.raises(DataError, match=r"9\.png: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"9\.png: cannot be read as an image"):
         open_data(folder, "train")[2]
 
 
@@ -385,7 +385,7 @@ def test_an_archive_that_asks_to_run_code_runs_nothing(tmp_path, member):
     with pytest.raises(HostileFileError) as error:
         open_data(path, "train")
     assert str(error.value) == (
-        f"{path}: {member!r}: asks to run 'os.system', which no pictures need: open it with nothing else and take the "
+        f"{path}: {member!r}: asks to run 'os.system', which no images need: open it with nothing else and take the "
         f"archive from a source you trust"
     )
     assert not canary.exists()
@@ -408,7 +408,7 @@ PIXELS = np.zeros((2, 3072), np.uint8)
         ({"labels": [1, 2], "data": PIXELS[:, 1:]}, r"holds uint8 \[2, 3071\] where"),
         ({"labels": [1, 2], "data": PIXELS[0]}, r"holds uint8 \[3072\] where"),
         ({"labels": [1, 2], "data": np.array([["a"]])}, "values instead of numbers"),
-        ({"labels": [1], "data": PIXELS}, "has no list of 2 labels, one for each picture"),
+        ({"labels": [1], "data": PIXELS}, "has no list of 2 labels, one for each image"),
         ({"data": PIXELS}, "has no list of 2 labels"),
         ({"fine_labels": None, "data": PIXELS}, "has no list of 2 fine_labels"),
         ({"labels": [1, 10], "data": PIXELS}, "has labels that are no numbers from 0 to 9"),
@@ -435,11 +435,11 @@ def test_batches_that_are_no_batches(tmp_path, content, message):
         {"test_batch": python_2({**batch(1, 1), b"data": PIXELS[:0], b"labels": []})},
         {"test_batch": python_2(batch(1, 1)), "test": python_2(batch(1, 1, "fine_labels"))},
     ],
-    ids=["empty", "foreign", "other part", "no pictures", "both kinds"],
+    ids=["empty", "foreign", "other part", "no images", "both kinds"],
 )
 def test_archives_without_the_pictures(tmp_path, members):
     path = archive(tmp_path / "x.tar.gz", members)
-    with pytest.raises(DataError, match="holds no test pictures of one CIFAR: give the published archive"):
+    with pytest.raises(DataError, match="holds no test images of one CIFAR: give the published archive"):
         open_data(path, "test")
 
 

@@ -77,7 +77,7 @@ def test_the_command_on_two_devices(tmp_path):
     assert "epoch 2/2" in logs[0]
     assert "model_condensed.pdparams: accuracy" in logs[0]
     assert "epoch" not in logs[1]  # rank 0 alone speaks
-    assert "on 6 pictures" in logs[0]
+    assert "on 6 images" in logs[0]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint-00000003.safetensors",
         "checkpoint-00000006.safetensors",
