@@ -29,7 +29,7 @@ class CSPDenseBlock(DenseBlock):
         super().__init__(num_layers, in_channels - part1, growth_rate, bn_size, drop_rate)
         added = num_layers * growth_rate
         self.part1 = part1
-        self.transition = transition(added, pool=False) if with_transition else nn.Identity()
+        self.transition = transition(added, added // 2, pool=False) if with_transition else nn.Identity()
         self.out_channels = part1 + (added // 2 if with_transition else added)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class CSPDenseNet(DenseBackbone):
             return lambda channels: CSPDenseBlock(num_layers, channels, growth_rate, bn_size, drop_rate, inside)
 
         blocks = [block(num_layers) for num_layers in block_config]
-        super().__init__(in_channels, num_init_features, blocks, between, num_classes)
+        super().__init__(in_channels, num_init_features, blocks, 0.5 if between else None, num_classes)
 
 
 class ConvNormAct(nn.Sequential):

@@ -115,7 +115,7 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
 class _DenseLayer(NamedTuple):
     label: str
     block: int
-    conv: nn.Layer  # 1x1, reads earlier features
+    conv: nn.Layer  # reads earlier features
     sfr: nn.Layer | None
 
 
