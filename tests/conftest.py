@@ -31,7 +31,7 @@ def oracles() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real() -> Path:
+def trained_by_others() -> Path:
     """Weights that others have trained, with the original's answers, too large to ship."""
     folder = HERE.parents[1] / "shared" / "real"
     if not folder.is_dir():

@@ -297,7 +297,9 @@ def test_what_no_file_shows_changes_the_answers(change, randomise, difference):
 # Files
 
 
-@pytest.mark.parametrize("kind", ["DenseNet", *(f"CSP {kind}" for kind in CSPNETS), "CondConv, SAME"])
+@pytest.mark.parametrize(
+    "kind", ["DenseNet", "CIFAR DenseNet-BC", "CIFAR DenseNet", *(f"CSP {kind}" for kind in CSPNETS), "CondConv, SAME"]
+)
 def test_files_are_converted(kind, randomise, difference, tmp_path):
     """DenseNet's in the old spelling; those of the other families in `test_every_family` and its neighbours."""
     name, config = SMALL[kind]

@@ -188,14 +188,14 @@ def shapes_alone(growth_rate, block_config, widths):
 
 
 @pytest.mark.parametrize("images", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_weights_that_others_trained_answer_as_their_code(images, real, difference):
+def test_weights_that_others_trained_answer_as_their_code(images, trained_by_others, difference):
     """Of andreasveit's code, trained on CIFAR-10: its logits, and with them its accuracy."""
-    file = read_checkpoint(real / "dice_c10.pth.tar").state
+    file = read_checkpoint(trained_by_others / "dice_c10.pth.tar").state
     state = to_paddle({from_other_code(name): value for name, value in file.items()})
     found = recognise(state)
     assert (found.arch, found.warnings) == ("densenet_bc100_k12", ())
     model = found.fit(state)
-    with np.load(real / "dice_c10_io.npz") as oracle:
+    with np.load(trained_by_others / "dice_c10_io.npz") as oracle:
         pixels, labels, logits = (oracle[key][:images] for key in ("images", "labels", "logits"))
         x = ((pixels / 255 - oracle["mean"]) / oracle["std"]).transpose(0, 3, 1, 2).astype("float32")
     y = np.concatenate([answers(model, batch) for batch in np.split(x, images // 100)])
