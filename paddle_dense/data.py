@@ -60,6 +60,9 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+CIFAR_10 = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
+
+
 @dataclass(frozen=True)
 class Digits:
     """scikit-learn's 1 797 handwritten digits (UCI), split 75/25 by class, the same way on every machine.

@@ -30,6 +30,15 @@ def oracles() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_by_others() -> Path:
+    """Weights that others have trained, with the original's answers, too large to ship."""
+    folder = HERE.parents[1] / "shared" / "real"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/real beside the checkout: tests/data/README.md says where its files come from")
+    return folder
+
+
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     """The network of the cdnv2_tiny files, as the constructor takes it (the condensed form unless told otherwise)."""

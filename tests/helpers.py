@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ V2_VARIANTS = {  # the first is `V2` itself
 }
 CONDENSENET = {"stages": [1, 2, 1], "growth": [8, 8, 16], "num_classes": 7}
 DENSENET = {"growth_rate": 8, "block_config": [2, 3, 2], "num_init_features": 12, "bn_size": 2, "num_classes": 5}
+CIFAR_DENSENETS = {
+    "CIFAR DenseNet-BC": {**DENSENET, "num_init_features": 13, "small_inputs": True},  # 29 channels are halved to 14
+    "CIFAR DenseNet": {**DENSENET, "bn_size": 0, "compression": 1.0, "small_inputs": True},
+}
 _CSP = ("backbone", "depths", "channels", "expand_ratio", "bottle_ratio", "stem_channels", "groups", "num_classes")
 CSPNETS = {
     "resnet": dict(zip(_CSP, ("resnet", [1, 2], [16, 24], [2.0, 2.0], [0.5, 0.5], 8, 1, 5))),
@@ -47,6 +52,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "CondenseNet, condensed": ("CondenseNet", CONDENSENET),
     "CondenseNet, trained": ("CondenseNet", {**CONDENSENET, "condensed": False}),
     "DenseNet": ("DenseNet", DENSENET),
+    **{kind: ("DenseNet", config) for kind, config in CIFAR_DENSENETS.items()},
     **{f"CSP {mode}": ("CSPDenseNet", {**DENSENET, "mode": mode}) for mode in models.cspnet.MODES},
     **{f"CSP {kind}": ("CSPNet", config) for kind, config in CSPNETS.items()},
     "CondConv": ("EfficientNetCondConv", CONDCONV),
@@ -64,6 +70,21 @@ def twin_class(name: str) -> Any:
     """The PyTorch twin of the class of this name."""
     module = getattr(models, name).__module__.rpartition(".")[2]
     return getattr(importlib.import_module(f"convert.torch_models.{module}"), name)
+
+
+def from_other_code(name: str) -> str:
+    """Our name for a tensor of gpleiss' or andreasveit's DenseNets."""
+    rules = (
+        (r"^features\.norm_final\.", "features.norm5."),
+        (r"^(conv|bn)1\.", lambda m: {"conv": "features.conv0.", "bn": "features.norm5."}[m[1]]),
+        (r"^block(\d)\.layer\.(\d+)\.", lambda m: f"features.denseblock{m[1]}.denselayer{int(m[2]) + 1}."),
+        (r"^trans(\d)\.(conv|bn)1\.", r"features.transition\1.\2."),
+        (r"\.bn([12]?)\.", r".norm\1."),
+        (r"^fc\.", "classifier."),
+    )
+    for pattern, ours in rules:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def random_images(*shape: int, seed: int = 1, dtype: str = "float32") -> np.ndarray:

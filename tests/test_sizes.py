@@ -9,7 +9,8 @@ from paddle_dense import create_model, profile
 from paddle_dense.models import presets
 
 # Parameters; where papers and specification tell them, MACs as the CondenseNets' papers count, and MACs of convolutions
-# and linear layers, in millions and rounded as there. Of CondConv and CSPNet, counted on timm's networks.
+# and linear layers, in millions and rounded as there. Of CondConv and CSPNet, counted on timm's networks; of
+# CIFAR's DenseNets, on pytorchcv's, and of densenet40_k12, whose transitions pytorchcv compresses, on andreasveit's.
 FIGURES: dict[str, tuple[int, str, str]] = {
     "cdnv2_a": (2_038_444, "45.87", ""),
     "cdnv2_b": (3_592_662, "146.47", ""),
@@ -27,6 +28,10 @@ FIGURES: dict[str, tuple[int, str, str]] = {
     "densenet161": (28_681_000, "", ""),
     "densenet169": (14_149_480, "", ""),
     "densenet201": (20_013_928, "", ""),
+    "densenet40_k12": (1_019_722, "", ""),
+    "densenet_bc100_k12": (769_162, "", ""),
+    "densenet_bc190_k40": (25_624_430, "", ""),
+    "densenet_bc250_k24": (15_324_406, "", ""),
     "cspdensenet121": (6_239_336, "", ""),
     "cspdensenet161": (23_262_088, "", ""),
     "cspdensenet169": (11_486_184, "", ""),

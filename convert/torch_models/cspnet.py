@@ -25,7 +25,7 @@ class CSPDenseBlock(DenseBlock):
         super().__init__(num_layers, in_channels - part1, growth_rate, bn_size, drop_rate)
         added = num_layers * growth_rate
         self.part1 = part1
-        self.transition = transition(added, pool=False) if with_transition else nn.Identity()
+        self.transition = transition(added, added // 2, pool=False) if with_transition else nn.Identity()
         self.out_channels = part1 + (added // 2 if with_transition else added)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class CSPDenseNet(DenseNet):
     def __init__(self, *args: Any, mode: str = "fusionlast", **kwargs: Any) -> None:
         inside, between = MODES[mode]
         block = partial(CSPDenseBlock, with_transition=inside)
-        super().__init__(*args, **kwargs, block=block, transitions=between)
+        super().__init__(*args, block=block, **{**kwargs, "compression": 0.5 if between else None})
 
 
 class ConvNormAct(nn.Sequential):

@@ -16,15 +16,21 @@ class DenseLayer(nn.Module):
         hidden = bn_size * growth_rate
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden)
-        self.relu2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(hidden, growth_rate, 3, padding=1, bias=False)
+        self.has_bottleneck = bn_size > 0
+        if self.has_bottleneck:
+            self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(hidden)
+            self.relu2 = nn.ReLU()
+            self.conv2 = nn.Conv2d(hidden, growth_rate, 3, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, growth_rate, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(drop_rate)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         y = self.conv1(self.relu1(self.norm1(torch.cat(list(features), 1))))
-        return self.dropout(self.conv2(self.relu2(self.norm2(y))))
+        if self.has_bottleneck:
+            y = self.conv2(self.relu2(self.norm2(y)))
+        return self.dropout(y)
 
 
 class DenseBlock(nn.Module):
@@ -48,19 +54,19 @@ class DenseBlock(nn.Module):
         return torch.cat(self.grow(x), 1)
 
 
-def transition(channels: int, pool: bool = True) -> nn.Sequential:
-    """Halve the channels, and the sides too unless `pool` is False."""
+def transition(channels: int, out_channels: int, pool: bool = True) -> nn.Sequential:
+    """Fewer channels, and half the sides unless `pool` is False."""
     layers = nn.Sequential()
     layers.norm = nn.BatchNorm2d(channels)
     layers.relu = nn.ReLU()
-    layers.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
+    layers.conv = nn.Conv2d(channels, out_channels, 1, bias=False)
     if pool:
         layers.pool = nn.AvgPool2d(2, 2)
     return layers
 
 
 class DenseNet(nn.Module):
-    """The twin of `paddle_dense.models.DenseNet`; see there for the arguments, and for two that CSPDenseNet fills in.
+    """The twin of `paddle_dense.models.DenseNet`; see there for the arguments, and for one that CSPDenseNet fills in.
 
     `memory_efficient` changes no number, so the twin has nothing to do for it.
     """
@@ -75,24 +81,29 @@ class DenseNet(nn.Module):
         num_classes: int = 1000,
         memory_efficient: bool = False,
         in_channels: int = 3,
+        small_inputs: bool = False,
+        compression: float | None = 0.5,
         *,
         block: Callable[..., DenseBlock] = DenseBlock,
-        transitions: bool = True,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential()
-        self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 7, 2, padding=3, bias=False)
-        self.features.norm0 = nn.BatchNorm2d(num_init_features)
-        self.features.relu0 = nn.ReLU()
-        self.features.pool0 = nn.MaxPool2d(3, 2, padding=1)
+        if small_inputs:
+            self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 3, padding=1, bias=False)
+        else:
+            self.features.conv0 = nn.Conv2d(in_channels, num_init_features, 7, 2, padding=3, bias=False)
+            self.features.norm0 = nn.BatchNorm2d(num_init_features)
+            self.features.relu0 = nn.ReLU()
+            self.features.pool0 = nn.MaxPool2d(3, 2, padding=1)
         channels = num_init_features
         for number, num_layers in enumerate(block_config, start=1):
             layers = block(num_layers, channels, growth_rate, bn_size, drop_rate)
             channels = layers.out_channels
             self.features.add_module(f"denseblock{number}", layers)
-            if transitions and number < len(block_config):
-                self.features.add_module(f"transition{number}", transition(channels))
-                channels //= 2
+            if compression is not None and number < len(block_config):
+                kept = int(channels * compression)
+                self.features.add_module(f"transition{number}", transition(channels, kept))
+                channels = kept
         self.features.norm5 = nn.BatchNorm2d(channels)
         self.relu5 = nn.ReLU()
         self.pool5 = nn.AdaptiveAvgPool2d(1)

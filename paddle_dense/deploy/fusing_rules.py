@@ -96,11 +96,12 @@ def fold_norms(layer: nn.Layer, pairs: tuple[tuple[str, str], ...]) -> nn.Layer:
 
     Args:
         layer: the layer that holds both.
-        pairs: paths of (convolution, batch normalisation); a network without a head lacks those of the head.
+        pairs: paths of (convolution, batch normalisation). A network without a head lacks those of the head; a stem or
+            layer of CIFAR's DenseNets has no norm after its convolution.
     """
     held: dict[str, Any] = dict(layer.named_sublayers())
     for conv_path, norm_path in pairs:
-        if conv_path not in held:
+        if norm_path not in held:
             continue
         fold_norm(held[conv_path], held[norm_path])
         parent, _, name = norm_path.rpartition(".")

@@ -20,7 +20,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.data import Preprocessing
+from paddle_dense.data import CIFAR_10, Preprocessing
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
 from paddle_dense.layers.choices import learned_layers
@@ -258,7 +258,6 @@ def read_trained_groups(
 
 # The papers' tables; the sizes are exact: parameters, MACs as the paper counts, and as executed.
 _IMAGENET = {"stages": [4, 6, 8, 10, 8], "growth": [8, 16, 32, 64, 128], "init_stride": 2}
-_CIFAR_PREPROCESSING = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
 # fmt: off
 for _groups, _figures, _size in (
     (4, Published(4.8, 529, 26.2, 8.3), Size(4_773_944, 529_327_264, 516_640_576)),
@@ -279,7 +278,7 @@ for _depth, _layers, _growth, _params, _macs, _error, _size in (
 ):
     _dropout = {"dropout_rate": 0.1} if _depth == 182 else {}
     register_model(
-        f"condensenet{_depth}", CondenseNet, _CIFAR_PREPROCESSING,
+        f"condensenet{_depth}", CondenseNet, CIFAR_10,
         Published(_params, _macs, _error, data="CIFAR-10", remark="trained with dropout" if _dropout else ""), _size,
         stages=3 * [_layers], growth=[_growth, 2 * _growth, 4 * _growth], init_stride=1, num_classes=10, **_dropout,
     )

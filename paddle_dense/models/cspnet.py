@@ -63,7 +63,7 @@ class CSPDenseBlock(DenseBlock):
         super().__init__(num_layers, in_channels - part1, growth_rate, **layer)
         added = num_layers * growth_rate
         self.parts = [part1, in_channels - part1]
-        self.transition = transition(added, pool=False) if with_transition else None
+        self.transition = transition(added, added // 2, pool=False) if with_transition else None
         self.out_channels = part1 + (added // 2 if with_transition else added)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +82,10 @@ class CSPDenseNet(DenseBackbone):
         growth_rate: channels that each layer adds.
         block_config: layers in each block.
         num_init_features: channels of the stem.
-        bn_size: the bottleneck of a layer has this many times `growth_rate` channels.
+        bn_size: the bottleneck of a layer has this many times `growth_rate` channels; 0 for layers without one.
         drop_rate: dropout of the features that each layer adds.
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
-        memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs.
+        memory_efficient: compute each layer's first convolution again in the backward pass: see `DenseNet`.
         mode: where the two halves are fused: ``"stand"``, ``"fusionfirst"`` or ``"fusionlast"``. In the last one
             nothing pools between the blocks, so all of them work at a quarter of the image's sides.
         in_channels: channels of the images.
@@ -105,7 +105,7 @@ class CSPDenseNet(DenseBackbone):
         growth_rate: Count = 32,
         block_config: Counts = (6, 12, 24, 16),
         num_init_features: Count = 64,
-        bn_size: Count = 4,
+        bn_size: FromZero = 4,
         drop_rate: Share = 0.0,
         num_classes: FromZero = 1000,
         memory_efficient: bool = False,
@@ -122,7 +122,8 @@ class CSPDenseNet(DenseBackbone):
 
         layer: dict[str, Any] = {"bn_size": bn_size, "drop_rate": drop_rate, "memory_efficient": memory_efficient}
         self.build(
-            lambda depth, channels: CSPDenseBlock(depth, channels, growth_rate, inside, **layer), transitions=between
+            lambda depth, channels: CSPDenseBlock(depth, channels, growth_rate, inside, **layer),
+            compression=0.5 if between else None,
         )
 
     @staticmethod

@@ -8,14 +8,18 @@ In a dense block every layer reads all features before it and adds `growth_rate`
 
     layer: concat -> norm1 -> ReLU -> conv1 (1x1, to bn_size * growth_rate) -> norm2 -> ReLU -> conv2 (3x3)
 
-Between blocks a 1x1 convolution and a 2x2 average pool halve channels and sides (table 1, the -BC form). The names are
-torchvision's.
+Between blocks a 1x1 convolution and a 2x2 average pool halve channels and sides (table 1, the -BC form). For the 32x32
+images of CIFAR and SVHN (section 3, table 2) the stem is a single 3x3 convolution, and there are networks whose layers
+have no bottleneck, concat -> norm1 -> ReLU -> conv1 (3x3), and whose transitions keep all channels. The names are
+torchvision's, the arguments those of gpleiss' code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from fractions import Fraction
+from itertools import count, takewhile
+from math import floor, sqrt
 from typing import Any, Callable
 
 import numpy as np
@@ -24,10 +28,10 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import KaimingNormal, Uniform
 
-from paddle_dense.data import Preprocessing
+from paddle_dense.data import CIFAR_10, Preprocessing
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.conv import convolve
-from paddle_dense.models.arguments import Count, Counts, FromZero, Share
+from paddle_dense.models.arguments import Count, Counts, FromZero, Share, SomeShare
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
 from paddle_dense.models.reading import count_classes, count_layers
 
@@ -51,10 +55,10 @@ class DenseLayer(nn.Layer):
     Args:
         in_channels: channels of all features before it.
         growth_rate: new channels, k of the paper.
-        bn_size: the bottleneck has this many times `growth_rate` channels.
+        bn_size: the bottleneck has this many times `growth_rate` channels; 0 for a single 3x3 convolution, conv1.
         drop_rate: dropout of the new features.
         memory_efficient: keep neither the concatenated nor the normalised input for the backward pass, but compute
-            them and the bottleneck a second time there (arXiv 1707.06990).
+            them and the first convolution a second time there (arXiv 1707.06990).
     """
 
     def __init__(
@@ -65,39 +69,44 @@ class DenseLayer(nn.Layer):
         self.memory_efficient = memory_efficient
         self.norm1 = nn.BatchNorm2D(in_channels)
         self.relu1 = nn.ReLU()
-        self.conv1 = conv(in_channels, hidden, 1)
-        self.norm2 = nn.BatchNorm2D(hidden)
-        self.relu2 = nn.ReLU()
-        self.conv2 = conv(hidden, growth_rate, 3)
+        self.has_bottleneck = bn_size > 0
+        if self.has_bottleneck:
+            self.conv1 = conv(in_channels, hidden, 1)
+            self.norm2 = nn.BatchNorm2D(hidden)
+            self.relu2 = nn.ReLU()
+            self.conv2 = conv(hidden, growth_rate, 3)
+        else:
+            self.conv1 = conv(in_channels, growth_rate, 3)
         self.dropout = nn.Dropout(drop_rate) if drop_rate else None
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         # Graphs that to_static builds plan their memory themselves.
         if self.memory_efficient and paddle.in_dynamic_mode() and _need_gradients(features):
-            y = self._recomputed_bottleneck(features)
+            y = self._recomputed_first(features)
         else:
-            y = self._bottleneck(*features)
-        y = convolve(self.conv2, self.relu2(self.norm2(y)))
+            y = self._first(*features)
+        if self.has_bottleneck:
+            y = convolve(self.conv2, self.relu2(self.norm2(y)))
         return y if self.dropout is None else self.dropout(y)
 
-    def _bottleneck(self, *features: Tensor) -> Tensor:
-        return self.conv1(self.relu1(self.norm1(paddle.concat(features, axis=1))))
+    def _first(self, *features: Tensor) -> Tensor:
+        return convolve(self.conv1, self.relu1(self.norm1(paddle.concat(features, axis=1))))
 
-    def _recomputed_bottleneck(self, features: Sequence[Tensor]) -> Tensor:
+    def _recomputed_first(self, features: Sequence[Tensor]) -> Tensor:
         momentum = self.norm1._momentum
         calls = 0
 
-        def bottleneck(*features: Tensor) -> Tensor:
+        def first(*features: Tensor) -> Tensor:
             # The second call is the backward pass's: it must not move the running statistics once more.
             nonlocal calls
             calls += 1
             self.norm1._momentum = momentum if calls == 1 else 1.0
             try:
-                return self._bottleneck(*features)
+                return self._first(*features)
             finally:
                 self.norm1._momentum = momentum
 
-        return recompute(bottleneck, *features, preserve_rng_state=False)
+        return recompute(first, *features, preserve_rng_state=False)
 
 
 def _need_gradients(features: Sequence[Tensor]) -> bool:
@@ -134,9 +143,9 @@ class DenseBlock(nn.Layer):
         return paddle.concat(self.grow(x), axis=1)
 
 
-def transition(channels: int, pool: bool = True) -> nn.Sequential:
-    """Halve the channels, and the sides too unless `pool` is False: [N, C, H, W] -> [N, C // 2, H // 2, W // 2]."""
-    layers = [("norm", nn.BatchNorm2D(channels)), ("relu", nn.ReLU()), ("conv", conv(channels, channels // 2, 1))]
+def transition(channels: int, out_channels: int, pool: bool = True) -> nn.Sequential:
+    """Fewer channels, and half the sides unless `pool` is False: [N, channels, H, W] -> [N, out_channels, H', W']."""
+    layers = [("norm", nn.BatchNorm2D(channels)), ("relu", nn.ReLU()), ("conv", conv(channels, out_channels, 1))]
     if pool:
         layers.append(("pool", nn.AvgPool2D(2, 2)))
     return nn.Sequential(*layers)
@@ -145,7 +154,7 @@ def transition(channels: int, pool: bool = True) -> nn.Sequential:
 class DenseBackbone(Network):
     """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier."""
 
-    anchors = ("features.conv0.weight", "features.denseblock1.denselayer1.conv2.weight")
+    anchors = ("features.conv0.weight", "features.denseblock1.denselayer1.conv1.weight")
     # torchvision's released files, and whatever was trained from them before its names changed.
     aliases = (
         ("features.denseblock{b}.denselayer{l}.norm.{k}", "features.denseblock{b}.denselayer{l}.norm{k}"),
@@ -158,36 +167,41 @@ class DenseBackbone(Network):
         ("features.denseblock{b}.denselayer{l}.conv1", "features.denseblock{b}.denselayer{l}.norm2"),
     )
 
-    def build(self, make_block: Callable[[int, int], DenseBlock], transitions: bool) -> None:
+    def build(
+        self, make_block: Callable[[int, int], DenseBlock], compression: float | None, small_inputs: bool = False
+    ) -> None:
         """Add the layers.
 
         Args:
             make_block: from (layers, channels of the input) to a block.
-            transitions: whether a transition stands between two blocks.
+            compression: share of a block's channels that the transition after it keeps; None for no transitions.
+            small_inputs: the stem of CIFAR, a single 3x3 convolution of stride 1.
+
+        Raises:
+            ValueError: a transition would keep no channel.
         """
         in_channels, num_init_features, depths = (
             self.config[key] for key in ("in_channels", "num_init_features", "block_config")
         )
-        pyramid, strides = [num_init_features], [2]
-        self.features = nn.Sequential(
-            ("conv0", conv(in_channels, num_init_features, 7, stride=2)),
-            ("norm0", nn.BatchNorm2D(num_init_features)),
-            ("relu0", nn.ReLU()),
-            ("pool0", nn.MaxPool2D(3, 2, padding=1)),
-        )
-        channels, stride = num_init_features, 4
+        self.features = _stem(in_channels, num_init_features, small_inputs)
+        self.stem_end = "conv0" if small_inputs else "relu0"
+        pyramid, strides = [num_init_features], [1 if small_inputs else 2]
+        channels, stride = num_init_features, 1 if small_inputs else 4
         for number, depth in enumerate(depths, start=1):
             block = make_block(depth, channels)
             channels = block.out_channels
             self.features.add_sublayer(f"denseblock{number}", block)
             pyramid.append(channels)
             strides.append(stride)
-            if transitions and number < len(depths):
-                self.features.add_sublayer(f"transition{number}", transition(channels))
-                channels, stride = channels // 2, stride * 2
+            if compression is not None and number < len(depths):
+                kept = int(channels * compression)
+                if not kept:
+                    raise ValueError(f"compression={compression} leaves none of {channels} channels: take a larger one")
+                self.features.add_sublayer(f"transition{number}", transition(channels, kept))
+                channels, stride = kept, stride * 2
         self.features.add_sublayer("norm5", nn.BatchNorm2D(channels))
         self.relu5 = nn.ReLU()
-        self.describe(224, pyramid, strides)
+        self.describe(32 if small_inputs else 224, pyramid, strides)
         if self.features_only:
             return
         self.pool5 = nn.AdaptiveAvgPool2D(1)
@@ -209,9 +223,21 @@ class DenseBackbone(Network):
         pyramid = []
         for name, layer in self.features.named_children():
             x = layer(x)
-            if name == "relu0" or name.startswith("denseblock"):
+            if name == self.stem_end or name.startswith("denseblock"):
                 pyramid.append(x)
         return [*pyramid[:-1], self.relu5(x)]
+
+
+def _stem(in_channels: int, channels: int, small_inputs: bool) -> nn.Sequential:
+    """[N, in_channels, H, W] -> [N, channels, H / 4, W / 4], for small inputs [N, channels, H, W]."""
+    if small_inputs:
+        return nn.Sequential(("conv0", conv(in_channels, channels, 3)))
+    return nn.Sequential(
+        ("conv0", conv(in_channels, channels, 7, stride=2)),
+        ("norm0", nn.BatchNorm2D(channels)),
+        ("relu0", nn.ReLU()),
+        ("pool0", nn.MaxPool2D(3, 2, padding=1)),
+    )
 
 
 # The children of `features`.
@@ -226,13 +252,15 @@ class DenseNet(DenseBackbone):
         growth_rate: channels that each layer adds, k of the paper.
         block_config: layers in each dense block.
         num_init_features: channels of the stem.
-        bn_size: the bottleneck of a layer has this many times `growth_rate` channels.
+        bn_size: the bottleneck of a layer has this many times `growth_rate` channels; 0 for layers without one.
         drop_rate: dropout of the features that each layer adds.
         num_classes: classes; 0 leaves the classifier out and returns the pooled [N, C] features.
-        memory_efficient: compute the 1x1 bottlenecks again in the backward pass instead of keeping their inputs: less
-            memory, more time, the same numbers.
+        memory_efficient: compute each layer's first convolution again in the backward pass instead of keeping its
+            input: less memory, more time, the same numbers.
         in_channels: channels of the images.
         features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
+        small_inputs: the stem of CIFAR, a 3x3 convolution of stride 1 without norm, activation or pool.
+        compression: share of a block's channels that the transition after it keeps, rounded down; the paper's theta.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
@@ -299,16 +327,18 @@ class DenseNet(DenseBackbone):
         growth_rate: Count = 32,
         block_config: Counts = (6, 12, 24, 16),
         num_init_features: Count = 64,
-        bn_size: Count = 4,
+        bn_size: FromZero = 4,
         drop_rate: Share = 0.0,
         num_classes: FromZero = 1000,
         memory_efficient: bool = False,
         in_channels: Count = 3,
         features_only: bool = False,
+        small_inputs: bool = False,
+        compression: SomeShare = 0.5,
     ) -> None:
         super().__init__(locals())
         layer: dict[str, Any] = {"bn_size": bn_size, "drop_rate": drop_rate, "memory_efficient": memory_efficient}
-        self.build(lambda depth, channels: DenseBlock(depth, channels, growth_rate, **layer), transitions=True)
+        self.build(lambda depth, channels: DenseBlock(depth, channels, growth_rate, **layer), compression, small_inputs)
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
@@ -316,7 +346,10 @@ class DenseNet(DenseBackbone):
         config = read_config(state)
         if config is None or state[f"{FIRST_LAYER}.norm1.weight"].size != config["num_init_features"]:
             return None
-        return Recognised(config)
+        # A 3x3 convolution that a norm follows is some other code's stem.
+        config["small_inputs"] = state["features.conv0.weight"].shape[2] == 3 and "features.norm0.weight" not in state
+        compression = _read_compression(state)
+        return Recognised(config if compression is None else {**config, "compression": compression})
 
 
 FIRST_LAYER = "features.denseblock1.denselayer1"
@@ -330,16 +363,40 @@ def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     # timm's networks with a deep stem have a second convolution there.
     if f"{FIRST_LAYER}.conv1.weight" not in state or "features.conv1.weight" in state:
         return None
-    growth_rate = len(state[f"{FIRST_LAYER}.conv2.weight"])
+    conv1 = state[f"{FIRST_LAYER}.conv1.weight"]
+    # A 1x1 convolution is a bottleneck's.
+    growth_rate = len(conv1 if conv1.shape[2] == 3 else state[f"{FIRST_LAYER}.conv2.weight"])
     num_init_features, in_channels = state["features.conv0.weight"].shape[:2]
     return {
         "growth_rate": growth_rate,
-        "block_config": count_layers(state, "features.denseblock{}.denselayer{}.conv2.weight"),
+        "block_config": count_layers(state, "features.denseblock{}.denselayer{}.conv1.weight"),
         "num_init_features": num_init_features,
-        "bn_size": len(state[f"{FIRST_LAYER}.conv1.weight"]) // growth_rate,
+        "bn_size": 0 if conv1.shape[2] == 3 else len(conv1) // growth_rate,
         "num_classes": count_classes(state, "classifier"),
         "in_channels": in_channels,
     }
+
+
+def _read_compression(state: Mapping[str, np.ndarray]) -> float | None:
+    """A share that makes every transition as wide as it is; None if there is no transition, or no such share.
+
+    Rounding down hides the exact one. A half, which most networks have, is tried first, then the shortest decimals.
+    """
+    names = takewhile(state.__contains__, (f"features.transition{number}.conv.weight" for number in count(1)))
+    widths = [state[name].shape[:2] for name in names]
+    if not widths:
+        return None
+    # The smallest share that is large enough for all, or one below it whose product is rounded up.
+    least = max(Fraction(kept, channels) for kept, channels in widths)
+    decimals = ((floor(least * 10**digits) + up) / 10**digits for digits in range(1, 17) for up in (0, 1))
+    return next(
+        (
+            share
+            for share in (0.5, *decimals)
+            if 0 < share <= 1 and all(int(channels * share) == kept for kept, channels in widths)
+        ),
+        None,
+    )
 
 
 # Published parameters and errors are torchvision's; the sizes are exact: parameters, MACs with and without activations.
@@ -355,4 +412,20 @@ for _name, _published, _size, _numbers in (
      {"block_config": [6, 12, 48, 32]}),
 ):
     register_model(_name, DenseNet, Preprocessing(), Published(*_published), _size, **_numbers)
+# Table 2, trained with flips and crops (C10+, C100+).
+for _name, _params, _c10, _c100, _size, _numbers in (
+    ("densenet40_k12", 1.0, 5.24, 24.42, Size(1_019_722, 267_339_648, 264_812_928),
+     {"growth_rate": 12, "block_config": 3 * [12], "num_init_features": 16, "bn_size": 0, "compression": 1.0}),
+    ("densenet_bc100_k12", 0.8, 4.51, 22.27, Size(769_162, 292_377_180, 287_929_692),
+     {"growth_rate": 12, "block_config": 3 * [16], "num_init_features": 24}),
+    ("densenet_bc190_k40", 25.6, 3.46, 17.18, Size(25_624_430, 9_346_309_900, 9_301_945_740),
+     {"growth_rate": 40, "block_config": 3 * [31], "num_init_features": 80}),
+    ("densenet_bc250_k24", 15.3, 3.62, 17.60, Size(15_324_406, 5_462_307_900, 5_418_785_724),
+     {"growth_rate": 24, "block_config": 3 * [41], "num_init_features": 48}),
+):
+    register_model(
+        _name, DenseNet, CIFAR_10,
+        Published(_params, None, _c10, data="CIFAR-10 (C10+)", remark=f"{_c100:.2f} % on CIFAR-100 (C100+)"), _size,
+        small_inputs=True, num_classes=10, **_numbers,
+    )
 # fmt: on

@@ -21,7 +21,7 @@ from paddle.vision.datasets import Cifar10, cifar
 from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
-from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, digit_pictures
+from paddle_dense.data import CIFAR_10, DIGITS_MEAN, DIGITS_STD, digit_pictures
 from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
 from paddle_dense.files.unpickle import Lazy, describe, unpickle
 from paddle_dense.files.weights import open_file
@@ -257,7 +257,7 @@ def _unreadable(error: OSError) -> NoReturn:
 # CIFAR
 
 _CIFAR_STATISTICS = {
-    10: ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
+    10: (CIFAR_10.mean, CIFAR_10.std),
     100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 # What the parts and the class names are called in archives of CIFAR-10 and of CIFAR-100.

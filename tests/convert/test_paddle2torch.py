@@ -24,6 +24,7 @@ torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install 
 
 from convert.torch_models import condconv, condensenet, condensenetv2, cspnet, densenet
 from paddle_dense.files.torch_archive import write_torch
+from tests.helpers import CIFAR_DENSENETS
 from tests.peers import peer
 
 TINY = "HS_start_block=1,init_stride=1"
@@ -119,11 +120,12 @@ def test_averaged_weights_come_back_with_their_masks_rounded(capsys, data, tmp_p
     "network",
     [
         lambda: densenet.DenseNet(**DENSENET),
+        lambda: densenet.DenseNet(**CIFAR_DENSENETS["CIFAR DenseNet"]),
         lambda: cspnet.CSPDenseNet(**DENSENET, mode="fusionlast"),
         lambda: condensenet.CondenseNet([1, 2], [8, 16], 4, 4, num_classes=5),
         lambda: condensenetv2.CondenseNetV2([1, 2, 1], [8, 8, 16], 1, 1, 24, 4, 4, 4, num_classes=5),
     ],
-    ids=["DenseNet", "CSPDenseNet", "CondenseNet", "CondenseNetV2"],
+    ids=["DenseNet", "CIFAR DenseNet", "CSPDenseNet", "CondenseNet", "CondenseNetV2"],
 )
 def test_what_comes_back_is_verified_and_loads_strictly(capsys, tmp_path, randomise, network):
     twin = randomise(network()).eval()

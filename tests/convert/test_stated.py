@@ -34,6 +34,7 @@ V2 = {"stages": [1, 1, 1], "growth": [8, 8, 8], "fc_channel": 8, "group_1x1": 4,
 V2.update(HS_start_block=1, SE_start_block=2, num_classes=3)
 FAMILIES = {
     "DenseNet": lambda: densenet.DenseNet(**DENSENET),
+    "CIFAR DenseNet": lambda: densenet.DenseNet(**{**DENSENET, "small_inputs": True, "bn_size": 0}),
     "CSPDenseNet": lambda: cspnet.CSPDenseNet(**DENSENET, mode="stand"),
     "CSPNet": lambda: cspnet.CSPNet(**CSP),
     "CSPDarkNet": lambda: cspnet.CSPNet(**{**CSP, "backbone": "darknet"}),

@@ -36,6 +36,7 @@ FAMILIES = {
     "CondenseNet, condensed form": ("CondenseNet", CONDENSENET),
     "DenseNet": ("DenseNet", DENSENET),
     "DenseNet, memory-efficient": ("DenseNet", {**DENSENET, "memory_efficient": True}),
+    "CIFAR DenseNet": ("DenseNet", {**DENSENET, "small_inputs": True, "bn_size": 0, "compression": 1.0}),
     "CSPDenseNet": ("CSPDenseNet", {**DENSENET, "mode": "stand"}),
     "CSPNet": ("CSPNet", CSPNET),
     "EfficientNetCondConv": ("EfficientNetCondConv", EFFICIENTNET),

@@ -18,6 +18,7 @@ from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models.cspnet import MODES
 from paddle_dense.models.network import preset, presets
+from paddle_dense.models.recognise import recognise
 from tests.helpers import (
     CSPNETS,
     SMALL,
@@ -25,6 +26,7 @@ from tests.helpers import (
     V2_VARIANTS,
     answers,
     arrays,
+    from_other_code,
     loaded,
     part,
     random_images,
@@ -59,8 +61,9 @@ LEARN = {
     "V2, C < G in sfr": ("CondenseNetV2", {**V2, "trans_factor": 2}),
     "V2, C < G in sfr, trained": ("CondenseNetV2", {**V2, "trans_factor": 2, "condensed": False}),
     "DenseNet, memory-efficient": ("DenseNet", {**SMALL["DenseNet"][1], "memory_efficient": True}),
+    "DenseNet, 0.7 kept": ("DenseNet", {**SMALL["DenseNet"][1], "compression": 0.7}),
 }
-QUICK = ("densenet121", "cspresnet50", "cspresnext50", "cspdarknet53")
+QUICK = ("densenet121", "densenet40_k12", "cspresnet50", "cspresnext50", "cspdarknet53")
 PRESETS = [
     pytest.param(entry, change, id="-".join([entry.name, *change.values()]), marks=[pytest.mark.slow] * slow)
     for network in (models.DenseNet, models.CSPNet, models.CSPDenseNet, models.EfficientNetCondConv)
@@ -78,7 +81,8 @@ def pair(name, config, randomise):
 
 def originals(entry):
     """The networks of a preset in the libraries that the released files are for."""
-    if entry.network is models.CSPDenseNet:  # whose article's code gives small oracles alone
+    # CSPDenseNet and CIFAR's DenseNets, of whose code there are small oracles alone.
+    if entry.network is models.CSPDenseNet or entry.config.get("small_inputs"):
         return []
     theirs = [peer("timm").create_model(entry.name)]
     return theirs + ([getattr(peer("torchvision").models, entry.name)()] if entry.network is models.DenseNet else [])
@@ -107,6 +111,27 @@ def test_cspdensenet_answers_as_the_original(mode, data, difference):
     twin = twin_class("CSPDenseNet")(8, [2, 3, 2], 16, num_classes=7, mode=mode)
     loaded(twin, part(data / "csp_densenet_tiny.npz", f"{mode}/state/"))
     assert difference(answers(twin, oracle["x"]), oracle["y"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("code", "config"),
+    [
+        ("gpleiss", {"growth_rate": 4, "block_config": [2, 3, 2], "num_init_features": 9, "bn_size": 2}),
+        ("andreasveit", {"growth_rate": 5, "block_config": [2] * 3, "num_init_features": 10, "bn_size": 0}),
+    ],
+)
+def test_cifars_densenets_answer_as_the_originals(code, config, data, difference):
+    """With a bottleneck and halved channels, 17 to 8 among them, and with neither."""
+    oracle = part(data / "densenet_cifar_tiny.npz", f"{code}/")
+    state = {
+        from_other_code(name): value for name, value in part(data / "densenet_cifar_tiny.npz", f"{code}/state/").items()
+    }
+    compression = 0.5 if config["bn_size"] else 1.0
+    twin = twin_class("DenseNet")(**config, num_classes=7, small_inputs=True, compression=compression)
+    assert difference(answers(loaded(twin, state), oracle["x"]), oracle["y"]) < 1e-6
+    found = recognise(to_paddle(state))
+    assert (found.config["small_inputs"], found.config["compression"]) == (True, compression)
+    assert difference(answers(found.fit(to_paddle(state)), oracle["x"]), oracle["y"]) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["std", "grouped", "dw", "dil"])
@@ -272,7 +297,9 @@ def test_what_no_file_shows_changes_the_answers(change, randomise, difference):
 # Files
 
 
-@pytest.mark.parametrize("kind", ["DenseNet", *(f"CSP {kind}" for kind in CSPNETS), "CondConv, SAME"])
+@pytest.mark.parametrize(
+    "kind", ["DenseNet", "CIFAR DenseNet-BC", "CIFAR DenseNet", *(f"CSP {kind}" for kind in CSPNETS), "CondConv, SAME"]
+)
 def test_files_are_converted(kind, randomise, difference, tmp_path):
     """DenseNet's in the old spelling; those of the other families in `test_every_family` and its neighbours."""
     name, config = SMALL[kind]

@@ -32,6 +32,7 @@ NETWORKS = {
     "CondenseNetV2 pyramid": (pd_.CondenseNetV2, {**V2, "features_only": True}),
     "CondenseNet": (pd_.CondenseNet, {"stages": [1, 1, 2], "growth": [8, 16, 32], "num_classes": 10}),
     "DenseNet": (pd_.DenseNet, DENSE),
+    "CIFAR DenseNet": (pd_.DenseNet, {**DENSE, "small_inputs": True, "bn_size": 0, "compression": 1.0}),
     "CSPDenseNet": (pd_.CSPDenseNet, DENSE),
     "CSPResNet": (pd_.CSPNet, {**CSP, "backbone": "resnet"}),
     "CSPDarkNet": (pd_.CSPNet, {**CSP, "backbone": "darknet"}),

@@ -50,6 +50,8 @@ NETWORKS = {
         **{"stages": [2, 3], "growth": [16, 32], "group_1x1": 8, "group_3x3": 8, "condense_factor": 4, **more}
     ),
     "DenseNet": lambda **more: DenseNet(**{**DENSE, **more}),
+    "CIFAR DenseNet-BC": lambda **more: DenseNet(**{**DENSE, "small_inputs": True, **more}),
+    "CIFAR DenseNet": lambda **more: DenseNet(**{**DENSE, "small_inputs": True, "bn_size": 0, **more}),
     "CSP stand": lambda **more: CSPDenseNet(**{**DENSE, "mode": "stand", **more}),
     "CSP fusionfirst": lambda **more: CSPDenseNet(**{**DENSE, "mode": "fusionfirst", **more}),
     "CSP fusionlast": lambda **more: CSPDenseNet(**{**DENSE, "mode": "fusionlast", **more}),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import product
 
 import numpy as np
 import paddle
 import pytest
 
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.matching import match
 from paddle_dense.models.recognise import recognise
 from paddle_dense.zoo import create_model
-from tests.helpers import DENSENET, answers, arrays, loaded, random_images, small
+from tests.helpers import CIFAR_DENSENETS, DENSENET, answers, arrays, from_other_code, loaded, random_images, small
 
 
 def test_starts_as_the_original():
@@ -40,6 +44,11 @@ def test_dropout_is_for_training_only(randomise):
         ({"block_config": []}, r"block_config=\[\] must be a list of one number or more"),
         ({"block_config": [2, 0]}, r"block_config=\[2, 0\] must be 1 or more"),
         ({"growth_rate": 0}, "growth_rate=0 must be 1 or more"),
+        ({"bn_size": -1}, "bn_size=-1 must be 0 or more"),
+        ({"compression": 0.0}, "compression=0.0 must be above 0 and at most 1"),
+        ({"compression": 1.01}, "compression=1.01 must be above 0 and at most 1"),
+        ({"compression": 0.03}, "compression=0.03 leaves none of 28 channels: take a larger one"),
+        ({"small_inputs": 1}, "small_inputs=1 must be true or false"),
     ],
 )
 def test_wrong_numbers_are_explained(change, message):
@@ -51,14 +60,23 @@ class TestMemoryEfficient:
     """Recomputing the bottlenecks changes memory and time and nothing else."""
 
     @pytest.fixture
-    def pair(self, randomise):
-        plain = randomise(DenseNet(**DENSENET))
-        frugal = loaded(small("DenseNet", memory_efficient=True), arrays(plain))
-        frugal.train()
-        return plain, frugal
+    def build(self, randomise):
+        def pair(kind):
+            plain = randomise(small(kind))
+            frugal = loaded(small(kind, memory_efficient=True), arrays(plain))
+            frugal.train()
+            return plain, frugal
 
-    def test_gradients_and_statistics_are_equal(self, pair):
+        return pair
+
+    @pytest.fixture
+    def pair(self, build):
+        return build("DenseNet")
+
+    @pytest.mark.parametrize("kind", ["DenseNet", *CIFAR_DENSENETS])
+    def test_gradients_and_statistics_are_equal(self, kind, build):
         x = paddle.to_tensor(random_images(2, 3, 64, 64))
+        pair = build(kind)
         for model in pair:
             for _ in range(2):
                 model(x).square().sum().backward()
@@ -66,7 +84,7 @@ class TestMemoryEfficient:
         for (name, p), (_, q) in zip(plain.named_parameters(), frugal.named_parameters()):
             if not p.stop_gradient:
                 assert np.array_equal(p.grad.numpy(), q.grad.numpy()), name
-        before = DenseNet(**DENSENET).state_dict()["features.norm5._mean"]
+        before = small(kind).state_dict()["features.norm5._mean"]
         for name, value in arrays(plain).items():
             assert np.array_equal(value, frugal.state_dict()[name].numpy()), name
         assert not np.allclose(before, plain.features.norm5._mean)
@@ -114,6 +132,87 @@ class TestMemoryEfficient:
     def test_inference_is_plain(self, pair):
         x = random_images(2, 3, 32, 32)
         np.testing.assert_array_equal(answers(pair[0], x), answers(pair[1], x))
+
+
+class TestCompression:
+    """The share that transitions keep, read from their widths, makes the same widths again."""
+
+    @pytest.mark.parametrize("block_config", [[16, 16, 16], [6, 12, 24, 16], [41, 41, 41], [1, 1], [2, 3, 1, 1, 2]])
+    def test_every_share(self, block_config):
+        shares = [*(percent / 100 for percent in range(1, 101)), 1 / 3, 2 / 3, 5 / 7, 0.5 - 1e-9, 0.123456789]
+        for growth_rate, share in product((4, 7, 12), shares):
+            widths = list(transitions(growth_rate, block_config, share))
+            if all(kept for _, kept in widths):
+                found = DenseNet.recognise(shapes_alone(growth_rate, block_config, widths)).config["compression"]
+                assert list(transitions(growth_rate, block_config, found)) == widths, share
+
+    def test_the_plainest_share_is_said(self):
+        for share in (0.5, 1.0, 0.9, 0.25):
+            widths = list(transitions(12, [16, 16, 16], share))
+            assert DenseNet.recognise(shapes_alone(12, [16, 16, 16], widths)).config["compression"] == share
+
+    def test_widths_of_no_share_name_the_tensor(self, randomise):
+        state = arrays(randomise(small("CIFAR DenseNet")))
+        state["features.transition2.conv.weight"] = state["features.transition2.conv.weight"][:20]
+        state["features.denseblock3.denselayer1.norm1.weight"] = np.ones(20, "f4")
+        found = recognise(state)
+        with pytest.raises(WeightsError, match=r"'features.transition1.conv.weight' is \[28, 28, 1, 1\]"):
+            found.fit(state)
+
+
+def transitions(growth_rate, block_config, share):
+    """Channels before and after each transition, counted as the original does."""
+    channels = 2 * growth_rate
+    for layers in block_config[:-1]:
+        before = channels + layers * growth_rate
+        channels = math.floor(before * share)
+        yield before, channels
+
+
+def shapes_alone(growth_rate, block_config, widths):
+    """What `DenseNet.recognise` looks at, without memory."""
+    shapes = {
+        "features.conv0.weight": (2 * growth_rate, 3, 3, 3),
+        "features.denseblock1.denselayer1.norm1.weight": (2 * growth_rate,),
+        "features.denseblock1.denselayer1.conv2.weight": (growth_rate, 4 * growth_rate, 3, 3),
+        **{
+            f"features.denseblock{block}.denselayer{layer}.conv1.weight": (4 * growth_rate, 1, 1, 1)
+            for block, layers in enumerate(block_config, start=1)
+            for layer in range(1, layers + 1)
+        },
+        **{
+            f"features.transition{number}.conv.weight": (kept, before, 1, 1)
+            for number, (before, kept) in enumerate(widths, start=1)
+        },
+    }
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("images", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_weights_that_others_trained_answer_as_their_code(images, trained_by_others, difference):
+    """Of andreasveit's code, trained on CIFAR-10: its logits, and with them its accuracy."""
+    file = read_checkpoint(trained_by_others / "dice_c10.pth.tar").state
+    state = to_paddle({from_other_code(name): value for name, value in file.items()})
+    found = recognise(state)
+    assert (found.arch, found.warnings) == ("densenet_bc100_k12", ())
+    model = found.fit(state)
+    with np.load(trained_by_others / "dice_c10_io.npz") as oracle:
+        pixels, labels, logits = (oracle[key][:images] for key in ("images", "labels", "logits"))
+        x = ((pixels / 255 - oracle["mean"]) / oracle["std"]).transpose(0, 3, 1, 2).astype("float32")
+    y = np.concatenate([answers(model, batch) for batch in np.split(x, images // 100)])
+    assert difference(y, logits) < 1e-5
+    right = (y.argmax(1) == labels).mean()
+    assert right == (logits.argmax(1) == labels).mean()
+    if images == 1000:
+        assert right == 0.821
+
+
+def test_a_stem_of_some_other_code_is_refused(randomise):
+    """A 3x3 convolution that a norm follows: whether it strides or pools, no tensor shows."""
+    state = arrays(randomise(small("DenseNet")))
+    state["features.conv0.weight"] = state["features.conv0.weight"][:, :, 2:5, 2:5]
+    with pytest.raises(WeightsError, match=r"'features.conv0.weight' is \[12, 3, 3, 3\]"):
+        recognise(state).fit(state)
 
 
 def test_others_are_left_alone(tiny_state):

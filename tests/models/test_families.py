@@ -45,7 +45,7 @@ VARIANTS = {
     **{
         f"{kind}, 2 channels": (name, {**config, "in_channels": 2})
         for kind, (name, config) in SMALL.items()
-        if kind.startswith(("DenseNet", "CSP"))
+        if kind.startswith(("DenseNet", "CIFAR", "CSP"))
     },
     "CondConv, one channel": ("EfficientNetCondConv", {**CONDCONV, "in_channels": 1}),
     **{
@@ -59,6 +59,10 @@ VARIANTS = {
         for form, trained in FORMS.items()
     },
     "DenseNet, memory-efficient": ("DenseNet", {**DENSENET, "memory_efficient": True}),
+    "DenseNet, no bottleneck": ("DenseNet", {**DENSENET, "bn_size": 0}),
+    "DenseNet, 0.7 kept": ("DenseNet", {**DENSENET, "compression": 0.7}),
+    "DenseNet, one block": ("DenseNet", {**DENSENET, "block_config": [3], "small_inputs": True}),
+    "DenseNet, four blocks": ("DenseNet", {**DENSENET, "block_config": [1, 2, 1, 1], "small_inputs": True}),
     "CondConv, deep": ("EfficientNetCondConv", {**CONDCONV, "channel_multiplier": 0.35, "depth_multiplier": 1.4}),
     "CondConv, one expert": ("EfficientNetCondConv", {**CONDCONV, "num_experts": 1}),
 }
@@ -67,6 +71,8 @@ PYRAMIDS = {  # channels and strides
     "CondenseNetV2": ([24, 40, 56], [1, 2, 4]),
     "CondenseNet": ([24, 40, 56], [1, 2, 4]),
     "DenseNet": ([12, 28, 38, 35], [2, 4, 8, 16]),
+    "CIFAR DenseNet-BC": ([13, 29, 38, 35], [1, 1, 2, 4]),
+    "CIFAR DenseNet": ([12, 28, 52, 68], [1, 1, 2, 4]),
     "CSP stand": ([12, 14, 15, 11], [2, 4, 8, 16]),
     "CSP fusionfirst": ([12, 22, 29, 23], [2, 4, 8, 16]),
     "CSP fusionlast": ([12, 14, 19, 17], [2, 4, 4, 4]),
@@ -80,7 +86,16 @@ GUESSED = {  # which numbers the tensors of a family do not show
     "CondenseNet": {"init_stride"},
     "EfficientNetCondConv": {"same_padding", "bn_eps"},
 }
-NAMED = ["densenet121", "densenet161", "cspdensenet121", "cspresnet50", "cspresnext50", "cspdarknet53"]
+NAMED = [
+    "densenet121",
+    "densenet161",
+    "densenet40_k12",
+    "densenet_bc100_k12",
+    "cspdensenet121",
+    "cspresnet50",
+    "cspresnext50",
+    "cspdarknet53",
+]
 TRAINABLE = ["condensenet50", "condensenet74_c8", "cdnv2_a", "cdnv2_b", "cdnv2_c"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_dropped_connections_count_as_zero_at_any_density(trained):
     assert found.density == 1 - conv._mask[:, 16:].size / sum(layer._mask.size for layer in layers)
 
 
-@pytest.mark.parametrize("network", [DenseNet, CSPDenseNet])
+@pytest.mark.parametrize("network", [DenseNet, CSPDenseNet, partial(DenseNet, small_inputs=True, bn_size=0)])
 def test_networks_that_are_dense_within_blocks_only(network):
     model = network(growth_rate=4, block_config=[2, 3], num_init_features=8, num_classes=5)
     found = connectivity(model)
