@@ -17,7 +17,16 @@ from paddle_dense.files.names import renamed
 from paddle_dense.layers.budget import Room, within
 from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.models.fitting import check_state, set_state
-from paddle_dense.models.network import Network, Preset, build_network, config_keys, networks, preset, presets
+from paddle_dense.models.network import (
+    Network,
+    Preset,
+    build_network,
+    config_keys,
+    name_parameters,
+    networks,
+    preset,
+    presets,
+)
 
 # Arguments that differ between two uses of one preset.
 _USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
@@ -89,7 +98,7 @@ def materialise(outline: Network) -> Network:
     """An outline made the network that building would have given, in a third of the time that building it takes."""
     for parameter in outline.parameters():
         parameter.initialize()
-    return outline
+    return name_parameters(outline)
 
 
 def recognise(
