@@ -12,7 +12,8 @@ from paddle import Tensor, nn
 
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import HS, CondConv2D, CondConvLinear, CondenseSFR, RoutedCondConv2D
-from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections, MaskedConv2D
+from paddle_dense.layers.sfr import grouped_convolutions
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profil
 
         return hook
 
+    within = grouped_convolutions(model)  # counted with the layer around them, as masked ones are
     handles = [
         layer.register_forward_post_hook(record(name, layer))
         for name, layer in model.named_sublayers(include_self=True)
-        if _rule(layer) is not None
+        if _rule(layer) is not None and layer not in within and not isinstance(layer, MaskedConv2D)
     ]
     try:
         with evaluation(model):
