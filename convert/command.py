@@ -22,6 +22,7 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, sign
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
+_WORTH_SAVING = 1_000_000  # bytes
 Options = TypeVar("Options", bound=options.Options)
 
 
@@ -234,7 +235,7 @@ def _tell_failure(path: Path, error: Exception, failure: dict[str, Any] | None, 
 
 
 def tell_conversion(result: Result, as_json: bool) -> None:
-    """Print what became of one input: two lines or, for programs, one JSON object."""
+    """Print what became of one input: two lines, three for a large file, or, for programs, one JSON object."""
     tell_warnings(result.input, result.warnings)
     if as_json:
         print(json.dumps(result.conversion()))
@@ -248,6 +249,11 @@ def tell_conversion(result: Result, as_json: bool) -> None:
     files = printable(f"{result.input} -> {result.output}")
     print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
     print(f"  {checked}")
+    if result.size and result.size_of_indices >= _WORTH_SAVING:
+        print(
+            f"  {result.size_of_indices / 1e6:.1f} of {result.size / 1e6:.1f} MB are SFR's indices, matrices of 0 and "
+            f"1: --compact leaves them out, for files that only paddle_dense reads"
+        )
 
 
 def tell_warnings(path: str, warnings: Sequence[str]) -> None:

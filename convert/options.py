@@ -16,6 +16,7 @@ class Options:
         arch: the preset that the file is said to be.
         config: arguments of the network that the user knows better than the file.
         format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
+        compact: write SFR's indices in the compact form, which only this package reads.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
         ema: take the averaged weights where the file has them.
@@ -31,6 +32,7 @@ class Options:
     arch: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     format: str = "pdparams"
+    compact: bool = False
     keep_trained_form: bool = False
     condense_classifier: bool = False
     ema: bool = True
