@@ -250,9 +250,10 @@ def tell_conversion(result: Result, as_json: bool) -> None:
     print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
     print(f"  {checked}")
     if result.size and result.size_of_indices >= _WORTH_SAVING:
+        indices, rest = result.size_of_indices / 1e6, (result.size - result.size_of_indices) / 1e6
         print(
-            f"  {result.size_of_indices / 1e6:.1f} of {result.size / 1e6:.1f} MB are SFR's indices, matrices of 0 and "
-            f"1: --compact leaves them out, for files that only paddle_dense reads"
+            f"  {indices:.1f} MB of {indices + rest:.1f} MB are SFR's indices, matrices of 0 and 1: --compact writes a "
+            f"file of {rest:.1f} MB, which only paddle_dense reads"
         )
 
 
