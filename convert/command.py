@@ -23,6 +23,7 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_o
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
+_WORTH_SAVING = 1_000_000  # bytes
 Options = TypeVar("Options", bound=options.Options)
 
 
@@ -267,7 +268,7 @@ def for_each(
 
 
 def tell_conversion(result: Result, as_json: bool) -> None:
-    """Print what became of one input: two lines or, for programs, one JSON object."""
+    """Print what became of one input: two lines, three for a large file, or, for programs, one JSON object."""
     tell_warnings(result.input, result.warnings)
     if as_json:
         print(json.dumps(result.conversion()))
@@ -281,6 +282,12 @@ def tell_conversion(result: Result, as_json: bool) -> None:
     files = printable(f"{result.input} -> {result.output}")
     print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
     print(f"  {checked}")
+    if result.size and result.size_of_indices >= _WORTH_SAVING:
+        indices, rest = result.size_of_indices / 1e6, (result.size - result.size_of_indices) / 1e6
+        print(
+            f"  {indices:.1f} MB of {indices + rest:.1f} MB are SFR's indices, matrices of 0 and 1: --compact writes a "
+            f"file of {rest:.1f} MB, which only paddle_dense reads"
+        )
 
 
 def tell_warnings(path: str, warnings: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import on_cpu
 from paddle_dense.files import WeightsFile, open_weights, write_torch, write_weights
 from paddle_dense.files.atomic import atomic_write, make_folder, overlap, refuse_existing
+from paddle_dense.files.compact import saved_bytes
 from paddle_dense.files.names import paddle_sign, pytorch_sign
 from paddle_dense.files.sidecar import is_left_over, sidecar_path, with_its_sidecar, write_with_sidecar
 from paddle_dense.layers.linear import condense_linear
@@ -83,7 +84,8 @@ def convert_checkpoint(
     _conclude(result, file, target, start)
     provenance = result.provenance()
     provenance["source"].update(remembered(names.values(), original, state))
-    write_with_sidecar(state, target, provenance, options.force)
+    write_with_sidecar(state, target, provenance, options.force, options.compact)
+    result.size, result.size_of_indices = target.stat().st_size, 0 if options.compact else saved_bytes(state)
     return result
 
 

@@ -21,6 +21,7 @@ class Options:
         rename: beginnings of the file's names, old and new.
         part: the beginning of the names to take, of a file with several networks.
         format: ``"pdparams"`` (``"pth"`` on the way back) or ``"safetensors"``.
+        compact: write SFR's indices in the compact form, which only this package reads.
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
         ema: take the EMA weights where the file has them.
@@ -39,6 +40,7 @@ class Options:
     rename: Sequence[tuple[str, str]] = ()
     part: str = ""
     format: str = "pdparams"
+    compact: bool = False
     keep_trained_form: bool = False
     condense_classifier: bool = False
     ema: bool = True

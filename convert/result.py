@@ -26,6 +26,7 @@ class Result:
     Attributes:
         input: the file.
         output: what was written.
+        size: of that, in bytes, and `size_of_indices` how much of it the compact form would save.
         sha256: of the input.
         container: where in the input the tensors were.
         arch, config, params: the network, its arguments, and its number of parameters.
@@ -42,6 +43,8 @@ class Result:
 
     input: str
     output: str | None = None
+    size: int | None = None
+    size_of_indices: int = 0
     sha256: str | None = None
     container: str | None = None
     arch: str | None = None

@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar or .safetensors")
     add_conversion_options(command, FORMATS)
+    add(
+        "--compact",
+        action="store_true",
+        help="write SFR's indices, most of a condensed CondenseNet V2, as one number for each row: only this package "
+        "reads such files, paddle.load and ppim do not",
+    )
     add("--keep-trained-form", action="store_true", help="do not condense a checkpoint in the trained form")
     add(
         "--condense-classifier",

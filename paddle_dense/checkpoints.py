@@ -230,13 +230,17 @@ def outlined(architecture: Architecture, overrides: Mapping[str, Any], path: Pat
         ) from error
 
 
-def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+def save_weights(
+    model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None, compact: bool = False
+) -> None:
     """Write a model's tensors, and what the model is to the sidecar ``NAME.json``; each file whole or not at all.
 
     Args:
         model: any Paddle network; one of this package can be rebuilt by `load_model`.
         path: ends in ``.pdparams`` or ``.safetensors``.
         metadata: further entries for the sidecar, as JSON takes them.
+        compact: write SFR's indices, most of a condensed CondenseNet V2, as the position of the 1 in each row. Only
+            this package reads such files; `paddle.load` and `set_state_dict` leave the indices as they are.
 
     Raises:
         WeightsError: the files cannot be written, or ``NAME.json`` is a file that was not written here.
@@ -246,6 +250,7 @@ def save_weights(model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | 
         {name: tensor.numpy() for name, tensor in model.state_dict().items()},
         path,
         {**known, **(metadata or {})},
+        compact=compact,
     )
 
 

@@ -20,6 +20,7 @@ from paddle_dense.layers.choices import Arrays, learned_layers
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
+from paddle_dense.models.network import Network, name_parameters
 from paddle_dense.surgery import rewrite
 
 
@@ -70,6 +71,8 @@ def condense(model: nn.Layer) -> nn.Layer:
         # The classifier of a CondenseNet stays whole: halving it would change the outputs.
         now = {"condensed": True, "condense_classifier": False}
         condensed.config = {key: now.get(key, value) for key, value in condensed.config.items()}
+    if isinstance(condensed, Network):
+        name_parameters(condensed)
     return condensed
 
 

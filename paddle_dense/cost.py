@@ -24,7 +24,7 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation
 from paddle_dense.files.weights import free_memory
 from paddle_dense.layers import CondConv2D, CondConvLinear, CondenseLGC, CondenseSFR, RoutedCondConv2D
-from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.layers.sfr import grouped_convolutions
 
 _ALL, _ALL_SPARE = 128, 1 << 30
 _ONE, _ONE_SPARE = 4, 1 << 28
@@ -78,7 +78,9 @@ def affordable(model: nn.Layer, fix: str, size: int | None = None, batch: int = 
 
     pixels = model.config["in_channels"] * size**2
     begin()
-    hooks = [(model, begin), *((layer, _counting(layer, spend)) for layer in model.sublayers())]
+    within = grouped_convolutions(model)
+    layers = [layer for layer in model.sublayers() if layer not in within]
+    hooks = [(model, begin), *((layer, _counting(layer, spend)) for layer in layers)]
     # Paddle's annotations want a result of hooks.
     handles = [layer.register_forward_pre_hook(hook) for layer, hook in hooks if hook]  # type: ignore[arg-type]
     try:
@@ -123,7 +125,6 @@ _RULES: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor], int]], ...]
         lambda layer, x: prod(layer.kernel_shape) + _convolved(x, layer.kernel_shape, layer.stride),
     ),
     (CondConvLinear, lambda layer, x: prod(layer.weight.shape[:2])),
-    (LearnedConnections, lambda layer, x: _convolved(x, layer.conv.weight.shape, layer.conv._stride)),
     (
         CondenseSFR,  # its dense weight first
         lambda layer, x: layer.out_channels * x.shape[1] + _convolved(x, [layer.out_channels, x.shape[1], 1, 1], 1),

@@ -14,7 +14,8 @@ from paddle import Tensor, nn
 
 from paddle_dense.evaluation import evaluation
 from paddle_dense.layers import HS, CondConv2D, CondConvLinear, CondenseSFR, RoutedCondConv2D
-from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.layers.learned import LearnedConnections, MaskedConv2D
+from paddle_dense.layers.sfr import grouped_convolutions
 
 Count = Callable[[Any, Tensor, Tensor], int]  # of multiply-accumulates: (layer, input, output)
 
@@ -66,8 +67,13 @@ def profile(model: nn.Layer, input_shape: Sequence[int] | None = None) -> Profil
         counted[name] = counted.get(name, 0) + macs
         executed[name] = executed.get(name, 0) + _executed_macs(layer, macs, output)
 
+    within = grouped_convolutions(model)  # counted with the layer around them, as masked ones are
     layers: Any = model.named_sublayers(include_self=True)  # Paddle's annotations want a result of hooks
-    rules = ((name, layer, _rule(layer)) for name, layer in layers)
+    rules = (
+        (name, layer, _rule(layer))
+        for name, layer in layers
+        if layer not in within and not isinstance(layer, MaskedConv2D)
+    )
     handles = [layer.register_forward_post_hook(partial(record, name, rule)) for name, layer, rule in rules if rule]
     try:
         with evaluation(model):

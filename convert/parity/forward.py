@@ -18,6 +18,7 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
+from paddle_dense.layers.sfr import grouped_convolutions
 from paddle_dense.pictures import read_picture
 
 if TYPE_CHECKING:
@@ -255,7 +256,9 @@ def output_differences(
         return hook
 
     handles = [m.register_forward_hook(record(theirs, n)) for n, m in torch_model.named_modules() if n]
-    handles += [m.register_forward_post_hook(record(ours, n)) for n, m in paddle_model.named_sublayers()]
+    within = grouped_convolutions(paddle_model)
+    layers = [(n, m) for n, m in paddle_model.named_sublayers() if m not in within]
+    handles += [m.register_forward_post_hook(record(ours, n)) for n, m in layers]
     like = next(iter(torch_model.parameters()))
     try:
         torch_model(torch.from_numpy(batch).to(like))

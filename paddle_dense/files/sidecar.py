@@ -23,6 +23,7 @@ import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.atomic import new_file, turn
+from paddle_dense.files.compact import compacted
 from paddle_dense.files.weights import encoded_weights, parse_json, read_bounded, read_weights, tensors_sha256
 
 PathLike = Union[str, os.PathLike]
@@ -58,7 +59,11 @@ def with_its_sidecar(path: Path) -> tuple[Path, ...]:
 
 
 def write_with_sidecar(
-    state: Mapping[str, np.ndarray], path: PathLike, sidecar: Mapping[str, Any], force: bool = False
+    state: Mapping[str, np.ndarray],
+    path: PathLike,
+    sidecar: Mapping[str, Any],
+    force: bool = False,
+    compact: bool = False,
 ) -> None:
     """Write arrays and their sidecar, both or neither; of two writers at once, the last one's.
 
@@ -67,11 +72,12 @@ def write_with_sidecar(
         path: ends in ``.pdparams`` or ``.safetensors``.
         sidecar: what it shall say, as JSON takes it; empty for none, and an old one is removed.
         force: replace what stands under the sidecar's name even if it is none.
+        compact: write indices in the compact form, which only this package reads; the sidecar is the same.
 
     Raises:
         WeightsError: they cannot be written, or another file has the sidecar's name; what stood there is unchanged.
     """
-    beside, content = sidecar_path(path), encoded_weights(state, path)
+    beside, content = sidecar_path(path), encoded_weights(compacted(state) if compact else state, path)
     with new_file(path) as weights, ThreadPoolExecutor(1) as while_writing:
         sha256 = while_writing.submit(tensors_sha256, state)
         weights.write(content)

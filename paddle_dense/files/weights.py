@@ -17,6 +17,7 @@ import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.files.atomic import atomic_write
+from paddle_dense.files.compact import expanded
 from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -59,7 +60,7 @@ def read_weights(path: str | os.PathLike, content: memoryview | None = None) -> 
 
     Nothing in the file is executed. The arrays view one copy of the file in memory: whatever becomes of the file later
     does not change them, nor the other way round. bfloat16, which Paddle saves as uint16, becomes float32; other dtypes
-    are kept.
+    are kept. Indices in the compact form (`paddle_dense.files.compact`) become the matrices that they stand for.
 
     Args:
         path: what paddle.save(model.state_dict(), path) wrote, plain or under "model" or "state_dict", or a safetensors
@@ -75,17 +76,22 @@ def read_weights(path: str | os.PathLike, content: memoryview | None = None) -> 
     """
     with naming(path):
         data = read_file(path) if content is None else content
-        if is_safetensors(data):
-            return parse_safetensors(data)
-        if data[:1] == _PICKLE_MAGIC:
-            return _read_pdparams(data)
-        if data[:4] == ZIP_MAGIC:
-            raise WeightsError(_NOT_PADDLE)
-        if os.fspath(path).lower().endswith(".safetensors"):
-            return parse_safetensors(data)
-        raise WeightsError(
-            f"is neither a .pdparams nor a .safetensors file, since it begins with {bytes(data[:16])!r}: {AGAIN}"
-        )
+        return expanded(_read(path, data), len(data), free_memory())
+
+
+def _read(path: str | os.PathLike, data: memoryview) -> dict[str, np.ndarray]:
+    """The arrays as the file has them."""
+    if is_safetensors(data):
+        return parse_safetensors(data)
+    if data[:1] == _PICKLE_MAGIC:
+        return _read_pdparams(data)
+    if data[:4] == ZIP_MAGIC:
+        raise WeightsError(_NOT_PADDLE)
+    if os.fspath(path).lower().endswith(".safetensors"):
+        return parse_safetensors(data)
+    raise WeightsError(
+        f"is neither a .pdparams nor a .safetensors file, since it begins with {bytes(data[:16])!r}: {AGAIN}"
+    )
 
 
 def read_metadata(path: str | os.PathLike, content: memoryview | None = None) -> dict[str, str]:

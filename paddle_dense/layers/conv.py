@@ -22,7 +22,6 @@ def conv2d(
     """
     for channels in (in_channels, out_channels):
         share(channels, groups, "groups of a convolution")
-    std = sqrt(2.0 / (kernel_size * kernel_size * out_channels))
     return nn.Conv2D(
         in_channels,
         out_channels,
@@ -30,9 +29,14 @@ def conv2d(
         stride=stride,
         padding=padding,
         groups=groups,
-        weight_attr=ParamAttr(initializer=Normal(0.0, std)),
+        weight_attr=fan_out(kernel_size, out_channels),
         bias_attr=False,
     )
+
+
+def fan_out(kernel_size: int, out_channels: int) -> ParamAttr:
+    """A weight drawn from N(0, sqrt(2 / fan_out)), as `conv2d` says."""
+    return ParamAttr(initializer=Normal(0.0, sqrt(2.0 / (kernel_size * kernel_size * out_channels))))
 
 
 def convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
@@ -62,11 +66,19 @@ def _learns_on_a_cpu(conv: nn.Conv2D) -> bool:
 
 
 def _spreads_less(conv: nn.Conv2D) -> bool:
-    """Whether it is a plain 3x3 convolution with fewer outputs than inputs, which nobody has replaced or listens to."""
-    if type(conv) is not nn.Conv2D or conv.bias is not None or conv._forward_pre_hooks or conv._forward_post_hooks:
+    """Whether it is a plain 3x3 convolution with fewer outputs than inputs, untouched."""
+    if not is_untouched(conv) or conv.bias is not None:
         return False
     geometry = (conv._kernel_size, conv._stride, conv._updated_padding, conv._dilation, conv._padding_mode)
     return geometry == ([3, 3], [1, 1], [1, 1], [1, 1], "zeros") and conv._out_channels < conv._in_channels
+
+
+def is_untouched(conv: nn.Layer) -> bool:
+    """Whether nobody has replaced a convolution, as quantization does, or listens to it, as `paddle.summary` does.
+
+    Only then may something equal be computed without calling it.
+    """
+    return type(conv) is nn.Conv2D and not conv._forward_pre_hooks and not conv._forward_post_hooks
 
 
 def tap_products(weight: Tensor, groups: int) -> Tensor:

@@ -22,7 +22,7 @@ from paddle.nn import functional as F
 from paddle_dense.layers.activation import activation as make_activation
 from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import binary_fault
-from paddle_dense.layers.conv import conv2d
+from paddle_dense.layers.conv import fan_out
 
 
 def due_stage(progress: float, condense_factor: int) -> int:
@@ -45,6 +45,24 @@ def _outside(counter: np.ndarray, most: int) -> str | None:
     if -0.5 <= counter[0] <= most + 0.5:
         return None
     return f"is {counter[0]:.6g}, where 0 to {most} are possible"
+
+
+class MaskedConv2D(nn.Conv2D):
+    """A 1x1 convolution without bias that is handed a mask for its weight: [N, in, H, W] -> [N, out, H, W].
+
+    Quantization leaves it in floats, since it knows layers by their exact class: condense a network first.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1, weight_attr=fan_out(1, out_channels), bias_attr=False)
+
+    # The mask stands in the layer around it, as the original's checkpoints name it.
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return F.conv2d(x, self.weight * mask)
 
 
 class LearnedConnections(nn.Layer):
@@ -93,7 +111,7 @@ class LearnedConnections(nn.Layer):
         self.norm = nn.BatchNorm2D(in_channels)
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout_rate) if dropout_rate else None
-        self.conv = conv2d(in_channels, out_channels, 1)
+        self.conv = MaskedConv2D(in_channels, out_channels)
         self.register_buffer("_count", paddle.zeros([1]))
         self.register_buffer("_stage", paddle.zeros([1]))
         check_budget(out_channels, in_channels)
@@ -103,7 +121,7 @@ class LearnedConnections(nn.Layer):
         x = self.activation(self.norm(x))
         if self.dropout is not None:
             x = self.dropout(x)
-        return F.conv2d(x, self.conv.weight * self._mask)
+        return self.conv(x, self._mask)
 
     @property
     def density(self) -> float:

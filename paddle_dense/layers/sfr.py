@@ -26,8 +26,9 @@ from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
 from paddle_dense.layers.budget import check_budget
 from paddle_dense.layers.choices import Arrays
-from paddle_dense.layers.conv import conv2d
+from paddle_dense.layers.conv import conv2d, is_untouched
 from paddle_dense.layers.learned import LearnedConnections
+from paddle_dense.layers.shuffle import ShuffleLayerTrans
 
 
 class SFR(LearnedConnections):
@@ -46,6 +47,7 @@ class CondenseSFR(nn.Layer):
     channel that its 1 names. A column may hold several (features that several groups reactivate) or none. The original
     multiplies the activations by this matrix, at rows * out operations a pixel; here the ones only say where each row
     of the grouped weight belongs in the dense 1x1 weight [out, in] to which the layer amounts, and that one is run.
+    Where the grouped convolution must itself be called, for a quantized one or a hook, it is done as in the original.
 
     Args:
         in_channels: channels of the input.
@@ -76,7 +78,10 @@ class CondenseSFR(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm(x))
-        return F.conv2d(x, self.dense_weight())
+        if is_untouched(self.conv):
+            return F.conv2d(x, self.dense_weight())
+        rows = self.conv(ShuffleLayerTrans(x, self.groups))
+        return F.conv2d(rows, self.index.t().unsqueeze([2, 3]).astype(rows.dtype))
 
     def targets(self) -> Tensor:
         """Output channel of each row of the grouped convolution: int64, [rows]."""
@@ -108,6 +113,11 @@ class CondenseSFR(nn.Layer):
         )
         grouped = grouped.reshape([self.groups, self.out_channels, per_group])
         return grouped.transpose([1, 2, 0]).reshape([self.out_channels, -1, 1, 1])
+
+
+def grouped_convolutions(model: nn.Layer) -> set[nn.Layer]:
+    """The convolutions within condensed SFRs: a hook there, unlike one of the SFR itself, changes what is computed."""
+    return {layer.conv for layer in model.sublayers(include_self=True) if isinstance(layer, CondenseSFR)}
 
 
 def condense_sfr(layer: Mapping[str, np.ndarray], groups: int, condense_factor: int, name: str = "SFR") -> Arrays:

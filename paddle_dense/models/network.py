@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 from paddle import nn
+from paddle.utils import unique_name
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.files.spelling import Spelling
@@ -17,6 +20,7 @@ from paddle_dense.models.arguments import check_arguments
 
 _NETWORKS: dict[str, type[Network]] = {}
 _PRESETS: dict[str, Preset] = {}
+_named: WeakSet[Network] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,20 @@ class Recognised:
     guesses: tuple[str, ...] = ()
 
 
-class Network(nn.Layer):
+class _NamesParameters(type):
+    """Class of the networks' classes: a network's parameters get their names as soon as its constructor is done."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return name_parameters(super().__call__(*args, **kwargs))
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, which `help` would not find otherwise."""
+        _, *others = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(others)
+
+
+class Network(nn.Layer, metaclass=_NamesParameters):
     """What the networks here have in common: each can be rebuilt from its `config`.
 
     A subclass hands its constructor's arguments over at once, and says in `describe` what it makes of an image::
@@ -48,6 +65,7 @@ class Network(nn.Layer):
         head_prefixes: how the names of those tensors begin that `features_only` leaves out.
         config: the constructor's arguments, every one.
         arch: name of the preset, or of the class.
+        parameter_prefix: how Paddle's names of its parameters begin, once `name_parameters` has given them.
         num_classes: classes; 0 for none.
         features_only: whether it returns the pyramid instead of logits.
         input_size: side of the images that it was made for, in pixels.
@@ -70,6 +88,7 @@ class Network(nn.Layer):
     feature_channels: Sequence[int]
     feature_strides: Sequence[int]
     preprocessing: Preprocessing
+    parameter_prefix: str | None = None
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Record the arguments.
@@ -280,3 +299,45 @@ def build_network(arch: str, config: Mapping[str, Any]) -> Network:
     except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, SystemError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ValueError(f"{arch} cannot be built with the arguments {dict(config)}: {reason[0]}") from error
+
+
+def name_parameters(network: Network) -> Network:
+    """Give parameters names for Paddle that tell of the network alone, where Paddle counts all layers of the process.
+
+    Optimizers keep their state, in memory and in ``.pdopt`` files, by these names, so they must be the same in the
+    process that continues a training, and differ between networks that one optimizer trains. A name is therefore the
+    class, the form and the name in the state_dict: ``CondenseNetV2.fc.weight``, ``CondenseNetV2.trained.fc.weight``.
+    While a network of these names is in use, the next one gets a number: ``CondenseNetV2_2.fc.weight``.
+
+    Args:
+        network: an outline is left as it is; what `materialise` makes of it gets the names.
+    """
+    parameters = dict(network.named_parameters())
+    if not all(parameter._is_initialized() for parameter in parameters.values()):
+        return network
+    form = "" if network.config.get("condensed", True) else ".trained"
+    prefix = _free_prefix(network, form)
+    if prefix != f"{type(network).__name__}{form}.":
+        gc.collect()  # a `paddle.Model` that is used no more keeps its network until then
+        prefix = _free_prefix(network, form)
+    for name, parameter in parameters.items():
+        parameter.name = prefix + name
+    network.parameter_prefix = prefix
+    _named.add(network)
+    _forget_counts(prefix)
+    return network
+
+
+def _free_prefix(network: Network, form: str) -> str:
+    taken = {other.parameter_prefix for other in _named if other is not network}
+    numbers = ("", *(f"_{number}" for number in range(2, len(taken) + 2)))
+    return next(name for number in numbers if (name := f"{type(network).__name__}{number}{form}.") not in taken)
+
+
+def _forget_counts(prefix: str) -> None:
+    """Let Paddle count an optimizer's tensors from 0 again, where a network that is gone had the same names."""
+    current = unique_name.switch()
+    unique_name.switch(*current)
+    counts = getattr(current[0], "ids", {})
+    for key in [key for key in counts if key.startswith(prefix)]:
+        del counts[key]

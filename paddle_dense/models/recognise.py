@@ -14,7 +14,16 @@ from paddle_dense.errors import WeightsError
 from paddle_dense.layers.budget import Budget, within
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.matching import Match, match
-from paddle_dense.models.network import Network, Preset, Recognised, build_network, config_keys, preset, presets
+from paddle_dense.models.network import (
+    Network,
+    Preset,
+    Recognised,
+    build_network,
+    config_keys,
+    name_parameters,
+    preset,
+    presets,
+)
 
 # Arguments that differ between two uses of one preset.
 _USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
@@ -73,7 +82,7 @@ def materialise(outline: Network) -> Network:
     """An outline made the network that building would have given, in a third of the time that building it takes."""
     for parameter in outline.parameters():
         parameter.initialize()
-    return outline
+    return name_parameters(outline)
 
 
 def recognise(

@@ -25,6 +25,7 @@ from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 from paddle_dense.checkpoints import load_model
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.atomic import make_folder
+from paddle_dense.files.compact import compacted
 from paddle_dense.files.sidecar import network_in
 from paddle_dense.files.weights import open_file, parse_json, read_file, read_metadata, read_weights, write_weights
 from paddle_dense.layers.budget import Budget
@@ -235,7 +236,7 @@ class Checkpoints(paddle.callbacks.Callback):
             WeightsError: the folder cannot be written to.
         """
         if distributed.get_rank() == 0 and self._saved_step != self.step:
-            write_weights(self._tensors(), self._path(), self._texts())
+            write_weights(compacted(self._tensors()), self._path(), self._texts())
             # Not what has a higher number, which was damaged if this run began before it.
             earlier = [path for path in saved_checkpoints(self.folder) if _step(path) <= self.step]
             for path in earlier[_KEEP:]:
