@@ -83,7 +83,7 @@ def convert_checkpoint(
         verify(file.tensors if options.reference else original, state, found, outline, options, result)
     _conclude(result, file, target, start)
     provenance = result.provenance()
-    provenance["source"].update(remembered(names.values(), original, state))
+    provenance["source"].update(remembered(identified.matched.original_names(), original, state))
     write_with_sidecar(state, target, provenance, options.force, options.compact)
     result.size, result.size_of_indices = target.stat().st_size, 0 if options.compact else saved_bytes(state)
     return result

@@ -54,11 +54,12 @@ class DenseBlock(nn.Module):
         return torch.cat(self.grow(x), 1)
 
 
-def transition(channels: int, out_channels: int, pool: bool = True) -> nn.Sequential:
+def transition(channels: int, out_channels: int, pool: bool = True, linear: bool = False) -> nn.Sequential:
     """Fewer channels, and half the sides unless `pool` is False."""
     layers = nn.Sequential()
     layers.norm = nn.BatchNorm2d(channels)
-    layers.relu = nn.ReLU()
+    if not linear:
+        layers.relu = nn.ReLU()
     layers.conv = nn.Conv2d(channels, out_channels, 1, bias=False)
     if pool:
         layers.pool = nn.AvgPool2d(2, 2)
@@ -83,6 +84,7 @@ class DenseNet(nn.Module):
         in_channels: int = 3,
         small_inputs: bool = False,
         compression: float | None = 0.5,
+        linear_transitions: bool = False,
         *,
         block: Callable[..., DenseBlock] = DenseBlock,
     ) -> None:
@@ -102,7 +104,7 @@ class DenseNet(nn.Module):
             self.features.add_module(f"denseblock{number}", layers)
             if compression is not None and number < len(block_config):
                 kept = int(channels * compression)
-                self.features.add_module(f"transition{number}", transition(channels, kept))
+                self.features.add_module(f"transition{number}", transition(channels, kept, linear=linear_transitions))
                 channels = kept
         self.features.norm5 = nn.BatchNorm2d(channels)
         self.relu5 = nn.ReLU()

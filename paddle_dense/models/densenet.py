@@ -143,9 +143,12 @@ class DenseBlock(nn.Layer):
         return paddle.concat(self.grow(x), axis=1)
 
 
-def transition(channels: int, out_channels: int, pool: bool = True) -> nn.Sequential:
+def transition(channels: int, out_channels: int, pool: bool = True, linear: bool = False) -> nn.Sequential:
     """Fewer channels, and half the sides unless `pool` is False: [N, channels, H, W] -> [N, out_channels, H', W']."""
-    layers = [("norm", nn.BatchNorm2D(channels)), ("relu", nn.ReLU()), ("conv", conv(channels, out_channels, 1))]
+    layers: list[tuple[str, nn.Layer]] = [("norm", nn.BatchNorm2D(channels))]
+    if not linear:
+        layers.append(("relu", nn.ReLU()))
+    layers.append(("conv", conv(channels, out_channels, 1)))
     if pool:
         layers.append(("pool", nn.AvgPool2D(2, 2)))
     return nn.Sequential(*layers)
@@ -168,7 +171,11 @@ class DenseBackbone(Network):
     )
 
     def build(
-        self, make_block: Callable[[int, int], DenseBlock], compression: float | None, small_inputs: bool = False
+        self,
+        make_block: Callable[[int, int], DenseBlock],
+        compression: float | None,
+        small_inputs: bool = False,
+        linear_transitions: bool = False,
     ) -> None:
         """Add the layers.
 
@@ -176,6 +183,7 @@ class DenseBackbone(Network):
             make_block: from (layers, channels of the input) to a block.
             compression: share of a block's channels that the transition after it keeps; None for no transitions.
             small_inputs: the stem of CIFAR, a single 3x3 convolution of stride 1.
+            linear_transitions: transitions without an activation.
 
         Raises:
             ValueError: a transition would keep no channel.
@@ -197,7 +205,7 @@ class DenseBackbone(Network):
                 kept = int(channels * compression)
                 if not kept:
                     raise ValueError(f"compression={compression} leaves none of {channels} channels: take a larger one")
-                self.features.add_sublayer(f"transition{number}", transition(channels, kept))
+                self.features.add_sublayer(f"transition{number}", transition(channels, kept, linear=linear_transitions))
                 channels, stride = kept, stride * 2
         self.features.add_sublayer("norm5", nn.BatchNorm2D(channels))
         self.relu5 = nn.ReLU()
@@ -244,6 +252,153 @@ def _stem(in_channels: int, channels: int, small_inputs: bool) -> nn.Sequential:
 _PARTS = ("conv0", "norm0", "denseblock{b}", "transition{b}", "norm5")
 
 
+def _dense_rows(last_norm: str, norm: str, conv: str, classifier: str) -> tuple[tuple[str, str], ...]:
+    """Rows of the code that calls its blocks dense1, dense2, ..."""
+    return (
+        ("conv1", "features.conv0"),
+        ("dense{b}.{l-1}.bn{k}", "features.denseblock{b}.denselayer{l}.norm{k}"),
+        ("dense{b}.{l-1}.conv{k}", "features.denseblock{b}.denselayer{l}.conv{k}"),
+        (f"trans{{b}}.{norm}", "features.transition{b}.norm"),
+        (f"trans{{b}}.{conv}", "features.transition{b}.conv"),
+        (last_norm, "features.norm5"),
+        (classifier, "classifier"),
+    )
+
+
+def _new_channels_last(state: Mapping[str, np.ndarray], in_pytorch: bool) -> dict[str, np.ndarray]:
+    """The state of a network whose layers put what they add in front of what they read, for one that appends it.
+
+    Only what reads a concatenation has its input channels moved; the stem and what each layer adds keep their order.
+    """
+    moved = dict(state)
+
+    def move(norm: str, reader: str, sizes: Sequence[int]) -> None:
+        ends = np.cumsum(sizes[::-1])[::-1]  # of the parts in their order, the newest of which is the first
+        index = np.concatenate([np.arange(end - size, end) for size, end in zip(sizes, ends)])
+        for name in [name for name in moved if name.startswith(f"{norm}.") and moved[name].ndim]:
+            moved[name] = moved[name][index]
+        weight = f"{reader}.weight"
+        if weight in moved:
+            inputs = 1 if in_pytorch or moved[weight].ndim == 4 else 0
+            moved[weight] = np.take(moved[weight], index, axis=inputs)
+
+    depths = count_layers(state, "features.denseblock{}.denselayer{}.conv1.weight")
+    first = len(state["features.conv0.weight"])
+    for block, depth in enumerate(depths, start=1):
+        sizes = [first]
+        for layer in range(1, depth + 1):
+            name = f"features.denseblock{block}.denselayer{layer}"
+            move(f"{name}.norm1", f"{name}.conv1", sizes)
+            sizes.append(len(state[f"{name}.{'conv2' if f'{name}.conv2.weight' in state else 'conv1'}.weight"]))
+        transition = f"features.transition{block}"
+        if f"{transition}.conv.weight" in state:
+            move(f"{transition}.norm", f"{transition}.conv", sizes)
+            first = len(state[f"{transition}.conv.weight"])
+        else:
+            move("features.norm5", "classifier", sizes)
+    return moved
+
+
+SPELLINGS = (
+    # paddle.vision and PaddleClas, whose released files were trained without dropout: theirs scales at inference,
+    # where this network's does nothing.
+    Spelling(
+        "paddle.vision",
+        (
+            ("conv1_func._conv", "features.conv0"),
+            ("conv1_func._batch_norm", "features.norm0"),
+            ("db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
+            (
+                "db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._batch_norm",
+                "features.denseblock{b}.denselayer{l}.norm{k}",
+            ),
+            ("tr_conv{b+1}_blk.conv_ac_func._conv", "features.transition{b}.conv"),
+            ("tr_conv{b+1}_blk.conv_ac_func._batch_norm", "features.transition{b}.norm"),
+            ("batch_norm", "features.norm5"),
+            ("out", "classifier"),
+        ),
+    ),
+    Spelling(
+        "pytorchcv",
+        (
+            ("features.init_block.conv", "features.conv0"),
+            ("features.init_block.bn", "features.norm0"),
+            ("features.stage{b}.unit{l}.conv{k}.conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
+            ("features.stage{b}.unit{l}.conv{k}.bn", "features.denseblock{b}.denselayer{l}.norm{k}"),
+            ("features.stage{b+1}.trans{b+1}.conv.conv", "features.transition{b}.conv"),
+            ("features.stage{b+1}.trans{b+1}.conv.bn", "features.transition{b}.norm"),
+            ("features.post_activ.bn", "features.norm5"),
+            ("output", "classifier"),
+        ),
+    ),
+    Spelling(
+        "MONAI",
+        (("features.denseblock{b}.denselayer{l}.layers", "features.denseblock{b}.denselayer{l}"),),
+    ),
+    Spelling(
+        "MMPretrain",
+        (
+            ("backbone.stem.0", "features.conv0"),
+            ("backbone.stem.1", "features.norm0"),
+            ("backbone.stages.{b-1}.block.{l-1}", "features.denseblock{b}.denselayer{l}"),
+            ("backbone.transitions.{b}.0", "features.norm5"),
+            ("backbone.transitions.{b-1}", "features.transition{b}"),
+            ("head.fc", "classifier"),
+        ),
+    ),
+    Spelling("features alone", tuple((part, f"features.{part}") for part in _PARTS)),
+    Spelling("timm's features_only", tuple((f"features_{part}", f"features.{part}") for part in _PARTS)),
+    Spelling("base", (("base", "features"),)),
+    Spelling(
+        "pytorchcv, CIFAR",
+        (
+            ("features.init_block", "features.conv0"),
+            ("features.stage{b}.unit{l}.conv{k}.conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
+            ("features.stage{b}.unit{l}.conv{k}.bn", "features.denseblock{b}.denselayer{l}.norm{k}"),
+            ("features.stage{b}.unit{l}.conv.conv", "features.denseblock{b}.denselayer{l}.conv1"),
+            ("features.stage{b}.unit{l}.conv.bn", "features.denseblock{b}.denselayer{l}.norm1"),
+            ("features.stage{b+1}.trans{b+1}.conv.conv", "features.transition{b}.conv"),
+            ("features.stage{b+1}.trans{b+1}.conv.bn", "features.transition{b}.norm"),
+            ("features.post_activ.bn", "features.norm5"),
+            ("output", "classifier"),
+        ),
+    ),
+    Spelling(
+        "andreasveit",
+        (
+            ("conv1", "features.conv0"),
+            ("block{b}.layer.{l-1}.bn{k}", "features.denseblock{b}.denselayer{l}.norm{k}"),
+            ("block{b}.layer.{l-1}.conv{k}", "features.denseblock{b}.denselayer{l}.conv{k}"),
+            ("trans{b}.bn1", "features.transition{b}.norm"),
+            ("trans{b}.conv1", "features.transition{b}.conv"),
+            ("bn1", "features.norm5"),
+            ("fc", "classifier"),
+        ),
+    ),
+    Spelling("bamos and bearpaw", (*_dense_rows("bn1", "bn1", "conv1", "fc"), ("bn", "features.norm5"))),
+    Spelling("kuangliu", _dense_rows("bn", "bn", "conv", "linear"), reorder=_new_channels_last),
+    Spelling(
+        "weiaicunzai",
+        (
+            ("conv1", "features.conv0"),
+            *(
+                (
+                    f"features.dense_block{middle}{{b-1}}.bottle_neck_layer_{{l-1}}.bottle_neck.{theirs}",
+                    f"features.denseblock{{b}}.denselayer{{l}}.{ours}",
+                )
+                for middle in ("_layer_", "")
+                for theirs, ours in enumerate(("norm1", "relu1", "conv1", "norm2", "relu2", "conv2"))
+            ),
+            ("features.transition_layer_{b-1}.down_sample.0", "features.transition{b}.norm"),
+            ("features.transition_layer_{b-1}.down_sample.1", "features.transition{b}.conv"),
+            ("features.bn", "features.norm5"),
+            ("linear", "classifier"),
+        ),
+        config={"linear_transitions": True},
+    ),
+)
+
+
 @register_network
 class DenseNet(DenseBackbone):
     """DenseNet: [N, in_channels, H, W] -> [N, num_classes], H and W 32 pixels or more.
@@ -261,6 +416,7 @@ class DenseNet(DenseBackbone):
         features_only: return the pyramid instead of logits: the stem, then one tensor for each block.
         small_inputs: the stem of CIFAR, a 3x3 convolution of stride 1 without norm, activation or pool.
         compression: share of a block's channels that the transition after it keeps, rounded down; the paper's theta.
+        linear_transitions: transitions without an activation, as weiaicunzai's code has them.
 
     Attributes:
         feature_channels: channels of each tensor of the pyramid.
@@ -270,57 +426,7 @@ class DenseNet(DenseBackbone):
         ValueError: a number of layers or channels is below 1.
     """
 
-    spellings = (
-        # paddle.vision and PaddleClas, whose released files were trained without dropout: theirs scales at inference,
-        # where this network's does nothing.
-        Spelling(
-            "paddle.vision",
-            (
-                ("conv1_func._conv", "features.conv0"),
-                ("conv1_func._batch_norm", "features.norm0"),
-                ("db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
-                (
-                    "db_conv_{b+1}.conv{b+1}_{l}.bn_ac_func{k}._batch_norm",
-                    "features.denseblock{b}.denselayer{l}.norm{k}",
-                ),
-                ("tr_conv{b+1}_blk.conv_ac_func._conv", "features.transition{b}.conv"),
-                ("tr_conv{b+1}_blk.conv_ac_func._batch_norm", "features.transition{b}.norm"),
-                ("batch_norm", "features.norm5"),
-                ("out", "classifier"),
-            ),
-        ),
-        Spelling(
-            "pytorchcv",
-            (
-                ("features.init_block.conv", "features.conv0"),
-                ("features.init_block.bn", "features.norm0"),
-                ("features.stage{b}.unit{l}.conv{k}.conv", "features.denseblock{b}.denselayer{l}.conv{k}"),
-                ("features.stage{b}.unit{l}.conv{k}.bn", "features.denseblock{b}.denselayer{l}.norm{k}"),
-                ("features.stage{b+1}.trans{b+1}.conv.conv", "features.transition{b}.conv"),
-                ("features.stage{b+1}.trans{b+1}.conv.bn", "features.transition{b}.norm"),
-                ("features.post_activ.bn", "features.norm5"),
-                ("output", "classifier"),
-            ),
-        ),
-        Spelling(
-            "MONAI",
-            (("features.denseblock{b}.denselayer{l}.layers", "features.denseblock{b}.denselayer{l}"),),
-        ),
-        Spelling(
-            "MMPretrain",
-            (
-                ("backbone.stem.0", "features.conv0"),
-                ("backbone.stem.1", "features.norm0"),
-                ("backbone.stages.{b-1}.block.{l-1}", "features.denseblock{b}.denselayer{l}"),
-                ("backbone.transitions.{b}.0", "features.norm5"),
-                ("backbone.transitions.{b-1}", "features.transition{b}"),
-                ("head.fc", "classifier"),
-            ),
-        ),
-        Spelling("features alone", tuple((part, f"features.{part}") for part in _PARTS)),
-        Spelling("timm's features_only", tuple((f"features_{part}", f"features.{part}") for part in _PARTS)),
-        Spelling("base", (("base", "features"),)),
-    )
+    spellings = SPELLINGS
 
     def __init__(
         self,
@@ -335,10 +441,15 @@ class DenseNet(DenseBackbone):
         features_only: bool = False,
         small_inputs: bool = False,
         compression: SomeShare = 0.5,
+        linear_transitions: bool = False,
     ) -> None:
         super().__init__(locals())
         layer: dict[str, Any] = {"bn_size": bn_size, "drop_rate": drop_rate, "memory_efficient": memory_efficient}
-        self.build(lambda depth, channels: DenseBlock(depth, channels, growth_rate, **layer), compression, small_inputs)
+
+        def block(depth: int, channels: int) -> DenseBlock:
+            return DenseBlock(depth, channels, growth_rate, **layer)
+
+        self.build(block, compression, small_inputs, linear_transitions)
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from paddle import LazyGuard
 
 from paddle_dense.errors import WeightsError, listed, shown
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.files.names import STATISTICS, TwoNamesError, renamed
 from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling, Template
-from paddle_dense.models.network import Network, Recognised, networks
+from paddle_dense.layers.budget import Budget, within
+from paddle_dense.models.network import Network, Recognised, build_network, networks
 
 # What wrappers put between the parts of a name: DataParallel, torch.compile, Opacus, FSDP, DeepSpeed, Paddle's own.
 _WRAPPERS = re.compile(
@@ -74,6 +76,10 @@ class Match:
     spelling: Spelling
     _candidate: _Candidate = field(repr=False)
 
+    def original_names(self) -> list[str]:
+        """What the original file would call the tensors: this package's names where their order is another one."""
+        return list(self.names) if self.spelling.reorder else list(self.names.values())
+
     def layer(self, name: str) -> str | None:
         """This package's name for a layer of the file, "" for the network itself; None for one that is outside."""
         return self._candidate.layer(name)
@@ -112,13 +118,13 @@ def match(
         try:
             found = candidate.match(kept, in_pytorch, recognise=known is None)
         except WeightsError as error:
-            failures.append((len(candidate.covered(kept)), error, candidate))
+            failures.append((len(candidate.covered()), error, candidate))
             continue
         if found:
             matches.append(found)
     if not matches:
         raise _refusal(tensors, kept, selection, failures)
-    best = max(matches, key=lambda found: len(found.names))
+    best = _nearest(matches)
     for size, failure, candidate in failures:
         # What covers more of the file, or would be the same tensor again, is nearer to it than what merely fits a part.
         if candidate.network is best.network and (size > len(best.names) or isinstance(failure, TwoNamesError)):
@@ -127,6 +133,23 @@ def match(
         _refuse_others(best, matches, kept)
     taken = set(best.names.values())
     return replace(best, left_out=[name for name in tensors if name not in taken and name not in best.folded])
+
+
+def _nearest(matches: Sequence[Match]) -> Match:
+    """The match that covers most of the file; of several, the one that has a place for most of it."""
+    most = max(len(found.names) for found in matches)
+    nearest = [found for found in matches if len(found.names) == most]
+    return nearest[0] if len(nearest) == 1 else max(nearest, key=_places)
+
+
+def _places(found: Match) -> int:
+    """How many of the tensors the network has."""
+    try:
+        with LazyGuard(), within(Budget.of(found.state)):
+            model = build_network(found.network.__name__, found.found.config)
+    except ValueError:
+        return 0
+    return len(found.names.keys() & model.state_dict().keys())
 
 
 def _refuse_others(best: Match, matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
@@ -171,17 +194,15 @@ def _candidates(
     tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool
 ) -> Iterator[_Candidate]:
     """Every network in every spelling, from every place in the names at which one of its anchors begins."""
-    plain = [_unwrapped(selection.renamed(name)) for name in tensors]
+    plain = {name: _unwrapped(selection.renamed(name)) for name in tensors}
     for network in [known] if known else networks():
         for spelling in (_OWN, *network.spellings):
-            prefixes = {"": None} if spelling is _OWN and (known or not network.anchors) else {}
+            prefixes = [""] if spelling is _OWN and (known or not network.anchors) else []
             for anchor in map(spelling.theirs, network.anchors):
-                found = [name for name in plain if name.endswith(anchor)]
-                for name in found[:_MAX_PREFIXES]:
-                    prefixes[name[: len(name) - len(anchor)]] = None
-            for prefix in prefixes:
-                if not prefix or prefix.endswith("."):
-                    yield _Candidate(network, spelling, prefix, selection, headless)
+                before = (name[: len(name) - len(anchor)] for name in plain.values() if name.endswith(anchor))
+                prefixes += [prefix for prefix in before if not prefix or prefix.endswith(".")]
+            for prefix in sorted(dict.fromkeys(prefixes), key=len)[:_MAX_PREFIXES]:
+                yield _Candidate(network, spelling, prefix, selection, headless, plain)
 
 
 def _unwrapped(name: str) -> str:
@@ -197,6 +218,7 @@ class _Candidate:
     prefix: str
     selection: Selection
     headless: bool
+    plain: Mapping[str, str]  # the file's names without wrappers' parts, by the names themselves
     head: str = ""  # the file's classifier, as the network's names go, where it has another name
 
     @cached_property
@@ -205,7 +227,7 @@ class _Candidate:
 
     def ours(self, name: str) -> str | None:
         """This package's name for a tensor of the file; None if it is outside."""
-        plain = _unwrapped(self.selection.renamed(name))
+        plain = self.plain[name]
         return self._own(plain[len(self.prefix) :]) if plain.startswith(self.prefix) else None
 
     def layer(self, name: str) -> str | None:
@@ -219,8 +241,8 @@ class _Candidate:
             return self.network.classifier_name + own[len(self.head) :]
         return own
 
-    def covered(self, tensors: Iterable[str]) -> list[str]:
-        return [name for name in tensors if self.ours(name) is not None]
+    def covered(self) -> list[str]:
+        return [name for name, plain in self.plain.items() if plain.startswith(self.prefix)]
 
     def match(self, tensors: Mapping[str, np.ndarray], in_pytorch: bool, recognise: bool) -> Match | None:
         """The network with the file's tensors; None if they are another network's.
@@ -228,7 +250,7 @@ class _Candidate:
         Raises:
             WeightsError: they are nearly those of this network.
         """
-        kept = {name: tensors[name] for name in self.covered(tensors)}
+        kept = {name: tensors[name] for name in self.covered()}
         without: list[str] = []
         if self.headless:
             without = [name for name in kept if self._is_of_head(str(self.ours(name)))]
@@ -238,6 +260,8 @@ class _Candidate:
         state = renamed(kept, lambda name: str(self.ours(name)))
         names = dict(zip(state, kept))
         notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
+        if self.spelling.reorder:
+            state = self.spelling.reorder(state, in_pytorch)
         folded = self._fold(state, names)
         found = self._recognised(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
         if found is None:
@@ -251,7 +275,8 @@ class _Candidate:
     def _recognised(self, state: Mapping[str, np.ndarray]) -> Recognised | None:
         kind = self.network.__name__
         try:
-            return self.network.recognise(state)
+            found = self.network.recognise(state)
+            return found and replace(found, config={**found.config, **self.spelling.config})
         except KeyError as error:
             raise WeightsError(f"the file looks like a {kind} but tensor {error} is missing") from None
         except WeightsError:
