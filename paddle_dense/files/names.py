@@ -27,11 +27,7 @@ def renamed(state: Mapping[str, Value], rule: Callable[[str], str]) -> dict[str,
     for name in state:
         new = rule(name)
         if new in names:
-            meaning = "" if new in (names[new], name) else f", both of which mean {shown(new)}"
-            raise WeightsError(
-                f"holds one tensor under two names, {shown(names[new])} and {shown(name)}{meaning}: leave out the one "
-                f"that is not the network's and save it again"
-            )
+            raise two_names(names[new], name, new)
         names[new] = name
     return {new: state[name] for new, name in names.items()}
 

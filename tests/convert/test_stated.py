@@ -287,7 +287,7 @@ def test_of_presets_with_the_same_tensors_one_is_stated(tmp_path):
     """By its epsilon; the padding stands before convolutions that have none."""
     net = condconv.EfficientNetCondConv(channel_multiplier=1.0, num_experts=4, same_padding=True, bn_eps=1e-3)
     [said] = convert(saved(lived_in(net), tmp_path), verify=False).warnings
-    assert "does not show same_padding=True, which tf_efficientnet_cc_b0_4e has" in said
+    assert "does not reveal same_padding=True, which tf_efficientnet_cc_b0_4e has" in said
 
 
 class HS(nn.Module):
