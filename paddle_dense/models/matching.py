@@ -179,7 +179,7 @@ def _refusal(
 ) -> WeightsError:
     """Why no network has these tensors: what is wrong with the nearest, or the names of the first."""
     if failures:
-        return max(failures, key=lambda failure: failure[0])[1]
+        return max(failures, key=lambda failure: (failure[0], isinstance(failure[1], TwoNamesError)))[1]
     if not kept and tensors:
         return WeightsError(f"has no tensor left under {shown(selection.part)}: check --part and --drop")
     known = ", ".join(network.__name__ for network in networks())
