@@ -34,14 +34,16 @@ def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[s
     add("--force", action="store_true", help="overwrite existing files")
 
 
-def add_ema_option(command: argparse.ArgumentParser) -> None:
-    """Add the choice between averaged and plain weights, which only PyTorch checkpoints leave."""
-    command.add_argument(
+def add_choice_of_weights(command: argparse.ArgumentParser) -> None:
+    """Add the choice between several sets of weights, which only PyTorch checkpoints leave."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
         "--no-ema",
         dest="ema",
         action="store_false",
-        help="take the plain weights where the file has averaged ones too",
+        help="take the plain weights where the file has EMA weights too",
     )
+    which.add_argument("--key", metavar="NAME", help="take the weights under this key of the file; info lists the keys")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 try:
     from convert.command import (
+        add_choice_of_weights,
         add_conversion_options,
-        add_ema_option,
         add_options,
         for_each,
         read_options,
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="halve the classifier's inputs as CondenseNet's own converter does; this changes the outputs",
     )
-    add_ema_option(command)
+    add_choice_of_weights(command)
     add_options(command)
     return command
 
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     def work(number: int, result: Result) -> int:
         refuse_written(outputs, number)
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], "pytorch", options.ema, ("sha256",))
+        file = open_weights(args.checkpoints[number], "pytorch", options.ema, ("sha256",), options.key)
         with importing():
             from convert.conversion import convert_checkpoint
         tell_conversion(convert_checkpoint(file, outputs[number], options, result), args.json)

@@ -71,7 +71,11 @@ class WeightsFile:
 
 
 def open_weights(
-    path: Path, framework: Framework | None = None, ema: bool = True, hashes: Sequence[str] = ()
+    path: Path,
+    framework: Framework | None = None,
+    ema: bool = True,
+    hashes: Sequence[str] = (),
+    key: str | None = None,
 ) -> WeightsFile:
     """Read a weight file, and a Paddle file's sidecar.
 
@@ -80,8 +84,9 @@ def open_weights(
     Args:
         path: ``.pth``, ``.pth.tar``, ``.pt``, ``.safetensors`` or ``.pdparams``.
         framework: whose file it is; its content decides unless given.
-        ema: take the averaged weights where a PyTorch file has them.
+        ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
+        key: take the weights under this key of a PyTorch file instead.
 
     Raises:
         WeightsError: the file cannot be read, is damaged, or its tensors could only be had by running it.
@@ -91,7 +96,7 @@ def open_weights(
 
     def read() -> dict[str, Any] | None:
         opened.clear()  # before memory is needed for it again
-        opened.append(_read(path, framework, ema, hashes))
+        opened.append(_read(path, framework, ema, hashes, key))
         return None if opened[0].checkpoint else told_of(path, opened[0].tensors)
 
     try:
@@ -103,7 +108,7 @@ def open_weights(
     return replace(opened[0], sidecar=sidecar)
 
 
-def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str]) -> WeightsFile:
+def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
     with naming(path):
         content = read_file(path)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
@@ -118,9 +123,11 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
         if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
             framework = "pytorch"
     if framework == "pytorch" or format.startswith("PyTorch"):
-        checkpoint = read_checkpoint(path, ema, content)
+        checkpoint = read_checkpoint(path, ema, content, key)
         tensors = checkpoint.state
         format = "safetensors, from PyTorch" if format == "safetensors" else format
+    elif key is not None:
+        raise WeightsError(f"{path}: is Paddle's, where weights have no key: leave --key out (in Python: key)")
     return WeightsFile(path, format, len(content), tensors, checkpoint, metadata, digests=_hashing(content, hashes))
 
 
