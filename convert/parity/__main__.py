@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 try:
     from convert.command import add_choice_of_weights, add_options, for_each, read_options, tell_warnings
     from convert.options import ParityOptions
+    from convert.pytorch import pytorch_fault
     from convert.result import Result
     from paddle_dense.cli import Parser, UsageError, program, run
     from paddle_dense.errors import printable
@@ -91,6 +92,10 @@ def _run(args: argparse.Namespace) -> int:
     def work(number: int, result: Result) -> int:
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
         file = open_weights(args.checkpoints[number], ema=options.ema, key=options.key)
+        with importing():
+            import paddle_dense.checkpoints  # noqa: F401  Paddle first: no bad file waits for PyTorch
+        if fault := pytorch_fault():
+            raise ImportError(f"this command compares with PyTorch, which {fault}")
         with importing():
             from convert.parity.checkpoint import check_checkpoint
         _report(check_checkpoint(file, options, result), args.layers, args.json)
