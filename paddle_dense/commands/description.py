@@ -85,9 +85,11 @@ def describe_weights(source: Path | WeightsFile) -> Info:
         source: its path, or what `open_weights` read, its `HASHES` with it.
 
     Raises:
-        WeightsError: the file cannot be read.
+        WeightsError: the file cannot be read, or holds no tensors.
     """
     file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
+    if not file.tensors:
+        raise WeightsError(f"{file.path}: holds no tensors, so it is no file of weights: give one of weights")
     info, notes = _first_facts(file), file.warnings
     if file.sidecar_fault:
         notes.append(str(file.sidecar_fault))
