@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -22,6 +23,7 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, is_of_output, sign
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
+_PACKED = re.compile(r"(?<=.)\.(zip|gz)$", re.IGNORECASE)
 Options = TypeVar("Options", bound=options.Options)
 
 
@@ -159,8 +161,8 @@ def targets(
 
 
 def default_target(path: Path, suffix: str) -> Path:
-    """Beside the input, under its name without PyTorch's suffixes: ``a.pth.tar`` -> ``a.pdparams``."""
-    name = path.name
+    """Beside the input, under its name without PyTorch's and archives' suffixes: ``a.pth.tar.gz`` -> ``a.pdparams``."""
+    name = _PACKED.sub("", path.name)
     ending = next((ending for ending in _SUFFIXES if name.lower().endswith(ending) and name.lower() != ending), "")
     return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")
 

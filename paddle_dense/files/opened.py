@@ -13,6 +13,7 @@ import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.names import pytorch_sign
+from paddle_dense.files.packed import unpacked
 from paddle_dense.files.sidecar import in_one_moment, told_of
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
 from paddle_dense.files.weights import (
@@ -36,7 +37,7 @@ class WeightsFile:
     Attributes:
         path: its path.
         format: how it is written, in words.
-        size: in bytes.
+        size: in bytes; that of the archive where it is in one.
         tensors: arrays under the file's own names, in its order; without the prefixes of PyTorch's wrappers.
         checkpoint: what PyTorch's file holds besides; None for Paddle's file.
         metadata: the texts in the header of a .safetensors file.
@@ -110,7 +111,8 @@ def open_weights(
 
 def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
     with naming(path):
-        content = read_file(path)
+        whole = read_file(path)
+        content = unpacked(whole)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
     if is_safetensors(content):
         format = "safetensors"
@@ -128,7 +130,8 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
         format = "safetensors, from PyTorch" if format == "safetensors" else format
     elif key is not None:
         raise WeightsError(f"{path}: is Paddle's, where weights have no key: leave --key out (in Python: key)")
-    return WeightsFile(path, format, len(content), tensors, checkpoint, metadata, digests=_hashing(content, hashes))
+    format += ", unpacked" if content is not whole else ""
+    return WeightsFile(path, format, len(whole), tensors, checkpoint, metadata, digests=_hashing(whole, hashes))
 
 
 def _hashing(content: memoryview, hashes: Sequence[str]) -> dict[str, Future[str]]:

@@ -23,6 +23,7 @@ from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, listed, naming, sh
 from paddle_dense.files.modules import SAVE as _SAVE
 from paddle_dense.files.modules import Layers
 from paddle_dense.files.names import renamed
+from paddle_dense.files.packed import unpacked
 from paddle_dense.files.sets import BARE, take
 from paddle_dense.files.unpickle import (
     Inert,
@@ -115,7 +116,7 @@ def read_checkpoint(
     Args:
         path: a state_dict, a dict that holds one, or a whole pickled module.
         ema: take the averaged weights where the file has them.
-        content: what `read_file` gave for it, if it has been read already.
+        content: what `read_file` and `unpacked` gave for it, if it has been read already.
         key: take the weights under this key of the file instead; ``a.b`` for a dict in a dict.
 
     Raises:
@@ -123,7 +124,7 @@ def read_checkpoint(
         HostileFileError: it names code that only an attack needs.
     """
     with naming(path):
-        data = read_file(path) if content is None else content
+        data = unpacked(read_file(path)) if content is None else content
         warnings: list[str] = []
         if data[:4] == ZIP_MAGIC:
             saved = _read_zip(data, warnings)

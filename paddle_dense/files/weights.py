@@ -177,10 +177,7 @@ def read_file(path: str | os.PathLike) -> memoryview:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise WeightsError(f"is empty: {AGAIN}")
-        try:
-            content = _memory(size)
-        except (MemoryError, OSError, ValueError, OverflowError):
-            raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
+        content = memory_for(size)
         try:
             complete = file.readinto(content) == size
         except OSError as error:
@@ -267,8 +264,19 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for someone to write
 
 
+def memory_for(size: int) -> mmap.mmap:
+    """Memory for a file; it can be read like one, too.
+
+    Raises:
+        WeightsError: there is less.
+    """
+    try:
+        return _memory(size)
+    except (MemoryError, OSError, ValueError, OverflowError):
+        raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
+
+
 def _memory(size: int) -> mmap.mmap:
-    """Memory for a file; it can be read like one, too."""
     if size > free_memory():
         raise MemoryError
     if os.name == "nt":
