@@ -20,6 +20,7 @@ from typing import IO, Any, Callable, cast
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, listed, naming, shown
+from paddle_dense.files.foreign import foreign
 from paddle_dense.files.modules import SAVE as _SAVE
 from paddle_dense.files.modules import Layers
 from paddle_dense.files.names import renamed
@@ -137,7 +138,8 @@ def read_checkpoint(
         elif data[257:262] == b"ustar":
             raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
         else:
-            raise WeightsError(f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
+            said = foreign(data) or f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}"
+            raise WeightsError(said)
         taken = take(saved, ema, key)
         warnings += taken.warnings
         entries = taken.entries
@@ -341,6 +343,8 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
     records = _zip_records(data)
     roots = [name[: -len("data.pkl")] for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
+        if any(name.endswith(("archive_format", "archive_version")) for name in records):
+            raise WeightsError(f"is a program of torch.export (.pt2): load it with torch.export.load and {_SAVE}")
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
     root = roots[0]
     # PyTorch can be told to write no checksums; then all of them are 0.

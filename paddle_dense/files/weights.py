@@ -16,6 +16,7 @@ import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.files.atomic import atomic_write
+from paddle_dense.files.foreign import foreign
 from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -79,6 +80,8 @@ def read_weights(path: str | os.PathLike, content: memoryview | None = None) -> 
             return _read_pdparams(data)
         if data[:4] == ZIP_MAGIC:
             raise WeightsError(_NOT_PADDLE)
+        if said := foreign(data):
+            raise WeightsError(said)
         if os.fspath(path).lower().endswith(".safetensors"):
             return parse_safetensors(data)
         raise WeightsError(

@@ -710,7 +710,8 @@ def test_torchscript(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>', so it is no PyTorch checkpoint"),
+        (b"<!DOCTYPE html>", "is a web page that was saved in place of the file"),
+        (b"anything", "begins with b'anything', so it is no PyTorch checkpoint"),
         (b"pickle".ljust(257, b"\0") + b"ustar\x0000".ljust(300, b"\0"), "a tar archive"),
         (pickle.dumps({"w": 1}, 2), "python -m convert.paddle2torch"),
         (pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2), "unknown format version 1002"),
