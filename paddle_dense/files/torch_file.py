@@ -25,6 +25,7 @@ from paddle_dense.files.modules import SAVE as _SAVE
 from paddle_dense.files.modules import Layers
 from paddle_dense.files.names import renamed
 from paddle_dense.files.packed import unpacked
+from paddle_dense.files.reparametrised import whole_weights
 from paddle_dense.files.sets import BARE, take
 from paddle_dense.files.unpickle import (
     Inert,
@@ -132,7 +133,7 @@ def read_checkpoint(
         elif is_safetensors(data):
             if key not in (None, BARE):
                 raise WeightsError(f"holds one set of weights and none under {shown(key)}: leave the key out")
-            return _finish(parse_safetensors(data), BARE, warnings, {})
+            return _finish(whole_weights(parse_safetensors(data), warnings), BARE, warnings, {})
         elif data[:1] == b"\x80":
             saved = _read_legacy(data)
         elif data[257:262] == b"ustar":
@@ -147,7 +148,8 @@ def read_checkpoint(
         left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
         if left_out:
             warnings.append(f"left out what is no tensor: {listed(map(shown, left_out))}")
-        found = _finish(read_arrays(tensors, len(data)), taken.key, warnings, taken.layers)
+        arrays = whole_weights(read_arrays(tensors, len(data)), warnings)
+        found = _finish(arrays, taken.key, warnings, taken.layers)
         return replace(found, averaged=taken.averaged, sets=taken.sets)
 
 
