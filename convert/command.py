@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,6 +24,7 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_o
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
+_PACKED = re.compile(r"(?<=.)\.(zip|gz)$", re.IGNORECASE)
 _WORTH_SAVING = 1_000_000  # bytes
 Options = TypeVar("Options", bound=options.Options)
 
@@ -36,11 +38,16 @@ def add_conversion_options(command: argparse.ArgumentParser, formats: Sequence[s
     add("--force", action="store_true", help="overwrite existing files")
 
 
-def add_ema_option(command: argparse.ArgumentParser) -> None:
-    """Add the choice between EMA weights and plain ones, which only PyTorch checkpoints leave."""
-    command.add_argument(
-        "--no-ema", dest="ema", action="store_false", help="take the plain weights where the file has EMA weights too"
+def add_choice_of_weights(command: argparse.ArgumentParser) -> None:
+    """Add the choice between several sets of weights, which only PyTorch checkpoints leave."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="take the plain weights where the file has EMA weights too",
     )
+    which.add_argument("--key", metavar="NAME", help="take the weights under this key of the file; info lists the keys")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -179,8 +186,8 @@ def targets(
 
 
 def default_target(path: Path, suffix: str) -> Path:
-    """Beside the input, under its name without PyTorch's suffixes: ``a.pth.tar`` -> ``a.pdparams``."""
-    name = path.name
+    """Beside the input, under its name without PyTorch's and archives' suffixes: ``a.pth.tar.gz`` -> ``a.pdparams``."""
+    name = _PACKED.sub("", path.name)
     ending = next((ending for ending in _SUFFIXES if name.lower().endswith(ending) and name.lower() != ending), "")
     return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")
 
@@ -206,7 +213,7 @@ def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequen
     def work(number: int, result: Result) -> int:
         refuse_written(outputs, number)
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",))
+        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",), said.key)
         with importing():
             from convert.conversion import convert_back, convert_checkpoint
         convert = convert_checkpoint if framework == "pytorch" else convert_back

@@ -63,7 +63,11 @@ def convert_checkpoint(
         OSError: the target cannot be written.
     """
     start = time.perf_counter()
-    file = source if isinstance(source, WeightsFile) else open_weights(source, "pytorch", options.ema, _HASHES)
+    file = (
+        source
+        if isinstance(source, WeightsFile)
+        else open_weights(source, "pytorch", options.ema, _HASHES, options.key)
+    )
     result = result or Result(str(file.path))
     check_targets((target, sidecar_path(target)), (file.path,), options)
     _refuse_paddle(file)

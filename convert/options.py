@@ -25,6 +25,7 @@ class Options:
         keep_trained_form: do not condense a checkpoint in the trained form.
         condense_classifier: halve the classifier's inputs as CondenseNet's converter does, which changes the outputs.
         ema: take the EMA weights where the file has them.
+        key: take the weights under this key of the file instead.
         verify: run both frameworks on the same inputs.
         atol: largest difference allowed, relative to the logits' scale.
         images: folder of images to compare on, beside the random ones.
@@ -44,6 +45,7 @@ class Options:
     keep_trained_form: bool = False
     condense_classifier: bool = False
     ema: bool = True
+    key: str | None = None
     verify: bool = True
     atol: float = 1e-5
     images: Path | None = None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from convert.command import add_conversion_options, add_ema_option, add_options, convert_each
+    from convert.command import add_choice_of_weights, add_conversion_options, add_options, convert_each
     from paddle_dense.cli import Parser, program, run
     from paddle_dense.process import FAILED, OK, USAGE, as_process
 except ImportError as error:  # without Paddle; the message says what to install
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="halve the classifier's inputs as CondenseNet's own converter does; this changes the outputs",
     )
-    add_ema_option(command)
+    add_choice_of_weights(command)
     add_options(command)
     return command
 

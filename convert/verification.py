@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from convert.parity.forward import (
     random_batches,
     settled,
 )
+from convert.pytorch import pytorch_fault
 from convert.result import Result
 from paddle_dense.checkpoints import Identified
 from paddle_dense.cost import affordable
@@ -50,8 +50,10 @@ def verify(
     result: Result,
 ) -> None:
     """`check`, if the user wants it and PyTorch is there; the figures and warnings go into the result."""
-    if options.verify and util.find_spec("torch") is None:
-        result.warnings.append("PyTorch is not installed, so the result was not checked against it: pip install torch")
+    fault = pytorch_fault() if options.verify else None
+    if fault:
+        what, _, advice = fault.rpartition(": ")
+        result.warnings.append(f"PyTorch {what}, so the result was not checked against it: {advice}")
     elif options.verify:
         said = check(source, state, found, outline, options, result)
         result.verified = True
@@ -208,7 +210,7 @@ def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Netw
     architecture, matched = found.architecture, found.matched
     compared = compare(checkpoint, matched, outline)
     fault = compared.fault(architecture.arch)
-    settled = bool(options.reference and options.verify and util.find_spec("torch"))
+    settled = bool(options.reference and options.verify and pytorch_fault() is None)
     if fault and not settled:
         option = remedy(checkpoint, matched, architecture, options.config)
         advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"

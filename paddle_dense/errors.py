@@ -41,14 +41,14 @@ def enough_memory(path: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_of_memory(error):
+        if not is_of_memory(error):
             raise
         raise WeightsError(
             f"{path} needs more memory than is free: end other programs, or go to a machine with more"
         ) from error
 
 
-def _is_of_memory(error: BaseException | None) -> bool:
+def is_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or one that it was made of, says that memory is missing."""
     while error is not None:
         if isinstance(error, MemoryError) or (

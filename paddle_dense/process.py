@@ -12,13 +12,14 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import wraps
 from typing import Any, Callable, NoReturn
 
 from paddle_dense.environment import set_cpu_environment
-from paddle_dense.errors import printable
+from paddle_dense.errors import is_of_memory, printable
 
 OK, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM
@@ -79,16 +80,34 @@ def importing() -> Iterator[None]:
 
     Signals wait meanwhile: neither framework survives an exception there, and Paddle takes SIGTERM for itself. So
     whatever started a thread before must have done so in :func:`signals_waiting`: they would reach Paddle through it.
+
+    Raises:
+        ImportError: Paddle is there and cannot be imported.
     """
     enabled = gc.isenabled()
     gc.disable()
     with signals_waiting():
         try:
             yield
+        except Exception as error:  # a wrong build may raise anything
+            if not _is_of_paddle(error) or is_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or "nothing said why"
+            raise ImportError(
+                f"PaddlePaddle is installed but cannot be imported ({type(error).__name__}: {reason}): install it again"
+            ) from error
         finally:
             if enabled:
                 gc.enable()
             keep_signals()
+
+
+def _is_of_paddle(error: Exception) -> bool:
+    """Whether an exception came out of Paddle while it was imported: afterwards it is among the modules."""
+    if "paddle" in sys.modules:
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(name).partition(".")[0] == "paddle" for name in modules)
 
 
 @contextmanager

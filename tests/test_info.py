@@ -338,3 +338,11 @@ def test_without_shtab_one_sentence_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 1
     assert capsys.readouterr().err == "error: completion needs shtab: pip install 'paddle_dense[completion]'\n"
+
+
+@pytest.mark.parametrize("held", [{"loss": [1, 2, 3]}, {}, {"model": {"epoch": 3}}], ids=str)
+def test_a_pickle_without_weights_is_no_file_of_weights(tmp_path, capsys, held):
+    (tmp_path / "log.pkl").write_bytes(pickle.dumps(held, 4))
+    assert main(["info", str(tmp_path / "log.pkl")]) == 1
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith(f"error: {tmp_path / 'log.pkl'}: ")

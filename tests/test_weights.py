@@ -317,7 +317,7 @@ def test_pickles_of_something_else(tmp_path, value, message):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"<!DOCTYPE html><html>", "neither a .pdparams nor a .safetensors file, since it begins with b'<!DOCTYPE"),
+        (b"<!DOCTYPE html><html>", "is a web page that was saved in place of the file"),
         (b"PK\x03\x04" + b"\0" * 40, "is a PyTorch checkpoint"),
         (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2), "is a PyTorch checkpoint"),
         (pickle.dumps({"w": 1}, 2) + b"more", "goes on for 4 bytes after its end"),

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 try:
-    from convert.command import add_ema_option, add_options, for_each, read_options, tell_warnings
+    from convert.command import add_choice_of_weights, add_options, for_each, read_options, tell_warnings
     from convert.options import ParityOptions
+    from convert.pytorch import pytorch_fault
     from convert.result import Result
     from paddle_dense.cli import Parser, UsageError, program, run
     from paddle_dense.errors import printable
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         help="do not compare the condensed form of a checkpoint in the trained form",
     )
     add("--force", action="store_true", help="overwrite an existing report")
-    add_ema_option(command)
+    add_choice_of_weights(command)
     add_options(command)
     return command
 
@@ -84,7 +85,11 @@ def _run(args: argparse.Namespace) -> int:
 
     def work(number: int, result: Result) -> int:
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], ema=options.ema)
+        file = open_weights(args.checkpoints[number], ema=options.ema, key=options.key)
+        with importing():
+            import paddle_dense.checkpoints  # noqa: F401  Paddle first: no bad file waits for PyTorch
+        if fault := pytorch_fault():
+            raise ImportError(f"this command compares with PyTorch, which {fault}")
         with importing():
             from convert.parity.checkpoint import check_checkpoint
         check_checkpoint(file, options, result)

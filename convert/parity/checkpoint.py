@@ -50,7 +50,7 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
         ValueError: an option does not fit the network.
     """
     start = time.perf_counter()
-    file = source if isinstance(source, WeightsFile) else open_weights(source, ema=options.ema)
+    file = source if isinstance(source, WeightsFile) else open_weights(source, ema=options.ema, key=options.key)
     result = result or Result(str(file.path))
     with on_cpu():
         found = identify(file, options.arch, options.config, options.selection)

@@ -14,7 +14,6 @@ from paddle_dense.commands.info import HASHES
 from paddle_dense.condensing import condense_state
 from paddle_dense.cost import affordable
 from paddle_dense.errors import WeightsError
-from paddle_dense.files.names import AVERAGED
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.torch_file import Checkpoint
 from paddle_dense.layers.choices import binary_mask, learned_layers
@@ -37,6 +36,7 @@ class Info:
         sha256: of the file.
         container: where in the file the tensors were, such as "state_dict_ema"; None in a Paddle file.
         averaged: whether these are EMA weights.
+        sets: the keys of all sets of weights for this network in a PyTorch file, that of these first.
         tensors: how many there are.
         numbers: how many they hold together.
         arch: preset, or the network's class where no preset has these numbers; None for a network of another package.
@@ -59,6 +59,7 @@ class Info:
     sha256: str
     container: str | None
     averaged: bool
+    sets: Sequence[str]
     tensors: int
     numbers: int
     arch: str | None = None
@@ -84,9 +85,11 @@ def describe_weights(source: Path | WeightsFile) -> Info:
         source: its path, or what `open_weights` read, its `HASHES` with it.
 
     Raises:
-        WeightsError: the file cannot be read.
+        WeightsError: the file cannot be read, or holds no tensors.
     """
     file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
+    if not file.tensors:
+        raise WeightsError(f"{file.path}: holds no tensors, so it is no file of weights: give one of weights")
     facts, notes = _first_facts(file), file.warnings
     if file.sidecar_fault:
         notes.append(str(file.sidecar_fault))
@@ -107,7 +110,8 @@ def _first_facts(file: WeightsFile) -> dict[str, Any]:
         "bytes": file.size,
         "sha256": digests["sha256"],
         "container": file.container,
-        "averaged": bool(file.container and AVERAGED.search(file.container)),
+        "averaged": bool(file.checkpoint and file.checkpoint.averaged),
+        "sets": file.checkpoint.sets if file.checkpoint else (),
         "tensors": len(file.tensors),
         "numbers": sum(value.size for value in file.tensors.values()),
         "released": [entry for entry in manifest() if _is_released(entry, digests)],

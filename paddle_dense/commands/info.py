@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_dense.cli import Parser, program, run
-from paddle_dense.errors import WeightsError, enough_memory, printable, shown
+from paddle_dense.errors import WeightsError, enough_memory, listed, printable, shown
 from paddle_dense.files.opened import open_weights
 from paddle_dense.process import FAILED, OK, complain, importing
 
@@ -86,8 +86,10 @@ def report(info: Info) -> str:
             f"{info.input_size} x {info.input_size} pixels",
         )
     place = f", in {shown(info.container)}" if info.container not in (None, "bare", "module") else ""
-    averaged = ", averaged (EMA)" if info.averaged else ""
+    averaged = ", EMA weights" if info.averaged else ""
     add("tensors", f"{info.tensors:,} with {info.numbers:,} numbers{place}{averaged}")
+    if len(info.sets) > 1:
+        add("other sets", f"{listed(map(shown, info.sets[1:]))} (torch2paddle --key NAME takes another)")
     for entry in info.released:
         add("released", f"{entry['name']} from {entry['source']}: {entry['note']}")
     for label, told in (("sidecar", info.sidecar), ("header", info.metadata)):

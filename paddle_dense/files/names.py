@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Mapping
 from itertools import count
 from typing import Callable, TypeVar
@@ -13,7 +12,6 @@ Value = TypeVar("Value")
 
 # What PyTorch and Paddle call the statistics of a batch normalisation.
 STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
-AVERAGED = re.compile(r"(^|_)ema(_|$)")  # in the key under which a checkpoint has averaged weights
 COUNTER = "num_batches_tracked"  # of batches, in PyTorch alone
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.names import pytorch_sign
+from paddle_dense.files.packed import unpacked
 from paddle_dense.files.sidecar import in_one_moment, told_of
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
 from paddle_dense.files.weights import (
@@ -36,7 +37,7 @@ class WeightsFile:
     Attributes:
         path: its path.
         format: how it is written, in words.
-        size: in bytes.
+        size: in bytes; that of the archive where it is in one.
         tensors: arrays under the file's own names, in its order; without the prefixes of PyTorch's wrappers.
         checkpoint: what PyTorch's file holds besides; None for Paddle's file.
         metadata: the texts in the header of a .safetensors file.
@@ -71,7 +72,11 @@ class WeightsFile:
 
 
 def open_weights(
-    path: Path, framework: Framework | None = None, ema: bool = True, hashes: Sequence[str] = ()
+    path: Path,
+    framework: Framework | None = None,
+    ema: bool = True,
+    hashes: Sequence[str] = (),
+    key: str | None = None,
 ) -> WeightsFile:
     """Read a weight file, and a Paddle file's sidecar.
 
@@ -82,6 +87,7 @@ def open_weights(
         framework: whose file it is; its content decides unless given.
         ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
+        key: take the weights under this key of a PyTorch file instead.
 
     Raises:
         WeightsError: the file cannot be read, is damaged, or its tensors could only be had by running it.
@@ -91,7 +97,7 @@ def open_weights(
 
     def read() -> dict[str, Any] | None:
         opened.clear()  # before memory is needed for it again
-        opened.append(_read(path, framework, ema, hashes))
+        opened.append(_read(path, framework, ema, hashes, key))
         return None if opened[0].checkpoint else told_of(path, opened[0].tensors)
 
     try:
@@ -103,9 +109,10 @@ def open_weights(
     return replace(opened[0], sidecar=sidecar)
 
 
-def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str]) -> WeightsFile:
+def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
     with naming(path):
-        content = read_file(path)
+        whole = read_file(path)
+        content = unpacked(whole)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
     if is_safetensors(content):
         format = "safetensors"
@@ -118,10 +125,13 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
         if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
             framework = "pytorch"
     if framework == "pytorch" or format.startswith("PyTorch"):
-        checkpoint = read_checkpoint(path, ema, content)
+        checkpoint = read_checkpoint(path, ema, content, key)
         tensors = checkpoint.state
         format = "safetensors, from PyTorch" if format == "safetensors" else format
-    return WeightsFile(path, format, len(content), tensors, checkpoint, metadata, digests=_hashing(content, hashes))
+    elif key is not None:
+        raise WeightsError(f"{path}: is Paddle's, where weights have no key: leave --key out (in Python: key)")
+    format += ", unpacked" if content is not whole else ""
+    return WeightsFile(path, format, len(whole), tensors, checkpoint, metadata, digests=_hashing(whole, hashes))
 
 
 def _hashing(content: memoryview, hashes: Sequence[str]) -> dict[str, Future[str]]:

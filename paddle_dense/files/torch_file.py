@@ -13,15 +13,30 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Callable, cast
 
 import numpy as np
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, listed, naming, shown
-from paddle_dense.files.names import AVERAGED, COUNTER, renamed
-from paddle_dense.files.unpickle import Inert, Lazy, Name, describe, element_count, interpret, stored_dtype, unpickle
+from paddle_dense.files.foreign import foreign
+from paddle_dense.files.modules import SAVE as _SAVE
+from paddle_dense.files.modules import Layers
+from paddle_dense.files.names import renamed
+from paddle_dense.files.packed import unpacked
+from paddle_dense.files.reparametrised import whole_weights
+from paddle_dense.files.sets import BARE, take
+from paddle_dense.files.unpickle import (
+    Inert,
+    Lazy,
+    Name,
+    element_count,
+    interpret,
+    stored_dtype,
+    unpickle,
+    whole_numbers,
+)
 from paddle_dense.files.weights import (
     PYTORCH_MAGIC,
     REPEATED,
@@ -33,21 +48,13 @@ from paddle_dense.files.weights import (
     tensors_in,
 )
 
-_PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _AVERAGED_COUNT = re.compile(r"(module\.|_orig_mod\.|model\.)*n_averaged")
-Layers = dict[str, dict[str, Any]]
 
 _TORCHSCRIPT = re.compile(r"[^/]+/(constants\.pkl$|code/)")
-_MAX_NAMES = 4_000_000  # characters of all names in a module
-_MAX_PREFIX = 1000
-_MAX_MODULES = 8  # whose names are compared
-_MAX_DEPTH = 4  # of dicts and lists in which further weights are looked for
-_MAX_TEXT, _MAX_LIST = 200, 8  # of what a layer states
 _MAX_GAP = 24  # bytes between the entries of a zip archive
 _UTF8 = 0x800  # the flag of a zip entry by which its name is UTF-8
 _FOLDER = 0x10  # the attribute of DOS by which PyTorch knows a folder, and copies nothing
-_SAVE = "save it again with torch.save(model.state_dict(), path)"
 _FORMAT_VERSION = 1001  # of files before PyTorch 1.6
 _MOVING = ("data", "real")  # attributes of a tensor that are its numbers
 _MOVED = f"gives a tensor other data after making it, which torch.save never writes: load it with PyTorch and {_SAVE}"
@@ -87,6 +94,8 @@ class Checkpoint:
             values by attribute, and "class", by the layer's name, which has no wrappers' prefix either; "" is the
             network itself. Empty for a state_dict.
         around: the same of what stands around that network, under full names.
+        averaged: these are EMA weights, or averaged in another way.
+        sets: the keys of all sets of weights that the file has for the same network, that of this one first.
     """
 
     state: dict[str, np.ndarray]
@@ -94,9 +103,13 @@ class Checkpoint:
     warnings: list[str] = field(default_factory=list)
     layers: Layers = field(default_factory=dict)
     around: Layers = field(default_factory=dict)
+    averaged: bool = False
+    sets: Sequence[str] = ()
 
 
-def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryview | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike, ema: bool = True, content: memoryview | None = None, key: str | None = None
+) -> Checkpoint:
     """Reads a PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors, whichever its content says it is.
 
     Nothing in the file is executed. Half precision, bfloat16 and float64 become float32; integers and bool are kept.
@@ -105,34 +118,39 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = True, content: memoryvi
     Args:
         path: a state_dict, a dict that holds one, or a whole pickled module.
         ema: take the EMA weights where the file has them.
-        content: what `read_file` gave for it, if it has been read already.
+        content: what `read_file` and `unpacked` gave for it, if it has been read already.
+        key: take the weights under this key of the file instead; ``a.b`` for a dict in a dict.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or its tensors could only be had by running it.
         HostileFileError: it names code that only an attack needs.
     """
     with naming(path):
-        data = read_file(path) if content is None else content
+        data = unpacked(read_file(path)) if content is None else content
         warnings: list[str] = []
         if data[:4] == ZIP_MAGIC:
             saved = _read_zip(data, warnings)
         elif is_safetensors(data):
-            return _finish(parse_safetensors(data), "bare", warnings, {})
+            if key not in (None, BARE):
+                raise WeightsError(f"holds one set of weights and none under {shown(key)}: leave the key out")
+            return _finish(whole_weights(parse_safetensors(data), warnings), BARE, warnings, {})
         elif data[:1] == b"\x80":
             saved = _read_legacy(data)
         elif data[257:262] == b"ustar":
             raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
         else:
-            raise WeightsError(f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
-        chosen, container = _choose(saved, ema)
-        entries, layers = _entries(chosen)
-        if isinstance(saved, dict) and container in saved:
-            warnings += _passed_over(saved, container, entries, ema)
+            said = foreign(data) or f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}"
+            raise WeightsError(said)
+        taken = take(saved, ema, key)
+        warnings += taken.warnings
+        entries = taken.entries
         tensors = tensors_in(entries)
         left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
         if left_out:
             warnings.append(f"left out what is no tensor: {listed(map(shown, left_out))}")
-        return _finish(read_arrays(tensors, len(data)), container, warnings, layers)
+        arrays = whole_weights(read_arrays(tensors, len(data)), warnings)
+        found = _finish(arrays, taken.key, warnings, taken.layers)
+        return replace(found, averaged=taken.averaged, sets=taken.sets)
 
 
 # Tensors
@@ -185,6 +203,10 @@ class _Tensor(Lazy):
         if not isinstance(state, tuple) or len(state) != 3:
             raise WeightsError(_MOVED)
         _check_use(state[0], state[2])
+
+    def form(self) -> tuple[tuple[int, ...] | None, bool]:
+        kind = self.dtype.text.rpartition(".")[2] if self.dtype else self.storage.kind
+        return whole_numbers(self.size), "f" in _DTYPES.get(kind, "")
 
     def numpy(self, room: float = math.inf) -> np.ndarray:
         kind = self.dtype.text.rpartition(".")[2] if self.dtype else self.storage.kind
@@ -323,6 +345,8 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
     records = _zip_records(data)
     roots = [name[: -len("data.pkl")] for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
+        if any(name.endswith(("archive_format", "archive_version")) for name in records):
+            raise WeightsError(f"is a program of torch.export (.pt2): load it with torch.export.load and {_SAVE}")
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
     root = roots[0]
     # PyTorch can be told to write no checksums; then all of them are 0.
@@ -481,206 +505,6 @@ def _read_legacy(data: memoryview) -> Any:
 
 
 # Which tensors, and what they are called
-
-
-def _choose(saved: Any, ema: bool) -> tuple[Any, str]:
-    """The dict or module that holds the network's tensors, and where it was."""
-    if _is_module(saved):
-        return saved, "module"
-    if not isinstance(saved, dict):
-        raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {_SAVE}")
-    averaged = list({id(value): key for key, value in saved.items() if _is_averaged(key)}.values())
-    averaged = [key for key in averaged if _has_tensors(saved[key])][:_MAX_MODULES]
-    plain = _plain({key: value for key, value in saved.items() if key not in averaged})
-    for key in averaged if ema or plain is None else ():
-        if plain is None or _is_complete(saved[key], key, plain[0]):
-            return saved[key], key
-    if plain is not None:
-        return plain
-    found = listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
-    several = sum(map(_has_tensors, saved.values())) > 0
-    raise WeightsError(f"holds {'several dicts' if several else 'no dict'} of tensors, among {found}: {_SAVE}")
-
-
-def _is_complete(averaged: Any, key: str, plain: Any) -> bool:
-    """Whether EMA weights have all names of the plain ones; those of another network have not.
-
-    Neither have those that lack all tensors of a kind, such as the statistics of batch normalisations.
-
-    Raises:
-        WeightsError: they lack single tensors, which nobody leaves out, so one of the two is damaged.
-    """
-    names, found = (_network_names(_entries(weights)[0]) for weights in (plain, averaged))
-    lacking, kinds = names - found, {name.rpartition(".")[2] for name in found}
-    single = [shown(name) for name in sorted(lacking) if name.rpartition(".")[2] in kinds]
-    if single and 2 * len(lacking) < len(names):
-        raise WeightsError(
-            f"has EMA weights under {shown(key)} without {listed(single)}, which the plain ones have: take the "
-            f"plain ones with --no-ema (in Python: ema=False), or save the right ones alone with torch.save"
-        )
-    return not lacking
-
-
-def _plain(saved: Mapping[Any, Any]) -> tuple[Any, str] | None:
-    """The dict with the network's tensors as they were trained, and where it was; None where nothing says which."""
-    for key in _PLAIN_KEYS:
-        if _has_tensors(saved.get(key)):
-            return saved[key], key
-    # One object under several names is one object.
-    named = {id(value): (key, value) for key, value in saved.items() if isinstance(key, str)}.values()
-    nested = [(key, value) for key, value in named if _has_tensors(value)]
-    own = _count(saved)
-    # A tensor or two beside the weights are a random state or the like.
-    if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):
-        return saved, "bare"
-    return (nested[0][1], nested[0][0]) if len(nested) == 1 else None
-
-
-def _passed_over(saved: Mapping[Any, Any], taken: str, entries: Mapping[Any, Any], ema: bool) -> list[str]:
-    """What else the file has of the same network, in one sentence; nothing where the user chose between the two.
-
-    Args:
-        saved: all that the file holds.
-        taken: the key of the tensors that were taken.
-        entries: these tensors.
-        ema: whether EMA weights are wanted.
-    """
-    keys = [key for key in saved if ema or not _is_averaged(key)]
-    left_out = _others(saved, taken, _network_names(entries), sorted(keys, key=_is_averaged, reverse=True))
-    if not left_out:
-        return []
-    plain = " (--no-ema takes the plain ones)" if _is_averaged(taken) else ""
-    return [
-        f"took the weights under {shown(taken)}, and left out those under {listed(left_out)}{plain}: to convert "
-        f"others, save them alone with torch.save"
-    ]
-
-
-def _others(saved: Mapping[Any, Any], taken: str, names: set[str], keys: Iterable[Any]) -> list[str]:
-    """The keys under which, however deep, are tensors with most of these names, or EMA weights by any name.
-
-    Nothing is looked at twice, and few modules at all, or a file could make the search long.
-    """
-    found, modules, seen = [], 0, {id(saved[taken])}
-    for key in keys:
-        waiting = [(saved[key], 0)]
-        while waiting:
-            value, depth = waiting.pop()
-            if id(value) in seen or depth > _MAX_DEPTH:
-                continue
-            seen.add(id(value))
-            modules += _is_module(value)
-            looked = modules <= _MAX_MODULES and _has_tensors(value)
-            same = looked and 2 * len(names & _network_names(_tensor_entries(value))) > len(names)
-            if same or (_is_averaged(key) and isinstance(value, Lazy)):
-                found.append(shown(key))
-                break
-            inside = value.state if isinstance(value, Inert) else value
-            parts = inside.values() if isinstance(inside, dict) else inside if isinstance(inside, (list, tuple)) else ()
-            waiting += [(part, depth + 1) for part in parts]
-    return found
-
-
-def _tensor_entries(value: Any) -> Mapping[Any, Any]:
-    """As `_entries`; nothing of a module that is none, which nobody asked for."""
-    try:
-        return _entries(value)[0]
-    except WeightsError:
-        return {}
-
-
-def _network_names(entries: Mapping[Any, Any]) -> set[str]:
-    """Names of the tensors that make a network, without the prefixes of wrappers."""
-    names = [name for name, value in entries.items() if isinstance(value, Lazy) and isinstance(name, str)]
-    names = [name for name in names if name.rpartition(".")[2] not in (COUNTER, "n_averaged")]
-    start = _wrapped(names)
-    return {name[start:] for name in names}
-
-
-def _is_averaged(key: object) -> bool:
-    return isinstance(key, str) and bool(AVERAGED.search(key))
-
-
-def _count(entries: Mapping[Any, Any]) -> int:
-    return sum(isinstance(value, Lazy) for value in entries.values())
-
-
-def _has_tensors(value: object) -> bool:
-    return _is_module(value) or (isinstance(value, dict) and _count(value) > 0)
-
-
-def _is_module(value: object) -> bool:
-    return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
-
-
-def _entries(root: Any) -> tuple[Mapping[Any, Any], Layers]:
-    """A state_dict as it is; that of a pickled torch.nn.Module put together from its parts, and what these state."""
-    if isinstance(root, dict):
-        return root, {}
-    entries: dict[str, Any] = {}
-    layers_of_all: Layers = {}
-    seen: dict[int, dict[str, Any]] = {}
-    waiting = [("", root)]
-    visited = 0
-    while waiting:
-        prefix, module = waiting.pop()
-        if not _is_module(module):
-            raise WeightsError(f"holds {describe(module)} as layer {shown(prefix)}: {_SAVE}")
-        parts = [module.state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
-        if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in parts):
-            raise WeightsError(f"holds a layer {shown(prefix)} that is no ordinary module: {_SAVE}")
-        visited += 1 + sum(1 + len(prefix) + len(name) for part in parts for name in part)
-        if visited > _MAX_NAMES or len(prefix) > _MAX_PREFIX:
-            raise WeightsError(f"holds modules inside modules without end, {DAMAGED}")
-        if id(module.state) not in seen:
-            seen[id(module.state)] = _facts(module.name, module.state)
-        layers_of_all[prefix[:-1]] = seen[id(module.state)]
-        parameters, buffers, layers = parts
-        temporary = module.state.get("_non_persistent_buffers_set")
-        temporary = {name for name in temporary if isinstance(name, str)} if isinstance(temporary, list) else set()
-        kept = {**parameters, **{name: value for name, value in buffers.items() if name not in temporary}}
-        for name, value in kept.items():
-            if prefix + name in entries or (name in parameters and name in buffers):
-                raise WeightsError(f"holds two tensors under the name {shown(prefix + name)}, {DAMAGED}")
-            if value is not None:
-                entries[prefix + name] = value
-        waiting += [(f"{prefix}{name}.", layer) for name, layer in reversed(layers.items()) if layer is not None]
-    return entries, layers_of_all
-
-
-def _facts(kind: str, state: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a pickled layer states of itself: plain values by attribute, and its class under "class".
-
-    What is no plain value, or a long one, is described in words. "hooks" is there if calling the layer runs more than
-    its class does.
-
-    Args:
-        kind: the class's dotted name.
-        state: the layer's attributes, as they are in the file.
-    """
-    told = {
-        name: _stated(value)
-        for name, value in state.items()
-        if isinstance(name, str) and name[:1] != "_" and len(name) <= _MAX_TEXT
-    }
-    if "forward" in state or any(state.get(hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
-        told["hooks"] = True
-    told["class"] = kind
-    return told
-
-
-def _stated(value: object) -> object:
-    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LIST and all(map(_is_plain, value)):
-        return list(value)
-    return value if _is_plain(value) else describe(value)
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, str):
-        return len(value) <= _MAX_TEXT
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return value is None or isinstance(value, float)
 
 
 def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str], layers: Layers) -> Checkpoint:

@@ -81,6 +81,10 @@ class Lazy:
         """
         raise NotImplementedError
 
+    def form(self) -> tuple[tuple[int, ...] | None, bool]:
+        """The shape that the file gives, None for one that cannot be, and whether the numbers are floats."""
+        raise NotImplementedError
+
     def build(self, state: object) -> None:
         """Takes the state that the file sets after making it."""
         raise NotImplementedError
@@ -156,6 +160,12 @@ class Array(Lazy):
         if isinstance(state, tuple) and len(state) in (4, 5) and isinstance(state[-3], DType):
             state[-3].used = True
 
+    def form(self) -> tuple[tuple[int, ...] | None, bool]:
+        if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
+            return None, False
+        shape, dtype = self.state[-4:-2]
+        return whole_numbers(shape), isinstance(dtype, DType) and dtype.code[:1] == "f"
+
     def numpy(self, room: float = math.inf) -> np.ndarray:
         if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
             raise WeightsError(f"has no content, {DAMAGED}")
@@ -184,6 +194,11 @@ def describe(value: object) -> str:
         return "a tensor"
     kind = type(value).__name__
     return "None" if value is None else f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+
+
+def whole_numbers(shape: object) -> tuple[int, ...] | None:
+    """A shape from a file if it is one that can be compared: a tuple of integers."""
+    return shape if isinstance(shape, tuple) and all(type(n) is int for n in shape) else None
 
 
 def element_count(shape: object) -> int:

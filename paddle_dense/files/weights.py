@@ -18,6 +18,7 @@ import numpy as np
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.files.atomic import atomic_write
 from paddle_dense.files.compact import expanded
+from paddle_dense.files.foreign import foreign
 from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -87,6 +88,8 @@ def _read(path: str | os.PathLike, data: memoryview) -> dict[str, np.ndarray]:
         return _read_pdparams(data)
     if data[:4] == ZIP_MAGIC:
         raise WeightsError(_NOT_PADDLE)
+    if said := foreign(data):
+        raise WeightsError(said)
     if os.fspath(path).lower().endswith(".safetensors"):
         return parse_safetensors(data)
     raise WeightsError(
@@ -173,10 +176,7 @@ def read_file(path: str | os.PathLike) -> memoryview:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise WeightsError(f"is empty: {AGAIN}")
-        try:
-            content = _memory(size)
-        except (MemoryError, OSError, ValueError, OverflowError):
-            raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
+        content = memory_for(size)
         try:
             complete = file.readinto(content) == size
         except OSError as error:
@@ -263,8 +263,19 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for someone to write
 
 
+def memory_for(size: int) -> mmap.mmap:
+    """Memory for a file; it can be read like one, too.
+
+    Raises:
+        WeightsError: there is less.
+    """
+    try:
+        return _memory(size)
+    except (MemoryError, OSError, ValueError, OverflowError):
+        raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
+
+
 def _memory(size: int) -> mmap.mmap:
-    """Memory for a file; it can be read like one, too."""
     if size > free_memory():
         raise MemoryError
     if os.name == "nt":

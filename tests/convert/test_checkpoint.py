@@ -318,29 +318,142 @@ def test_an_averaged_model_of_pytorch_beside_the_plain_one_is_taken(tmp_path):
     assert_same(checkpoint, net.state_dict())
 
 
-OTHER_SETS = {
-    "another epoch": ("best_state_dict", lambda net: net.state_dict()),
-    "an average of another kind": ("swa_state_dict", lambda net: net.state_dict()),
-    "torch_ema": ("ema", lambda net: {"decay": 0.99, "num_updates": 4, "shadow_params": list(net.parameters())}),
-    "a shadow": ("ema", lambda net: {"shadow": dict(net.named_parameters())}),
-    "a list": ("ema", lambda net: list(net.parameters())),
-    "a shadow without statistics": ("ema", lambda net: dict(net.named_parameters())),
-    "an object": ("model_ema", lambda net: argparse.Namespace(shadow=dict(net.named_parameters()))),
-    "a second usual name": ("model", lambda net: net.state_dict()),
-    "deeper": ("callbacks", lambda net: {"average": {"weights": net.state_dict()}}),
+def changed() -> nn.Module:
+    """The same network with other numbers, those of its statistics too."""
+    net = network()
+    for tensor in net.state_dict().values():
+        tensor.mul_(3) if tensor.is_floating_point() else tensor.flip(0)
+    return net
+
+
+# Sets that are taken before those under "state_dict": by their names, the key under which the file has them, what
+# their library saves, and whether the buffers come with them.
+PREFERRED_SETS = {
+    "the best": ("best_state_dict", "best_state_dict", lambda net: net.state_dict(), True),
+    "the best, deeper": ("best", "best.model", lambda net: {"epoch": 3, "model": net.state_dict()}, True),
+    "SWA": ("swa_state_dict", "swa_state_dict", lambda net: net.state_dict(), True),
+    "RT-DETR": ("ema", "ema.module", lambda net: {"module": net.state_dict(), "updates": 5}, True),
+    "a list": ("ema", "ema", lambda net: list(net.parameters()), False),
+    "a shadow": ("ema", "ema.shadow", lambda net: {"shadow": dict(net.named_parameters())}, False),
+    "a shadow without statistics": ("ema", "ema", lambda net: dict(net.named_parameters()), False),
+    "an object": (
+        "model_ema",
+        "model_ema.shadow",
+        lambda net: argparse.Namespace(shadow=dict(net.named_parameters()), backup=dict(network().named_parameters())),
+        False,
+    ),
+}
+LESSER_SETS = {
+    "a second usual name": ("model", "model", lambda net: net.state_dict()),
+    "deeper": ("callbacks", "callbacks.average.weights", lambda net: {"average": {"weights": net.state_dict()}}),
+    "wrapped": ("last", "last", lambda net: nn.DataParallel(net).state_dict()),
+    "in a list": ("history", "history.1", lambda net: [{"loss": 2.0}, net.state_dict()]),
 }
 
 
 @both_formats
-@pytest.mark.parametrize(("key", "other"), OTHER_SETS.values(), ids=OTHER_SETS)
-def test_other_weights_of_the_network_are_not_passed_over_in_silence(tmp_path, form, key, other):
+@pytest.mark.parametrize(("key", "taken", "other", "whole"), PREFERRED_SETS.values(), ids=PREFERRED_SETS)
+def test_averaged_and_best_weights_are_taken_with_the_buffers_of_the_plain_ones(
+    tmp_path, form, key, taken, other, whole
+):
+    plain, better = network().state_dict(), changed()
+    path = save({"state_dict": plain, key: other(better), "epoch": 3}, tmp_path / "net.pth", form)
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.container, checkpoint.averaged) == (taken, "best" not in key)
+    expected = better.state_dict() if whole else {**plain, **dict(better.named_parameters())}
+    assert_same(checkpoint, expected)
+    [said] = checkpoint.warnings
+    assert f"under '{taken}'" in said and "left out those under 'state_dict'" in said
+    assert list(checkpoint.sets) == [taken, "state_dict"]
+    for chosen in ({"key": "state_dict"}, {"ema": False} if checkpoint.averaged else {"key": "state_dict"}):
+        checkpoint = read_checkpoint(path, **chosen)
+        assert (checkpoint.container, checkpoint.averaged, checkpoint.warnings) == ("state_dict", False, [])
+        assert_same(checkpoint, plain)
+    assert_same(read_checkpoint(path, key=taken), expected)
+    assert_same(read_checkpoint(path, ema=False, key=key), expected)  # the only set under this key
+
+
+@both_formats
+@pytest.mark.parametrize(("key", "taken", "other"), LESSER_SETS.values(), ids=LESSER_SETS)
+def test_other_weights_of_the_network_are_not_passed_over_in_silence(tmp_path, form, key, taken, other):
     net = network()
-    path = save({"state_dict": net.state_dict(), key: other(network()), "epoch": 3}, tmp_path / "net.pth", form)
+    path = save({"state_dict": net.state_dict(), key: other(changed()), "epoch": 3}, tmp_path / "net.pth", form)
     checkpoint = read_checkpoint(path)
     assert checkpoint.container == "state_dict"
     assert_same(checkpoint, net.state_dict())
     [said] = checkpoint.warnings
-    assert "under 'state_dict'" in said and f"left out those under '{key}'" in said
+    assert "under 'state_dict'" in said and f"left out those under '{taken}'" in said and "--key NAME" in said
+    assert_same(read_checkpoint(path, key=taken), changed().state_dict())
+
+
+def test_a_key_that_is_no_set_is_refused_with_those_that_are(tmp_path):
+    state = network().state_dict()
+    path = save({"student": state, "teacher": changed().state_dict(), "a": {"b": state}}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"several dicts of tensors, among 'student'.*take one with --key NAME"):
+        read_checkpoint(path)
+    assert_same(read_checkpoint(path, key="teacher"), changed().state_dict())
+    with pytest.raises(WeightsError, match=r"holds no weights under 'ema': give one of 'student', 'teacher'$"):
+        read_checkpoint(path, key="ema")
+    path = save({"ema": {"a": state, "b": changed().state_dict()}}, path)
+    with pytest.raises(WeightsError, match=r"holds several sets under 'ema': give one of 'ema.a', 'ema.b'$"):
+        read_checkpoint(path, key="ema")
+    with pytest.raises(WeightsError, match=r"holds no weights under 'ema': give one of 'bare'$"):
+        read_checkpoint(save(state, path), key="ema")
+    with pytest.raises(WeightsError, match=r"holds no weights under 'ema': give one of 'module'$"):
+        read_checkpoint(save(network(), path), key="ema")
+    assert_same(read_checkpoint(path, key="module"), state)
+
+
+def test_a_list_of_other_parameters_is_refused(tmp_path):
+    """torch_ema's list has no names: one tensor less, or two in another order, and every name would be a guess."""
+    net = network()
+    for parameters in (list(net.parameters())[1:], list(net.parameters())[::-1], [*net.parameters(), torch.ones(3)]):
+        saved = {"model": net.state_dict(), "ema": {"decay": 0.9, "shadow_params": parameters}}
+        path = save(saved, tmp_path / "net.pth")
+        with pytest.raises(WeightsError, match=r"a list of \d+ averaged tensors .*: take the latter with --no-ema"):
+            read_checkpoint(path)
+        assert_same(read_checkpoint(path, ema=False), net.state_dict())
+    with pytest.raises(WeightsError, match="holds no dict of tensors"):  # none to take the names from
+        read_checkpoint(save({"ema": {"shadow_params": list(net.parameters())}}, path))
+
+
+@both_formats
+@pytest.mark.parametrize("tool", ["MMEngine", "Lightning"])
+def test_where_the_averaged_weights_have_the_plain_name(tmp_path, form, tool):
+    """MMEngine's EMAHook and Lightning's WeightAveraging swap the two when they save."""
+    trained, averaged = network().state_dict(), changed().state_dict()
+    inside = {f"module.{name}": tensor for name, tensor in trained.items()}
+    others = {
+        "MMEngine": {"ema_state_dict": {"steps": torch.tensor(100), **inside}, "meta": {"mmengine_version": "0.10.7"}},
+        "Lightning": {"current_model_state": trained, "averaging_state": {"n_averaged": torch.tensor(100)}},
+    }
+    path = save({"state_dict": averaged, **others[tool], "epoch": 3}, tmp_path / "net.pth", form)
+    key = next(iter(others[tool]))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.container == "state_dict" and checkpoint.averaged
+    assert_same(checkpoint, averaged)
+    assert f"left out those under '{key}' (--no-ema takes" in checkpoint.warnings[0]
+    checkpoint = read_checkpoint(path, ema=False)
+    assert checkpoint.container == key and not checkpoint.averaged
+    assert_same(checkpoint, trained)
+
+
+@both_formats
+def test_a_state_dict_two_dicts_deep(tmp_path, form):
+    """As Composer saves it, among the state of everything else."""
+    state = network().state_dict()
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    beside = {"optimizers": {"SGD": {"state": {name: {"momentum": t} for name, t in state.items()}}}}
+    checkpoint = read_checkpoint(save({"state": {"model": wrapped, **beside}, "rng": []}, tmp_path / "net.pth", form))
+    assert checkpoint.container == "state.model" and checkpoint.warnings == []
+    assert_same(checkpoint, state)
+
+
+def test_weights_of_an_optimizer_are_no_network(tmp_path):
+    state = network().state_dict()
+    for saved in ({"optimizer": state}, {"epoch": 3, "optimizer": {"model": state}}):
+        with pytest.raises(WeightsError, match=r"holds several dicts of tensors|holds no dict of tensors"):
+            read_checkpoint(save(saved, tmp_path / "net.pth"))
 
 
 @both_formats
@@ -597,7 +710,8 @@ def test_torchscript(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>', so it is no PyTorch checkpoint"),
+        (b"<!DOCTYPE html>", "is a web page that was saved in place of the file"),
+        (b"anything", "begins with b'anything', so it is no PyTorch checkpoint"),
         (b"pickle".ljust(257, b"\0") + b"ustar\x0000".ljust(300, b"\0"), "a tar archive"),
         (pickle.dumps({"w": 1}, 2), "python -m convert.paddle2torch"),
         (pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2), "unknown format version 1002"),

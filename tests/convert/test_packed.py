@@ -1,0 +1,123 @@
+"""Checkpoints in archives, packed by Python's own modules: read as they are without the archive, or refused."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+
+from convert.command import default_target
+from paddle_dense.errors import WeightsError
+from paddle_dense.files import open_weights, read_checkpoint
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "cdnv2_tiny_converted.pth"
+
+
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tarred(
+    files: dict[str, bytes], mode: str = "w", kind: bytes = tarfile.REGTYPE, form: int = tarfile.PAX_FORMAT
+) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=form) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(content) if kind == tarfile.REGTYPE else 0, kind
+            info.linkname = "" if kind == tarfile.REGTYPE else "/etc/passwd"
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "net.pth.zip": lambda content: zipped({"densenet-0685.pth": content}),
+    "stored.pth.zip": lambda content: zipped({"densenet.pth": content}, zipfile.ZIP_STORED),
+    "folder.zip": lambda content: zipped(
+        {"a/": b"", "a/README.md": b"x", "__MACOSX/a/._n.pth": b"x", "a/n.pth": content}
+    ),
+    "net.pth.gz": gzip.compress,
+    "net.tar": lambda content: tarred({"a/net.pth": content, "a/LICENSE": b"x"}),
+    "gnu.tar": lambda content: tarred({"long" * 60 + "/net.pth": content}, form=tarfile.GNU_FORMAT),
+    "pax.tar": lambda content: tarred({"long" * 60 + "/net.pth": content}),
+    "net.tar.gz": lambda content: tarred({"net.pth": content}, "w:gz"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_checkpoint_in_an_archive_is_read_as_without_it(tmp_path, name):
+    content = PACKED[name](CHECKPOINT.read_bytes())
+    (tmp_path / name).write_bytes(content)
+    expected = read_checkpoint(CHECKPOINT).state
+    for found in (
+        read_checkpoint(tmp_path / name).state,
+        (opened := open_weights(tmp_path / name, hashes=("sha256",))).tensors,
+    ):
+        assert list(found) == list(expected)
+        for tensor, array in expected.items():
+            np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+    assert opened.digest() == hashlib.sha256(content).hexdigest() and opened.size == len(content)
+    assert opened.format == "PyTorch, unpacked"
+
+
+def test_the_target_has_the_name_without_the_archives():
+    for name in ("net.pth.zip", "net.pth.tar.gz", "net.gz", "net.tar"):
+        assert default_target(Path(name), "pdparams") == Path("net.pdparams")
+
+
+def edited(content: bytes, at: int, change: bytes) -> bytes:
+    at %= len(content)
+    return content[:at] + change + content[at + len(change) :]
+
+
+def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
+    packed = gzip.compress(content)
+    bomb = gzip.compress(bytes(50_000_000))
+    two = {"a.pth": content, "b.pth": content}
+    return {
+        "gzip bomb": (bomb, "would unpack to 50,000,000 bytes, more than 100 times"),
+        "gzip bomb that says less": (edited(bomb, -4, struct.pack("<L", 1000)), "unpacks to more than it says"),
+        "zip bomb": (zipped({"net.pth": bytes(50_000_000)}), "would unpack to 50,000,000 bytes"),
+        "gzip cut short": (packed[:-100], "would unpack|cut short|damaged|more than it says"),
+        "gzip that goes on": (packed + packed, "goes on after its end"),
+        "gzip damaged": (edited(packed, len(packed) // 2, b"\xff\xff\xff\xff"), "damaged|cut short"),
+        "zip damaged": (edited(zipped({"net.pth": content}), 5000, b"\xff\xff\xff\xff"), "damaged|cut short|agree"),
+        "three deep": (gzip.compress(gzip.compress(gzip.compress(content))), "archive in archives"),
+        "two in a zip": (zipped(two), "several checkpoints, among 'a.pth', 'b.pth'"),
+        "two in a tar": (tarred(two), "several checkpoints, among 'a.pth', 'b.pth'"),
+        "none in a zip": (zipped({"a.txt": b"x", "b.txt": b"y"}), "without a PyTorch state .*, among 'a.txt', 'b.txt'"),
+        "none in a tar": (tarred({"a.txt": b"x", "b.txt": b"y"}), "without a PyTorch state .*, among 'a.txt', 'b.txt'"),
+        "out of a tar": (tarred({"../net.pth": content}), r"lead out of an archive, among '\.\./net.pth'"),
+        "absolute in a tar": (tarred({"/tmp/net.pth": content}), "lead out of an archive"),
+        "out of a zip": (zipped({"a/../../net.pth": content}), "lead out of an archive"),
+        "a link in a tar": (tarred({"net.pth": b""}, kind=tarfile.SYMTYPE), "links or names"),
+        "a hard link in a tar": (tarred({"net.pth": b""}, kind=tarfile.LNKTYPE), "links or names"),
+        "tar cut short": (tarred({"net.pth": content})[:5000], "cut short or damaged"),
+        "many in a tar": (tarred({f"{n}.txt": b"" for n in range(1001)}), "more than 1000 entries"),
+        "empty in a zip": (zipped({"net.pth": b""}), "holds an empty file"),
+        "bzip2 in a zip": (zipped({"net.pth": content}, zipfile.ZIP_BZIP2), "compressed in an unusual way"),
+        "bzip2": (bz2.compress(content), "compressed with bzip2: unpack it"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad(b""))
+def test_bad_archives_are_refused_in_a_sentence(tmp_path, kind):
+    content, message = bad(CHECKPOINT.read_bytes())[kind]
+    (tmp_path / "net.pth").write_bytes(content)
+    for read in (read_checkpoint, open_weights):
+        with pytest.raises(WeightsError, match=message) as caught:
+            read(tmp_path / "net.pth")
+        assert str(caught.value).startswith(f"{tmp_path / 'net.pth'}: ") and "\n" not in str(caught.value)
