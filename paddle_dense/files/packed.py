@@ -102,7 +102,7 @@ def _from_zip(data: memoryview) -> memoryview | None:
     if any(_OF_PYTORCH.match(entry.orig_filename) for entry in entries):
         return None
     links = [entry.orig_filename for entry in entries if (entry.external_attr >> 28) == 0o12]
-    files = [entry.orig_filename for entry in entries if not entry.is_dir()]
+    files = [entry.orig_filename for entry in entries if not entry.orig_filename.endswith("/")]
     entry = entries[[entry.orig_filename for entry in entries].index(_only_checkpoint(files, links))]
     head = bytes(data[entry.header_offset : entry.header_offset + 30])
     if head[:4] != ZIP_MAGIC or len(head) != 30 or entry.flag_bits & 1:
