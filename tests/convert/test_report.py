@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -146,10 +147,9 @@ def test_html_says_it_and_needs_nothing_from_elsewhere(section):
 
 
 def test_html_of_hostile_files_is_text():
-    honest = Section(
-        "a.pth", "a", None, "a", "a", {"a": "a"}, 1, False, Parity(1.0, 1.0, 0.5, 4), 0.0,
-        [LayerPrecision("a", float("nan"), 0.0), LayerPrecision("b", 1e-7, float("inf"))],
-        None, hostile_section().weights, ["a"], "a",
+    honest = replace(
+        hostile_section(), input="a.pth", output="a", container="a", arch="a", config={"a": "a"}, warnings=["a"],
+        layers=[LayerPrecision("a", float("nan"), 0.0), LayerPrecision("b", 1e-7, float("inf"))], error="a",
     )  # fmt: skip
     text = html([hostile_section(), hostile_section()])
     page = Page(text)
