@@ -104,6 +104,19 @@ def checkpoints() -> str:
     return table(columns, rows, right=(3, 4))
 
 
+def spellings() -> str:
+    """Whose names of tensors are known for each network, and what they call those by which it is found."""
+    from paddle_dense.files.spelling import Spelling
+    from paddle_dense.models.network import networks
+
+    rows = [
+        (f"`{network.__name__}`", spelling.source, ", ".join(f"`{spelling.theirs(name)}`" for name in network.anchors))
+        for network in networks()
+        for spelling in (Spelling("this package and the original code"), *network.spellings)
+    ]
+    return table(("network", "names of", "found by one of"), rows)
+
+
 def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:g}"
 
@@ -150,13 +163,14 @@ README_CN = DOCS.parent / "README_cn.md"
 MEASURED = ("latency", "conversion", "training", "digits", "sizes")
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "reference" / "commands.md": {"commands": commands},
+    DOCS / "reference" / "converter.md": {"spellings": spellings},
     DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
     README_CN: {section: partial(measured, section) for section in MEASURED},
 }
 
 
 def written(path: Path) -> str:
-    """A document with its tables written anew."""
+    """A document with its tables written again."""
     text = path.read_text(encoding="utf-8")
     for name, make in TABLES[path].items():
         begin = f"<!-- table: {name} -->\n"

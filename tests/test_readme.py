@@ -21,8 +21,9 @@ paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
 from paddle_dense.evaluation import evaluation
+from paddle_dense.files.layout import to_torch
 from paddle_dense.files.torch_file import read_checkpoint
-from paddle_dense.files.weights import write_weights
+from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models import network
 from tests.peers import peer
 
@@ -121,12 +122,46 @@ def _digits_in_paddle(path: Path) -> None:
         shutil.copy(DIGITS.with_suffix(suffix), path.with_suffix(suffix))
 
 
-def _renamed(path: Path) -> None:
+def _written(path: Path, state: dict[str, np.ndarray]) -> None:
     from paddle_dense.files.torch_archive import write_torch
 
-    state = read_checkpoint(DIGITS).state
     with open(path, "wb") as file:
-        write_torch({name.replace("features.", "backbone."): value for name, value in state.items()}, file)
+        write_torch(state, file)
+
+
+def _renamed(path: Path) -> None:
+    state = read_checkpoint(DIGITS).state
+    _written(path, {name.replace("features.", "encoder."): value for name, value in state.items()})
+
+
+def _with_a_loss(path: Path) -> None:
+    state = {f"net.{name}": value for name, value in read_checkpoint(DIGITS).state.items()}
+    _written(path, {**state, "centers.weight": np.ones([10, 4], "float32")})
+
+
+def _two_networks(path: Path) -> None:
+    state = read_checkpoint(DIGITS).state
+    _written(path, {f"{part}.{name}": value for part in ("student", "teacher") for name, value in state.items()})
+
+
+def _two_networks_in_paddle(path: Path) -> None:
+    state = read_weights(DIGITS.with_suffix(".pdparams"))
+    student = {f"student.{name.replace('features.', 'encoder.')}": value for name, value in state.items()}
+    teacher = {f"teacher.{name}": value for name, value in state.items()}
+    write_weights({**student, "student.centers.weight": np.ones([10, 4], "float32"), **teacher}, path)
+
+
+def _best_and_last(path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="writes what torch.save writes")
+    best = {name: torch.from_numpy(np.array(value)) for name, value in read_checkpoint(DIGITS).state.items()}
+    last = {name: value + 1 if name.endswith("running_mean") else value.clone() for name, value in best.items()}
+    torch.save({"model": last, "best_model": best, "epoch": 3}, path)
+
+
+def _biased_densenet(path: Path) -> None:
+    model = pd_.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10)
+    state = to_torch({name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    _written(path, {**state, "features.conv0.bias": np.linspace(-1, 1, 8, dtype="float32")})
 
 
 def _safetensors(path: Path) -> None:
@@ -145,8 +180,12 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "model_best.pth.tar": lambda path: shutil.copy(DATA / "cdnv2_tiny_ema.pth.tar", path),
     "model.safetensors": _safetensors,
     "my_fork.pth": lambda path: shutil.copy(DIGITS, path),
-    "my_fork.safetensors": _safetensors,
     "my_renamed_fork.pth": _renamed,
+    "my_metric_fork.pth": _with_a_loss,
+    "my_two_networks.pth": _two_networks,
+    "my_two_networks.pdparams": _two_networks_in_paddle,
+    "my_run.pth": _best_and_last,
+    "my_biased_densenet.pth": _biased_densenet,
     "my_code:build": _my_code,
     "photos/": _pictures,
     "cdnv2_a.pdparams": _digits_in_paddle,
@@ -212,7 +251,11 @@ def _tutorial(shown: dict[str, Any]) -> None:
 def _own_fork(shown: dict[str, Any]) -> None:
     assert shown["result"].verified == (util.find_spec("torch") is not None)
     assert Path("out/my_fork.pdparams").exists()
-    assert read_checkpoint("my_fork.safetensors").state.keys() == read_checkpoint(DIGITS).state.keys()
+    wanted = read_weights(DIGITS.with_suffix(".pdparams"))
+    converted = read_weights("out/my_renamed_fork.pdparams")
+    for state in (converted, {name: tensor.numpy() for name, tensor in shown["model"].state_dict().items()}):
+        assert state.keys() == wanted.keys()
+        assert all((state[name] == wanted[name]).all() for name in wanted)
 
 
 def _add_a_model(shown: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.unpickle import unpickle
 from paddle_dense.files.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
 from paddle_dense.layers.budget import Budget, check_budget, within
+from paddle_dense.models import matching
+from paddle_dense.models.network import networks
 from paddle_dense.models.recognise import Architecture
 from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
 
@@ -748,3 +750,21 @@ def test_opened_files_are_closed(tmp_path):
     with open_file(tmp_path / "x") as file:
         assert file.read() == b"abc"
     assert file.closed
+
+
+# Names
+
+
+def test_a_network_is_looked_for_under_few_of_a_files_prefixes(monkeypatch):
+    """Each of these names ends like a tensor by which a network is found."""
+    tried = []
+    match = matching._Candidate.match
+    monkeypatch.setattr(
+        matching._Candidate, "match", lambda self, *args, **kw: tried.append(1) or match(self, *args, **kw)
+    )
+    state = {f"x{number}.features.conv0.weight": np.ones([4, 3, 3, 3], "float32") for number in range(5000)}
+    with pytest.raises(WeightsError) as caught:
+        matching.match(state, in_pytorch=True)
+    spellings = sum(1 + len(network.spellings) for network in networks())
+    assert 32 <= len(tried) <= 33 * spellings
+    assert len(str(caught.value)) < 1000
