@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
 import numpy as np
@@ -70,21 +69,6 @@ def twin_class(name: str) -> Any:
     """The PyTorch twin of the class of this name."""
     module = getattr(models, name).__module__.rpartition(".")[2]
     return getattr(importlib.import_module(f"convert.torch_models.{module}"), name)
-
-
-def from_other_code(name: str) -> str:
-    """Our name for a tensor of gpleiss' or andreasveit's DenseNets."""
-    rules = (
-        (r"^features\.norm_final\.", "features.norm5."),
-        (r"^(conv|bn)1\.", lambda m: {"conv": "features.conv0.", "bn": "features.norm5."}[m[1]]),
-        (r"^block(\d)\.layer\.(\d+)\.", lambda m: f"features.denseblock{m[1]}.denselayer{int(m[2]) + 1}."),
-        (r"^trans(\d)\.(conv|bn)1\.", r"features.transition\1.\2."),
-        (r"\.bn([12]?)\.", r".norm\1."),
-        (r"^fc\.", "classifier."),
-    )
-    for pattern, ours in rules:
-        name = re.sub(pattern, ours, name)
-    return name
 
 
 def random_images(*shape: int, seed: int = 1, dtype: str = "float32") -> np.ndarray:

@@ -24,12 +24,13 @@ class Template:
         self._places = [(key, int(offset or 0)) for key, offset in _PLACE.findall(text)]
         groups = [_NUMBER if len(key) == 1 else _PART for key, _ in self._places]
         pattern = "".join(re.escape(literal) + group for literal, group in zip(literals, [*groups, ""]))
+        self._start = literals[0]
         self._pattern = re.compile(pattern + r"(?=\.|$)")
         self._text = text
 
     def match(self, name: str) -> tuple[dict[str, str], str] | None:
         """What stands in the places of a name that begins so, and the rest of it; None for another name."""
-        match = self._pattern.match(name)
+        match = self._pattern.match(name) if name.startswith(self._start) else None
         if not match:
             return None
         values: dict[str, str] = {}
@@ -71,19 +72,20 @@ class Spelling:
 
     def ours(self, name: str) -> str:
         """This package's name for what they call `name`."""
-        return _translated(name, self._templates)
+        for theirs, ours in self._templates:
+            found = theirs.match(name)
+            if found:
+                return ours.fill(found[0]) + found[1]
+        return name
 
     def theirs(self, name: str) -> str:
         """Their name for what this package calls `name`."""
-        return _translated(name, [(ours, theirs) for theirs, ours in self._templates])
+        return self.all_theirs(name)[0]
 
-
-def _translated(name: str, templates: Sequence[tuple[Template, Template]]) -> str:
-    for template, other in templates:
-        found = template.match(name)
-        if found:
-            return other.fill(found[0]) + found[1]
-    return name
+    def all_theirs(self, name: str) -> list[str]:
+        """Every name that they have, or had, for what this package calls `name`."""
+        found = [(theirs, ours.match(name)) for theirs, ours in self._templates]
+        return [theirs.fill(match[0]) + match[1] for theirs, match in found if match] or [name]
 
 
 @dataclass(frozen=True)

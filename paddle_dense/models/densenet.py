@@ -157,12 +157,10 @@ def transition(channels: int, out_channels: int, pool: bool = True, linear: bool
 class DenseBackbone(Network):
     """The frame of DenseNet and CSPDenseNet: stem, blocks with or without transitions, norm5, pooling, classifier."""
 
-    anchors = ("features.conv0.weight", "features.denseblock1.denselayer1.conv1.weight")
+    anchors = ("features.denseblock1.denselayer1.conv1.weight",)  # `read_config` needs it; every code has a "conv1"
     # torchvision's released files, and whatever was trained from them before its names changed.
     aliases = (
-        ("features.denseblock{b}.denselayer{l}.norm.{k}", "features.denseblock{b}.denselayer{l}.norm{k}"),
-        ("features.denseblock{b}.denselayer{l}.relu.{k}", "features.denseblock{b}.denselayer{l}.relu{k}"),
-        ("features.denseblock{b}.denselayer{l}.conv.{k}", "features.denseblock{b}.denselayer{l}.conv{k}"),
+        ("features.denseblock{b}.denselayer{l}.{layer}.{k}", "features.denseblock{b}.denselayer{l}.{layer}{k}"),
         ("features.norm_final", "features.norm5"),  # gpleiss' memory-efficient DenseNet
     )
     folds = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -118,16 +119,17 @@ def match(
         try:
             found = candidate.match(kept, in_pytorch, recognise=known is None)
         except WeightsError as error:
-            failures.append((len(candidate.covered()), error, candidate))
+            failures.append((len(candidate.covered), error, candidate))
             continue
         if found:
             matches.append(found)
     if not matches:
         raise _refusal(tensors, kept, selection, failures)
     best = _nearest(matches)
+    own = {*best.names.values(), *best.folded, *best.of_head}
     for size, failure, candidate in failures:
         # What covers more of the file, or would be the same tensor again, is nearer to it than what merely fits a part.
-        if candidate.network is best.network and (size > len(best.names) or isinstance(failure, TwoNamesError)):
+        if candidate.network is best.network and (size > len(own) or isinstance(failure, TwoNamesError)):
             raise failure
     if strict:
         _refuse_others(best, matches, kept)
@@ -195,14 +197,31 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """Every network in every spelling, from every place in the names at which one of its anchors begins."""
     plain = {name: _unwrapped(selection.renamed(name)) for name in tensors}
+    ends: dict[str, list[str]] = {}
+    for name in plain.values():
+        ends.setdefault(_end(name), []).append(name)
     for network in [known] if known else networks():
         for spelling in (_OWN, *network.spellings):
             prefixes = [""] if spelling is _OWN and (known or not network.anchors) else []
-            for anchor in map(spelling.theirs, network.anchors):
-                before = (name[: len(name) - len(anchor)] for name in plain.values() if name.endswith(anchor))
+            for anchor in _anchors(network, spelling):
+                names = (name for name in ends.get(_end(anchor), ()) if name.endswith(anchor))
+                before = (name[: len(name) - len(anchor)] for name in names)
                 prefixes += [prefix for prefix in before if not prefix or prefix.endswith(".")]
             for prefix in sorted(dict.fromkeys(prefixes), key=len)[:_MAX_PREFIXES]:
                 yield _Candidate(network, spelling, prefix, selection, headless, plain)
+
+
+def _end(name: str) -> str:
+    """The last two parts of a name, which every anchor has."""
+    return ".".join(name.rsplit(".", 2)[-2:])
+
+
+def _anchors(network: type[Network], spelling: Spelling) -> Iterator[str]:
+    """What the network's anchors are called in a spelling, with older names of single layers and without."""
+    older = Spelling("older names", network.aliases)
+    for anchor in network.anchors:
+        for name in dict.fromkeys((anchor, *older.all_theirs(anchor))):
+            yield from spelling.all_theirs(name)
 
 
 def _unwrapped(name: str) -> str:
@@ -225,24 +244,33 @@ class _Candidate:
     def _aliases(self) -> Spelling:
         return Spelling("older names", self.network.aliases)
 
-    def ours(self, name: str) -> str | None:
-        """This package's name for a tensor of the file; None if it is outside."""
-        plain = self.plain[name]
-        return self._own(plain[len(self.prefix) :]) if plain.startswith(self.prefix) else None
+    @cached_property
+    def covered(self) -> dict[str, str]:
+        """The file's tensors under the prefix, and what the spelling makes of their names."""
+        return {
+            name: self._spelled(plain[len(self.prefix) :])
+            for name, plain in self.plain.items()
+            if plain.startswith(self.prefix)
+        }
+
+    def ours(self, name: str) -> str:
+        """This package's name for a tensor under the prefix."""
+        return self._with_head(self.covered[name])
 
     def layer(self, name: str) -> str | None:
         """This package's name for a layer of the file; None if it is outside."""
         plain = _unwrapped(self.selection.renamed(f"{name}.")) if name else ""
-        return self._own(plain[len(self.prefix) : -1]) if plain.startswith(self.prefix) else None
+        if not plain.startswith(self.prefix):
+            return None
+        return self._with_head(self._spelled(plain[len(self.prefix) : -1]))
 
-    def _own(self, name: str) -> str:
-        own = self._aliases.ours(self.spelling.ours(name))
+    def _spelled(self, name: str) -> str:
+        return self._aliases.ours(self.spelling.ours(name))
+
+    def _with_head(self, own: str) -> str:
         if self.head and f"{own}.".startswith(f"{self.head}."):
             return self.network.classifier_name + own[len(self.head) :]
         return own
-
-    def covered(self) -> list[str]:
-        return [name for name, plain in self.plain.items() if plain.startswith(self.prefix)]
 
     def match(self, tensors: Mapping[str, np.ndarray], in_pytorch: bool, recognise: bool) -> Match | None:
         """The network with the file's tensors; None if they are another network's.
@@ -250,40 +278,42 @@ class _Candidate:
         Raises:
             WeightsError: they are nearly those of this network.
         """
-        kept = {name: tensors[name] for name in self.covered()}
+        kept = {name: tensors[name] for name in self.covered}
         without: list[str] = []
         if self.headless:
-            without = [name for name in kept if self._is_of_head(str(self.ours(name)))]
+            without = [name for name in kept if self._is_of_head(self.ours(name))]
             kept = {name: value for name, value in kept.items() if name not in set(without)}
         else:
             self.head = self._find_head(kept, several=not recognise)
-        state = renamed(kept, lambda name: str(self.ours(name)))
+        state = renamed(kept, self.ours)
         names = dict(zip(state, kept))
         notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
-        if self.spelling.reorder:
-            state = self.spelling.reorder(state, in_pytorch)
         folded = self._fold(state, names)
-        found = self._recognised(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
-        if found is None:
-            return None
+        with self._reading():
+            found = self.network.recognise(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
+            if found is None:
+                return None
+            found = replace(found, config={**found.config, **self.spelling.config})
+            if self.spelling.reorder:
+                state = self.spelling.reorder(state, in_pytorch)
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
         return Match(
             self.network, found, state, names, folded, without, without, notes, self.prefix, self.spelling, self
         )
 
-    def _recognised(self, state: Mapping[str, np.ndarray]) -> Recognised | None:
-        kind = self.network.__name__
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """WeightsError for whatever reading a network's tensors stumbles over."""
         try:
-            found = self.network.recognise(state)
-            return found and replace(found, config={**found.config, **self.spelling.config})
+            yield
         except KeyError as error:
-            raise WeightsError(f"the file looks like a {kind} but tensor {error} is missing") from None
+            raise WeightsError(f"the file looks like a {self.network.__name__} but tensor {error} is missing") from None
         except WeightsError:
             raise
         except (ArithmeticError, IndexError, TypeError, ValueError):
             raise WeightsError(
-                f"the file looks like a {kind} but the shapes of its tensors do not fit together"
+                f"the file looks like a {self.network.__name__} but the shapes of its tensors do not fit together"
             ) from None
 
     def _is_of_head(self, name: str) -> bool:
@@ -300,7 +330,7 @@ class _Candidate:
         Raises:
             WeightsError: it could be one of several, which is no error of a network that is known.
         """
-        names = {str(self.ours(name)): value for name, value in tensors.items()}
+        names = {self.ours(name): value for name, value in tensors.items()}
         classifier = self.network.classifier_name
         if any(f"{classifier}.{leaf}" in names for leaf in ("weight", "linear.weight")):
             return ""

@@ -18,7 +18,6 @@ from paddle_dense.layers import LGC, SFR
 from paddle_dense.layers import condconv as layers
 from paddle_dense.models.cspnet import MODES
 from paddle_dense.models.network import preset, presets
-from paddle_dense.models.recognise import recognise
 from tests.helpers import (
     CSPNETS,
     SMALL,
@@ -26,7 +25,6 @@ from tests.helpers import (
     V2_VARIANTS,
     answers,
     arrays,
-    from_other_code,
     loaded,
     part,
     random_images,
@@ -111,27 +109,6 @@ def test_cspdensenet_answers_as_the_original(mode, data, difference):
     twin = twin_class("CSPDenseNet")(8, [2, 3, 2], 16, num_classes=7, mode=mode)
     loaded(twin, part(data / "csp_densenet_tiny.npz", f"{mode}/state/"))
     assert difference(answers(twin, oracle["x"]), oracle["y"]) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("code", "config"),
-    [
-        ("gpleiss", {"growth_rate": 4, "block_config": [2, 3, 2], "num_init_features": 9, "bn_size": 2}),
-        ("andreasveit", {"growth_rate": 5, "block_config": [2] * 3, "num_init_features": 10, "bn_size": 0}),
-    ],
-)
-def test_cifars_densenets_answer_as_the_originals(code, config, data, difference):
-    """With a bottleneck and halved channels, 17 to 8 among them, and with neither."""
-    oracle = part(data / "densenet_cifar_tiny.npz", f"{code}/")
-    state = {
-        from_other_code(name): value for name, value in part(data / "densenet_cifar_tiny.npz", f"{code}/state/").items()
-    }
-    compression = 0.5 if config["bn_size"] else 1.0
-    twin = twin_class("DenseNet")(**config, num_classes=7, small_inputs=True, compression=compression)
-    assert difference(answers(loaded(twin, state), oracle["x"]), oracle["y"]) < 1e-6
-    found = recognise(to_paddle(state))
-    assert (found.config["small_inputs"], found.config["compression"]) == (True, compression)
-    assert difference(answers(found.fit(to_paddle(state)), oracle["x"]), oracle["y"]) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["std", "grouped", "dw", "dil"])

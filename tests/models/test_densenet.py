@@ -11,14 +11,12 @@ import paddle
 import pytest
 
 from paddle_dense.errors import WeightsError
-from paddle_dense.files.layout import to_paddle
-from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.models.cspnet import CSPDenseNet
 from paddle_dense.models.densenet import DenseLayer, DenseNet
 from paddle_dense.models.matching import match
 from paddle_dense.models.recognise import recognise
 from paddle_dense.zoo import create_model
-from tests.helpers import CIFAR_DENSENETS, DENSENET, answers, arrays, from_other_code, loaded, random_images, small
+from tests.helpers import CIFAR_DENSENETS, DENSENET, answers, arrays, loaded, random_images, small
 
 
 def test_starts_as_the_original():
@@ -186,25 +184,6 @@ def shapes_alone(growth_rate, block_config, widths):
         },
     }
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-
-
-@pytest.mark.parametrize("images", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_weights_that_others_trained_answer_as_their_code(images, trained_by_others, difference):
-    """Of andreasveit's code, trained on CIFAR-10: its logits, and with them its accuracy."""
-    file = read_checkpoint(trained_by_others / "dice_c10.pth.tar").state
-    state = to_paddle({from_other_code(name): value for name, value in file.items()})
-    found = recognise(state)
-    assert (found.arch, found.warnings) == ("densenet_bc100_k12", ())
-    model = found.fit(state)
-    with np.load(trained_by_others / "dice_c10_io.npz") as oracle:
-        pixels, labels, logits = (oracle[key][:images] for key in ("images", "labels", "logits"))
-        x = ((pixels / 255 - oracle["mean"]) / oracle["std"]).transpose(0, 3, 1, 2).astype("float32")
-    y = np.concatenate([answers(model, batch) for batch in np.split(x, images // 100)])
-    assert difference(y, logits) < 1e-5
-    right = (y.argmax(1) == labels).mean()
-    assert right == (logits.argmax(1) == labels).mean()
-    if images == 1000:
-        assert right == 0.821
 
 
 def test_a_stem_of_some_other_code_is_refused(randomise):
