@@ -26,7 +26,7 @@ from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.unpickle import unpickle
 from paddle_dense.files.weights import open_file, read_bounded, read_metadata, read_weights, write_weights
 from paddle_dense.layers.budget import Budget, check_budget, within
-from paddle_dense.models import matching
+from paddle_dense.models import DenseNet, matching
 from paddle_dense.models.network import networks
 from paddle_dense.models.recognise import Architecture
 from tests.security.hostile import archive, call, deep, long_names, name, program, safetensors, text, value
@@ -762,7 +762,8 @@ def test_a_network_is_looked_for_under_few_of_a_files_prefixes(monkeypatch):
     monkeypatch.setattr(
         matching._Candidate, "match", lambda self, *args, **kw: tried.append(1) or match(self, *args, **kw)
     )
-    state = {f"x{number}.features.conv0.weight": np.ones([4, 3, 3, 3], "float32") for number in range(5000)}
+    [anchor, *_] = DenseNet.anchors
+    state = {f"x{number}.{anchor}": np.ones([4, 3, 3, 3], "float32") for number in range(5000)}
     with pytest.raises(WeightsError) as caught:
         matching.match(state, in_pytorch=True)
     spellings = sum(1 + len(network.spellings) for network in networks())
