@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from paddle import LazyGuard
@@ -19,7 +19,7 @@ from paddle import LazyGuard
 from paddle_dense.errors import WeightsError, listed, shown
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.files.names import STATISTICS, TwoNamesError, renamed
-from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling, Template
+from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling
 from paddle_dense.layers.budget import Budget, within
 from paddle_dense.models.network import Network, Recognised, build_network, networks
 
@@ -43,8 +43,6 @@ _FOLDED = (
     "the network here has no such biases"
 )
 _MAX_PREFIXES = 32  # places from which on one file's names can be a network's
-
-
 _OWN = Spelling("this package")
 
 
@@ -76,6 +74,10 @@ class Match:
     prefix: str
     spelling: Spelling
     _candidate: _Candidate = field(repr=False)
+
+    def used(self) -> set[str]:
+        """Names of the file's tensors that the network has, under whatever name or in another tensor."""
+        return {*self.names.values(), *self.folded}
 
     def original_names(self) -> list[str]:
         """What the original file would call the tensors: this package's names where their order is another one."""
@@ -126,15 +128,15 @@ def match(
     if not matches:
         raise _refusal(tensors, kept, selection, failures)
     best = _nearest(matches)
-    own = {*best.names.values(), *best.folded, *best.of_head}
+    used = best.used()
+    own = used.union(best.of_head)
     for size, failure, candidate in failures:
         # What covers more of the file, or would be the same tensor again, is nearer to it than what merely fits a part.
         if candidate.network is best.network and (size > len(own) or isinstance(failure, TwoNamesError)):
             raise failure
     if strict:
-        _refuse_others(best, matches, kept)
-    taken = set(best.names.values())
-    return replace(best, left_out=[name for name in tensors if name not in taken and name not in best.folded])
+        _refuse_others(best, own, matches, kept)
+    return replace(best, left_out=[name for name in tensors if name not in used])
 
 
 def _nearest(matches: Sequence[Match]) -> Match:
@@ -154,9 +156,8 @@ def _places(found: Match) -> int:
     return len(found.names.keys() & model.state_dict().keys())
 
 
-def _refuse_others(best: Match, matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
-    """WeightsError for tensors outside of the network: another one's, or nobody's."""
-    own = {*best.names.values(), *best.folded, *best.of_head}
+def _refuse_others(best: Match, own: set[str], matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
+    """WeightsError for tensors outside of the network, which has those named `own`: another one's, or nobody's."""
     apart = [other for other in matches if own.isdisjoint(other.names.values())]
     if apart:
         prefixes = dict.fromkeys(shown(found.prefix) for found in (best, *apart))
@@ -218,10 +219,16 @@ def _end(name: str) -> str:
 
 def _anchors(network: type[Network], spelling: Spelling) -> Iterator[str]:
     """What the network's anchors are called in a spelling, with older names of single layers and without."""
-    older = Spelling("older names", network.aliases)
+    older = _table(network.aliases)
     for anchor in network.anchors:
         for name in dict.fromkeys((anchor, *older.all_theirs(anchor))):
             yield from spelling.all_theirs(name)
+
+
+@cache
+def _table(rows: tuple[tuple[str, str], ...]) -> Spelling:
+    """Rows of a network's own, compiled once for all candidates."""
+    return Spelling("this package", rows)
 
 
 def _unwrapped(name: str) -> str:
@@ -239,10 +246,6 @@ class _Candidate:
     headless: bool
     plain: Mapping[str, str]  # the file's names without wrappers' parts, by the names themselves
     head: str = ""  # the file's classifier, as the network's names go, where it has another name
-
-    @cached_property
-    def _aliases(self) -> Spelling:
-        return Spelling("older names", self.network.aliases)
 
     @cached_property
     def covered(self) -> dict[str, str]:
@@ -265,7 +268,7 @@ class _Candidate:
         return self._with_head(self._spelled(plain[len(self.prefix) : -1]))
 
     def _spelled(self, name: str) -> str:
-        return self._aliases.ours(self.spelling.ours(name))
+        return _table(self.network.aliases).ours(self.spelling.ours(name))
 
     def _with_head(self, own: str) -> str:
         if self.head and f"{own}.".startswith(f"{self.head}."):
@@ -360,15 +363,15 @@ class _Candidate:
         A normalisation subtracts its mean, so what a bias adds before it is taken off there exactly.
         """
         folded: list[str] = []
-        for convolution, norm in ((Template(one), Template(other)) for one, other in self.network.folds):
-            for name in [name for name in state if name.endswith(".bias")]:
-                found = convolution.match(name)
-                if not found or found[1] != ".bias":
-                    continue
-                means = [f"{norm.fill(found[0])}.{leaf}" for pair in STATISTICS.items() for leaf in pair]
-                mean = next((mean for mean in means if mean in state), None)
-                if mean is None or state[mean].shape != state[name].shape:
-                    continue
-                folded.append(names.pop(name))
-                state[mean] = (state[mean].astype(np.float64) - state.pop(name)).astype(state[mean].dtype)
+        norms = _table(self.network.folds)
+        for name in [name for name in state if name.endswith(".bias")]:
+            norm = norms.ours(name)
+            if norm == name:
+                continue
+            means = [norm[: -len("bias")] + leaf for pair in STATISTICS.items() for leaf in pair]
+            mean = next((mean for mean in means if mean in state), None)
+            if mean is None or state[mean].shape != state[name].shape:
+                continue
+            folded.append(names.pop(name))
+            state[mean] = (state[mean].astype(np.float64) - state.pop(name)).astype(state[mean].dtype)
         return folded
