@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import IO, cast
 
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, listed, shown
-from paddle_dense.files.weights import ZIP_MAGIC, memory_for
+from paddle_dense.files.weights import BAD_ZIP, ZIP_MAGIC, memory_for
 
 _GZIP = b"\x1f\x8b\x08"
 _MAX_RATIO = 100  # weights hardly shrink; what grows more than this is a bomb
@@ -97,7 +97,7 @@ def _from_zip(data: memoryview) -> memoryview | None:
     try:
         with zipfile.ZipFile(cast("IO[bytes]", data.obj)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, struct.error, ArithmeticError, LookupError, NotImplementedError, OSError, ValueError):
+    except BAD_ZIP:
         return None  # the reader of PyTorch's archives says what is wrong
     if any(_OF_PYTORCH.match(entry.orig_filename) for entry in entries):
         return None

@@ -38,6 +38,7 @@ from paddle_dense.files.unpickle import (
     whole_numbers,
 )
 from paddle_dense.files.weights import (
+    BAD_ZIP,
     PYTORCH_MAGIC,
     REPEATED,
     ZIP_MAGIC,
@@ -386,15 +387,7 @@ def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
         with zipfile.ZipFile(memory) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             directory = archive.start_dir
-    except (
-        zipfile.BadZipFile,
-        struct.error,
-        ArithmeticError,
-        LookupError,
-        NotImplementedError,
-        OSError,
-        ValueError,
-    ) as e:
+    except BAD_ZIP as e:
         raise WeightsError(f"is a zip archive that is cut short or damaged: {AGAIN}") from e
     if any(_TORCHSCRIPT.match(entry.orig_filename) for entry in entries):
         raise WeightsError(f"is a TorchScript program: load it with torch.jit.load and {_SAVE}")

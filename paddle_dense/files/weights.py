@@ -8,6 +8,8 @@ import mmap
 import os
 import re
 import stat
+import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import BufferedReader
@@ -22,6 +24,8 @@ from paddle_dense.files.foreign import foreign
 from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
+# What zipfile raises for an archive that is cut short or damaged.
+BAD_ZIP = (zipfile.BadZipFile, struct.error, ArithmeticError, LookupError, NotImplementedError, OSError, ValueError)
 PYTORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the number that PyTorch's old, non-zip files begin with
 _PICKLE_MAGIC = b"\x80"
 _MAX_HEADER = 100_000_000  # bytes, as the safetensors library
