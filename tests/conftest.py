@@ -21,22 +21,24 @@ def data() -> Path:
     return HERE / "data"
 
 
+def beside_the_checkout(name: str) -> Path:
+    """A folder of files too large to ship, which a clone alone has not."""
+    folder = HERE.parents[1] / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs ../shared/{name} beside the checkout: tests/data/README.md says where its files come from")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Answers of the original implementations that are too large to ship."""
-    folder = HERE.parents[1] / "shared" / "oracles"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/oracles beside the checkout: tests/data/README.md says where its files come from")
-    return folder
+    return beside_the_checkout("oracles")
 
 
 @pytest.fixture(scope="session")
 def trained_by_others() -> Path:
     """Weights that others have trained, with the original's answers, too large to ship."""
-    folder = HERE.parents[1] / "shared" / "real"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/real beside the checkout: tests/data/README.md says where its files come from")
-    return folder
+    return beside_the_checkout("real")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import io
 import struct
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -18,16 +19,12 @@ import pytest
 from convert.command import default_target
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import open_weights, read_checkpoint
+from tests.security.hostile import archive
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "cdnv2_tiny_converted.pth"
 
 
-def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return file.getvalue()
+zipped = partial(archive, compression=zipfile.ZIP_DEFLATED)
 
 
 def tarred(
@@ -45,7 +42,7 @@ def tarred(
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "net.pth.zip": lambda content: zipped({"densenet-0685.pth": content}),
-    "stored.pth.zip": lambda content: zipped({"densenet.pth": content}, zipfile.ZIP_STORED),
+    "stored.pth.zip": lambda content: archive({"densenet.pth": content}),
     "folder.zip": lambda content: zipped(
         {"a/": b"", "a/README.md": b"x", "__MACOSX/a/._n.pth": b"x", "a/n.pth": content}
     ),
@@ -108,7 +105,7 @@ def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
         "tar cut short": (tarred({"net.pth": content})[:5000], "cut short or damaged"),
         "many in a tar": (tarred({f"{n}.txt": b"" for n in range(1001)}), "more than 1000 entries"),
         "empty in a zip": (zipped({"net.pth": b""}), "holds an empty file"),
-        "bzip2 in a zip": (zipped({"net.pth": content}, zipfile.ZIP_BZIP2), "compressed in an unusual way"),
+        "bzip2 in a zip": (archive({"net.pth": content}, zipfile.ZIP_BZIP2), "compressed in an unusual way"),
         "bzip2": (bz2.compress(content), "compressed with bzip2: unpack it"),
     }
 

@@ -327,6 +327,18 @@ def test_signals_amid_the_imports_of_the_frameworks(tmp_path, module, number):
     assert done.stderr.startswith(f"error: stopped by {number.name}: ") and done.stderr.count("\n") == 1
 
 
+def started(arguments: list[str], folder: Path) -> subprocess.Popen:
+    """A command of this package in a process of its own, its output kept."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def listens(process: subprocess.Popen) -> bool:
     """Whether a process has a handler of its own for SIGTERM, once it has."""
     while process.poll() is None:
@@ -354,14 +366,7 @@ def test_signals_at_any_moment_of_a_command(tmp_path, command, number):
     for part in (None, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         folder = tmp_path / f"{part}"
         folder.mkdir()
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = started(arguments, folder)
         assert listens(process)
         start = time.monotonic()
         if part is not None:
@@ -435,14 +440,7 @@ def reads(process: subprocess.Popen, file: Path) -> bool:
 
 def stopped_while_reading(arguments: list[str], folder: Path, file: Path) -> tuple[float, int, str, str]:
     """Send SIGTERM to a command once it has a file open: seconds from then to its end, status, stdout, stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(arguments, folder)
     reading = reads(process, file)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
