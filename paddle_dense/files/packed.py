@@ -34,28 +34,30 @@ def unpacked(data: memoryview) -> memoryview:
         WeightsError: the archive is damaged, holds several checkpoints or none, a link, or a name that leads out of
             it, is packed once more, or would take more than 100 times its size.
     """
+    limit = _MAX_RATIO * len(data)
     for _ in range(_MAX_DEPTH):
-        inner = _unpacked_once(data)
+        inner = _unpacked_once(data, limit)
         if inner is None:
             return data
         data = inner
-    if _unpacked_once(data) is not None:
+    if _unpacked_once(data, limit) is not None:
         raise WeightsError(f"is an archive in archives: {_UNPACK}")
     return data
 
 
-def _unpacked_once(data: memoryview) -> memoryview | None:
+def _unpacked_once(data: memoryview, limit: int) -> memoryview | None:
+    """What an archive holds, at most `limit` bytes; None for a file that is none."""
     if data[:3] == _GZIP:
-        return _gunzipped(data)
+        return _gunzipped(data, limit)
     if data[:4] == ZIP_MAGIC:
-        return _from_zip(data)
+        return _from_zip(data, limit)
     if data[257:262] == b"ustar":
-        return _from_tar(data)
+        return _from_tar(data, limit)
     return None
 
 
-def _memory(size: int, packed: int) -> memoryview:
-    if size > _MAX_RATIO * packed:
+def _memory(size: int, limit: int) -> memoryview:
+    if size > limit:
         raise WeightsError(
             f"would unpack to {size:,} bytes, more than {_MAX_RATIO} times its size, which no weights do: do not use "
             f"this file"
@@ -86,13 +88,13 @@ def _inflate(data: memoryview, memory: memoryview, bits: int) -> None:
         raise WeightsError(f"is compressed data that is cut short or goes on after its end: {AGAIN}")
 
 
-def _gunzipped(data: memoryview) -> memoryview:
-    memory = _memory(int.from_bytes(data[-4:], "little"), len(data))
+def _gunzipped(data: memoryview, limit: int) -> memoryview:
+    memory = _memory(int.from_bytes(data[-4:], "little"), limit)
     _inflate(data, memory, 31)
     return memory
 
 
-def _from_zip(data: memoryview) -> memoryview | None:
+def _from_zip(data: memoryview, limit: int) -> memoryview | None:
     """The checkpoint in a zip archive; None for an archive that PyTorch wrote."""
     try:
         with zipfile.ZipFile(cast("IO[bytes]", data.obj)) as archive:
@@ -110,7 +112,7 @@ def _from_zip(data: memoryview) -> memoryview | None:
     name_length, extra_length = struct.unpack("<26x2H", head)
     begin = entry.header_offset + 30 + name_length + extra_length
     content = data[begin : begin + entry.compress_size]
-    memory = _memory(entry.file_size, len(data))
+    memory = _memory(entry.file_size, limit)
     if entry.compress_type == zipfile.ZIP_DEFLATED:
         _inflate(content, memory, -15)
     elif entry.compress_type == zipfile.ZIP_STORED and len(content) == len(memory):
@@ -122,13 +124,13 @@ def _from_zip(data: memoryview) -> memoryview | None:
     return memory
 
 
-def _from_tar(data: memoryview) -> memoryview | None:
+def _from_tar(data: memoryview, limit: int) -> memoryview | None:
     """The checkpoint in a tar archive; None for one that PyTorch wrote before 0.1.12."""
     places, links = _tar_entries(data)
     if {name.rpartition("/")[2] for name in places} >= _OLD_PYTORCH:
         return None
     begin, size = places[_only_checkpoint(list(places), links)]
-    memory = _memory(size, len(data))
+    memory = _memory(size, limit)
     memory[:] = data[begin : begin + size]
     return memory
 

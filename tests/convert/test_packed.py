@@ -80,6 +80,17 @@ def edited(content: bytes, at: int, change: bytes) -> bytes:
     return content[:at] + change + content[at + len(change) :]
 
 
+def nested_bomb() -> bytes:
+    """An archive in an archive, each of which unpacks to less than 100 times its own size."""
+    inner = io.BytesIO(zipped({"net.pth": bytes(9_000_000)}))
+    with zipfile.ZipFile(inner, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr("NOTES", np.random.default_rng(0).bytes(3000) + bytes(200_000))
+    middle = inner.getvalue()
+    outer = gzip.compress(middle)
+    assert 100 * len(middle) > 9_000_000 and len(middle) < 100 * len(outer)
+    return outer
+
+
 def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
     packed = gzip.compress(content)
     bomb = gzip.compress(bytes(50_000_000))
@@ -87,6 +98,7 @@ def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
     return {
         "gzip bomb": (bomb, "would unpack to 50,000,000 bytes, more than 100 times"),
         "gzip bomb that says less": (edited(bomb, -4, struct.pack("<L", 1000)), "unpacks to more than it says"),
+        "zip bomb in a gzip archive": (nested_bomb(), "would unpack to 9,000,000 bytes, more than 100 times"),
         "zip bomb": (zipped({"net.pth": bytes(50_000_000)}), "would unpack to 50,000,000 bytes"),
         "gzip cut short": (packed[:-100], "would unpack|cut short|damaged|more than it says"),
         "gzip that goes on": (packed + packed, "goes on after its end"),
