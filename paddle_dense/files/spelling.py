@@ -24,6 +24,7 @@ class Template:
         self._places = [(key, int(offset or 0)) for key, offset in _PLACE.findall(text)]
         groups = [_NUMBER if len(key) == 1 else _PART for key, _ in self._places]
         pattern = "".join(re.escape(literal) + group for literal, group in zip(literals, [*groups, ""]))
+        self.places = frozenset(key for key, _ in self._places)
         self._start = literals[0]
         self._pattern = re.compile(pattern + r"(?=\.|$)")
         self._text = text
@@ -83,9 +84,11 @@ class Spelling:
         return self.all_theirs(name)[0]
 
     def all_theirs(self, name: str) -> list[str]:
-        """Every name that they have, or had, for what this package calls `name`."""
+        """Every name that they have, or had, for what this package calls `name`; rows that cannot tell are left out."""
         found = [(theirs, ours.match(name)) for theirs, ours in self._templates]
-        return [theirs.fill(match[0]) + match[1] for theirs, match in found if match] or [name]
+        return [
+            theirs.fill(match[0]) + match[1] for theirs, match in found if match and theirs.places <= match[0].keys()
+        ] or [name]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Selection:
 
     def renamed(self, name: str) -> str:
         """The name as the user's rules give it."""
-        return self._spelling.ours(name).removeprefix(".")
+        new = self._spelling.ours(name)
+        return name if new == name else new.removeprefix(".")
 
     @cached_property
     def _spelling(self) -> Spelling:

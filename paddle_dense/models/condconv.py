@@ -175,6 +175,15 @@ class EfficientNetCondConv(Network):
 
     anchors = ("conv_stem.weight", f"blocks.{FIRST_CONDCONV_STAGE}.0.routing_fn.bias")
     head_prefixes = ("conv_head.", "bn2.", "classifier.")
+    folds = (
+        ("conv_stem", "bn1"),
+        ("blocks.0.{b}.conv_dw", "blocks.0.{b}.bn1"),
+        ("blocks.0.{b}.conv_pw", "blocks.0.{b}.bn2"),
+        ("blocks.{s}.{b}.conv_pw", "blocks.{s}.{b}.bn1"),
+        ("blocks.{s}.{b}.conv_dw", "blocks.{s}.{b}.bn2"),
+        ("blocks.{s}.{b}.conv_pwl", "blocks.{s}.{b}.bn3"),
+        ("conv_head", "bn2"),
+    )
     called_after: ClassVar = {"bn1": ["SiLU"], "bn2": ["SiLU", "mean"]}
 
     def __init__(

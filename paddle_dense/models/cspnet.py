@@ -263,6 +263,10 @@ class CSPNet(Network):
     aliases = (("fc", "head.fc"),)  # PaddleClas
     head_prefixes = ("head.",)
     classifier_name = "head.fc"
+    folds = tuple(
+        (f"{layer}.conv", f"{layer}.bn")
+        for layer in ("stem.conv1", "stages.{s}.{layer}", "stages.{s}.blocks.{b}.{layer}")
+    )
 
     def __init__(
         self,

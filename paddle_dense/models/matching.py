@@ -21,7 +21,7 @@ from paddle_dense.files.layout import to_paddle
 from paddle_dense.files.names import STATISTICS, TwoNamesError, renamed
 from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling
 from paddle_dense.layers.budget import Budget, within
-from paddle_dense.models.network import Network, Recognised, build_network, networks
+from paddle_dense.models.network import Network, Recognised, build_network, config_keys, networks, presets
 
 # What wrappers put between the parts of a name: DataParallel, torch.compile, Opacus, FSDP, DeepSpeed, Paddle's own.
 _WRAPPERS = re.compile(
@@ -42,6 +42,9 @@ _FOLDED = (
     "subtracted the biases {} from the running means of the batch normalisations after them, which computes the same: "
     "the network here has no such biases"
 )
+_NUMBER = re.compile(r"[0-9]+")
+_IN_PYTORCH = {ours: theirs for theirs, ours in STATISTICS.items()}
+_MAX_COMPARED, _MAX_PARTS = 2000, 12  # names, and parts of each, that the nearest network is looked for by
 _MAX_PREFIXES = 32  # places from which on one file's names can be a network's
 _OWN = Spelling("this package")
 
@@ -78,6 +81,16 @@ class Match:
     def used(self) -> set[str]:
         """Names of the file's tensors that the network has, under whatever name or in another tensor."""
         return {*self.names.values(), *self.folded}
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether one of the network's anchors stands directly under the prefix."""
+        return any(anchor in self.state for anchor in self.network.anchors)
+
+    def is_apart_from(self, other: Match) -> bool:
+        """Whether the two are different networks in the file, not two readings of one."""
+        places = {name: own for own, name in other.names.items()}
+        return self.is_anchored and not any(places.get(name) == own for own, name in self.names.items())
 
     def original_names(self) -> list[str]:
         """What the original file would call the tensors: this package's names where their order is another one."""
@@ -141,8 +154,12 @@ def match(
 
 def _nearest(matches: Sequence[Match]) -> Match:
     """The match that covers most of the file; of several, the one that has a place for most of it."""
-    most = max(len(found.names) for found in matches)
-    nearest = [found for found in matches if len(found.names) == most]
+
+    def size(found: Match) -> tuple[int, bool]:
+        return len(found.names), found.is_anchored
+
+    most = max(map(size, matches))
+    nearest = [found for found in matches if size(found) == most]
     return nearest[0] if len(nearest) == 1 else max(nearest, key=_places)
 
 
@@ -158,19 +175,24 @@ def _places(found: Match) -> int:
 
 def _refuse_others(best: Match, own: set[str], matches: Sequence[Match], kept: Mapping[str, np.ndarray]) -> None:
     """WeightsError for tensors outside of the network, which has those named `own`: another one's, or nobody's."""
-    apart = [other for other in matches if own.isdisjoint(other.names.values())]
-    if apart:
-        prefixes = dict.fromkeys(shown(found.prefix) for found in (best, *apart))
+    several = [best]
+    for other in sorted(matches, key=lambda found: -len(found.names)):
+        if all(other.is_apart_from(found) for found in several):
+            several.append(other)
+    if len(several) > 1:
         raise WeightsError(
-            f"holds several networks, under {listed(prefixes)}: choose one with --part PREFIX (in Python: part=PREFIX)"
+            f"holds several networks, under {listed(shown(found.prefix) for found in several)}: choose one with "
+            f"--part PREFIX, or leave the others out with --drop 'PREFIX*' (in Python: part=PREFIX or drop=['PREFIX*'])"
         )
     strangers = [name for name in kept if name not in own]
     if strangers:
+        one = len(strangers) == 1
+        them, their = ("it", "its") if one else ("them", "their")
         raise WeightsError(
-            f"has {'a tensor' if len(strangers) == 1 else f'{len(strangers)} tensors'} beside the "
-            f"{best.network.__name__} under {shown(best.prefix)}, {listed(map(shown, strangers))}: give them their "
-            f"place in it with --rename OLD=NEW, or leave them out with --drop PATTERN if its outputs do not depend "
-            f"on them"
+            f"has {'a tensor' if one else f'{len(strangers)} tensors'} next to the {best.network.__name__} under "
+            f"{shown(best.prefix)}, {listed(map(shown, strangers))}: if the network's outputs do not depend on {them}, "
+            f"leave {them} out with --drop PATTERN (in Python: drop=[PATTERN]), otherwise give {them} {their} place in "
+            f"it with --rename OLD=NEW (in Python: rename={{OLD: NEW}})"
         )
 
 
@@ -184,13 +206,59 @@ def _refusal(
     if failures:
         return max(failures, key=lambda failure: (failure[0], isinstance(failure[1], TwoNamesError)))[1]
     if not kept and tensors:
-        return WeightsError(f"has no tensor left under {shown(selection.part)}: check --part and --drop")
+        under = f" under {shown(selection.part)}" if selection.part else ""
+        return WeightsError(f"has no tensor left{under}: check --part and --drop (in Python: part= and drop=)")
     known = ", ".join(network.__name__ for network in networks())
-    first = listed([shown(name) for name in kept][:3])
+    if not kept:
+        return WeightsError(f"holds no tensors, so none of the known networks ({known}): take a file with weights")
+    nearest, strange = _nearest_by_names(list(kept)[:_MAX_COMPARED], selection)
+    named = [f"{shown(name)} {list(kept[name].shape)}" for name in strange]
+    has = f"and the nearest, {nearest}, has none like" if nearest else "and none has tensors named like"
     return WeightsError(
-        f"none of the known networks ({known}) has tensors named like these: {first}; if it is one of them under other "
-        f"names, say which are which with --rename OLD=NEW"
+        f"holds none of the known networks ({known}), {has} {listed(named[:1] if nearest else named[:3])}: if it is "
+        f"one of them under other names, say which are which with --rename OLD=NEW (in Python: rename={{OLD: NEW}}), "
+        f"and otherwise see 'Add a model' in the documentation"
     )
+
+
+def _nearest_by_names(names: Sequence[str], selection: Selection) -> tuple[str, list[str]]:
+    """The network that has most of these names under one prefix, and those that it has not; "" if none has a tenth."""
+    ends = {name: _ends(_unwrapped(selection.renamed(name))) for name in names}
+    nearest, placed = "", set(names[: len(names) // 10])
+    for network in networks():
+        for spelling in (_OWN, *network.spellings):
+            theirs = {_NUMBER.sub("#", other) for name in _own_names(network) for other in spelling.all_theirs(name)}
+            by_prefix: dict[str, set[str]] = {}
+            for name, endings in ends.items():
+                for prefix, end in endings:
+                    if end in theirs:
+                        by_prefix.setdefault(prefix, set()).add(name)
+            most = max(by_prefix.values(), key=len, default=set())
+            if len(most) > len(placed):
+                nearest, placed = network.__name__, most
+    return nearest, [name for name in names if not nearest or name not in placed] or list(names)
+
+
+def _ends(name: str) -> list[tuple[str, str]]:
+    """A name in two, at each of its dots but the last; the second half with one sign for all numbers."""
+    parts = name.split(".")
+    starts = range(max(0, len(parts) - _MAX_PARTS), max(1, len(parts) - 1))
+    return [(".".join(parts[:start]), _NUMBER.sub("#", ".".join(parts[start:]))) for start in starts]
+
+
+@cache
+def _own_names(network: type[Network]) -> Sequence[str]:
+    """What a network's tensors are called in PyTorch, in all of its forms; of names that differ in numbers, one."""
+    forms: Sequence[Mapping[str, bool]] = [{}, {"condensed": False}] if "condensed" in config_keys(network) else [{}]
+    names: dict[str, str] = {}
+    for form in forms:
+        with LazyGuard():
+            model = presets(network)[0].build(form)
+        for name in model.state_dict():
+            layer, _, leaf = name.rpartition(".")
+            name = f"{layer}.{_IN_PYTORCH.get(leaf, leaf)}"
+            names.setdefault(_NUMBER.sub("#", name), name)
+    return list(names.values())
 
 
 def _candidates(
@@ -322,7 +390,7 @@ class _Candidate:
     def _is_of_head(self, name: str) -> bool:
         """Whether a tensor is the classifier's, or that of a layer in its place, and not another of the network's."""
         own = (f"{self.network.classifier_name}.",)
-        others = tuple(prefix for prefix in self.network.head_prefixes if prefix not in own)
+        others = tuple(prefix for prefix in self.network.head_prefixes if not own[0].startswith(prefix))
         if name.startswith(own):
             return True
         return name.partition(".")[0] in _HEADS and not name.startswith(others)
@@ -342,7 +410,8 @@ class _Candidate:
         if len(linear) > 1 and not several:
             raise WeightsError(
                 f"has several linear layers, {listed(map(shown, linear))}, where {self.network.__name__} has one "
-                f"classifier: --config num_classes=0 converts the network without them, up to its pooled features"
+                f"classifier: --config num_classes=0 (in Python: num_classes=0) takes the network without them, up to "
+                f"its pooled features"
             )
         return linear[0] if len(linear) == 1 else ""
 
