@@ -18,7 +18,7 @@ from paddle import LazyGuard
 
 from paddle_dense.errors import WeightsError, listed, shown
 from paddle_dense.files.layout import to_paddle
-from paddle_dense.files.names import STATISTICS, TwoNamesError, renamed
+from paddle_dense.files.names import COUNTER, STATISTICS, TwoNamesError, renamed
 from paddle_dense.files.spelling import EVERYTHING, Selection, Spelling
 from paddle_dense.layers.budget import Budget, within
 from paddle_dense.models.network import Network, Recognised, build_network, config_keys, networks, presets
@@ -211,7 +211,8 @@ def _refusal(
     known = ", ".join(network.__name__ for network in networks())
     if not kept:
         return WeightsError(f"holds no tensors, so none of the known networks ({known}): take a file with weights")
-    nearest, strange = _nearest_by_names(list(kept)[:_MAX_COMPARED], selection)
+    names = [name for name in kept if not name.endswith(COUNTER)] or list(kept)
+    nearest, strange = _nearest_by_names(names[:_MAX_COMPARED], selection)
     named = [f"{shown(name)} {list(kept[name].shape)}" for name in strange]
     has = f"and the nearest, {nearest}, has none like" if nearest else "and none has tensors named like"
     return WeightsError(
