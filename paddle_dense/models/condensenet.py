@@ -21,6 +21,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.data import CIFAR_10, Preprocessing
+from paddle_dense.errors import WeightsError, shown
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers import CondenseConv, CondenseLinear, Conv, LearnedGroupConv, conv2d, linear, share
 from paddle_dense.layers.choices import learned_layers
@@ -208,6 +209,12 @@ class CondenseNet(Network):
         prefix = "features.denseblock_1.denselayer_1."
         if f"{prefix}conv_1.conv.weight" not in state or f"{prefix}sfr.conv.weight" in state:
             return None
+        transition = next((name for name in state if name.startswith("features.transition_1.")), None)
+        if transition:
+            raise WeightsError(
+                f"has {shown(transition)}, so it is a DenseNet_LGC or a DenseNet of CondenseNet's authors, whose "
+                f"transitions have weights, and not a CondenseNet: see 'Add a model' in the documentation"
+            )
         config, guesses = read_dense_blocks(state)
         config["condense_classifier"] = "classifier.index" in state
         return Recognised(config, tuple(guesses))

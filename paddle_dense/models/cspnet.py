@@ -33,6 +33,7 @@ from paddle.nn.initializer import Constant, Normal
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.files.names import count_from_0
+from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers import conv2d
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
@@ -261,6 +262,7 @@ class CSPNet(Network):
 
     anchors = ("stem.conv1.conv.weight", "stages.0.conv_transition_b.conv.weight")
     aliases = (("fc", "head.fc"),)  # PaddleClas
+    spellings = (Spelling("timm's features_only", (("stem_{layer}", "stem.{layer}"), ("stages_{s}", "stages.{s}"))),)
     head_prefixes = ("head.",)
     classifier_name = "head.fc"
     folds = tuple(

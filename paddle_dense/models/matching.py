@@ -215,6 +215,11 @@ def _refusal(
     nearest, strange = _nearest_by_names(names[:_MAX_COMPARED], selection)
     named = [f"{shown(name)} {list(kept[name].shape)}" for name in strange]
     has = f"and the nearest, {nearest}, has none like" if nearest else "and none has tensors named like"
+    if not strange:
+        return WeightsError(
+            f"holds none of the known networks ({known}): all tensors have names of the nearest, {nearest}, but others "
+            f"of its own are missing, so take a complete file, or see 'Add a model' in the documentation"
+        )
     return WeightsError(
         f"holds none of the known networks ({known}), {has} {listed(named[:1] if nearest else named[:3])}: if it is "
         f"one of them under other names, say which are which with --rename OLD=NEW (in Python: rename={{OLD: NEW}}), "
@@ -237,7 +242,7 @@ def _nearest_by_names(names: Sequence[str], selection: Selection) -> tuple[str, 
             most = max(by_prefix.values(), key=len, default=set())
             if len(most) > len(placed):
                 nearest, placed = network.__name__, most
-    return nearest, [name for name in names if not nearest or name not in placed] or list(names)
+    return nearest, [name for name in names if not nearest or name not in placed]
 
 
 def _ends(name: str) -> list[tuple[str, str]]:
@@ -361,6 +366,7 @@ class _Candidate:
         names = dict(zip(state, kept))
         notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
         folded = self._fold(state, names)
+        self._refuse_other_dimensions(state, names)
         with self._reading():
             found = self.network.recognise(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
             if found is None:
@@ -373,6 +379,15 @@ class _Candidate:
         return Match(
             self.network, found, state, names, folded, without, without, notes, self.prefix, self.spelling, self
         )
+
+    def _refuse_other_dimensions(self, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
+        for anchor in self.network.anchors:
+            if anchor in state and state[anchor].ndim in (3, 5):
+                raise WeightsError(
+                    f"has a convolution of {state[anchor].ndim - 2}-D inputs, {shown(names[anchor])} "
+                    f"{list(state[anchor].shape)}, and {self.network.__name__} takes images: give a checkpoint of the "
+                    f"2-D network"
+                )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
