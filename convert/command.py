@@ -24,7 +24,7 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_o
 
 # What a file of PyTorch may be called, the longest ending first.
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
-_PACKED = re.compile(r"(?<=.)\.(zip|gz)$", re.IGNORECASE)
+_PACKED = re.compile(r"(?<=.)\.(zip|gz|index\.json)$", re.IGNORECASE)
 _WORTH_SAVING = 1_000_000  # bytes
 Options = TypeVar("Options", bound=options.Options)
 
@@ -186,7 +186,7 @@ def targets(
 
 
 def default_target(path: Path, suffix: str) -> Path:
-    """Beside the input, under its name without PyTorch's and archives' suffixes: ``a.pth.tar.gz`` -> ``a.pdparams``."""
+    """Next to the input, without the suffixes of PyTorch, archives and indexes: ``a.pth.tar.gz`` -> ``a.pdparams``."""
     name = _PACKED.sub("", path.name)
     ending = next((ending for ending in _SUFFIXES if name.lower().endswith(ending) and name.lower() != ending), "")
     return path.with_name(name[: len(name) - len(ending)] + f".{suffix}")

@@ -52,7 +52,8 @@ def convert_checkpoint(
     """Convert a PyTorch checkpoint and check the two frameworks against each other; nothing is written if they differ.
 
     Args:
-        source: ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors``, or what `open_weights` read, its SHA-256 with it.
+        source: ``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors`` or the ``.index.json`` of shards; or what
+            `open_weights` read, its SHA-256 with it.
         target: the file to write; its sidecar ``.json`` is written next to it.
         options: see `Options`.
         result: to be filled in as the conversion goes.
@@ -69,7 +70,7 @@ def convert_checkpoint(
         else open_weights(source, "pytorch", options.ema, _HASHES, options.key)
     )
     result = result or Result(str(file.path))
-    check_targets((target, sidecar_path(target)), (file.path,), options)
+    check_targets((target, sidecar_path(target)), (file.path, *file.shards), options)
     _refuse_paddle(file)
     with on_cpu():
         identified = identify(file, options.arch, options.config, options.selection)

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "130 or 143 stopped by a signal.",
     )
     add = command.add_argument
-    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar or .safetensors")
+    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar, .safetensors, or .index.json")
     add_conversion_options(command, FORMATS)
     add(
         "--compact",

@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "stopped by a signal.",
     )
     add = command.add_argument
-    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=".pth, .pt, .pth.tar, .safetensors, or .pdparams")
+    files = ".pth, .pt, .pth.tar, .safetensors, .index.json, or .pdparams"
+    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=files)
     add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
     add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
     add("--batch-size", type=int, default=4, help="images in each training step (default: 4)")

@@ -34,7 +34,8 @@ def parser() -> Parser:
         epilog="Exit status: 0 every file could be read, 1 one could not, 2 wrong usage.",
     )
     add = command.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help=".pth, .pth.tar, .pt, .safetensors or .pdparams")
+    formats = ".pth, .pth.tar, .pt, .safetensors, .index.json or .pdparams"
+    add("files", nargs="+", type=Path, metavar="FILE", help=formats)
     add("--json", action="store_true", help="print one JSON object for each file")
     return command
 

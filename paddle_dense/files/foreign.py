@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _SAVE = "load it with its own library, and save the PyTorch network's state_dict with torch.save"
+_MAX_HEAD, _MAX_JSON = 400, 10_000_000  # bytes from the beginning that are looked at
 _LEVELDB_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # of the index of a TensorFlow checkpoint
 _BEGINNINGS = {
     b"version https://git-lfs": "is a pointer of Git LFS in place of the file: fetch the file with git lfs pull",
@@ -18,12 +19,13 @@ _BEGINNINGS = {
 }
 _PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml|<head)", re.IGNORECASE)
 _ONNX = re.compile(rb"\x08[\x01-\x20](\x12.{1,40}?[\x1a-\x3a]|\x3a)", re.DOTALL)
+_JSON = re.compile(rb"\s*\{\s*[\"}]")
 _PDIPARAMS = bytes(16)  # versions and levels of its first tensor, all 0
 
 
 def foreign(data: memoryview) -> str | None:
     """What a file is that is no weight file, with what to do, as the end of a sentence; None for all others."""
-    head = bytes(data[:400])
+    head = bytes(data[:_MAX_HEAD])
     known = next((said for begin, said in _BEGINNINGS.items() if head.startswith(begin)), None)
     if known:
         return known
@@ -43,4 +45,15 @@ def foreign(data: memoryview) -> str | None:
         )
     if _ONNX.match(head):
         return "is an ONNX model: give the PyTorch checkpoint that it was exported from"
+    if _JSON.match(head):
+        return _json(bytes(data[:_MAX_JSON]))
     return None
+
+
+def _json(text: bytes) -> str:
+    """What a JSON file next to weights is, with what to do, as the end of a sentence."""
+    if b'"weight_map"' in text:
+        return "is the index of a PyTorch checkpoint: turn it into a Paddle file with python -m convert.torch2paddle"
+    if b'"magic":"pir"' in text[:_MAX_HEAD].replace(b" ", b""):
+        return "is a program that Paddle 3 exported: give the .pdparams file that it was exported from"
+    return "is JSON and holds no tensors: give the weight file that it describes"

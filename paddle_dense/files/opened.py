@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
+from paddle_dense.files.foreign import foreign
 from paddle_dense.files.names import pytorch_sign
-from paddle_dense.files.packed import unpacked
+from paddle_dense.files.shards import Shards, contents
 from paddle_dense.files.sidecar import in_one_moment, told_of
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
 from paddle_dense.files.weights import (
@@ -37,13 +38,14 @@ class WeightsFile:
     Attributes:
         path: its path.
         format: how it is written, in words.
-        size: in bytes; that of the archive where it is in one.
+        size: in bytes; that of the archive where it is in one, and of an index and its shards together.
         tensors: arrays under the file's own names, in its order; without the prefixes of PyTorch's wrappers.
         checkpoint: what PyTorch's file holds besides; None for Paddle's file.
         metadata: the texts in the header of a .safetensors file.
         sidecar: what the file ``NAME.json`` next to a Paddle file says of it, or None.
         sidecar_fault: why that cannot be used.
         digests: see `digest`.
+        shards: the paths of the files that it is the index of.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class WeightsFile:
     sidecar: dict[str, Any] | None = None
     sidecar_fault: WeightsError | None = None
     digests: Mapping[str, Future[str]] = field(default_factory=dict)
+    shards: Sequence[Path] = ()
 
     @property
     def container(self) -> str | None:
@@ -67,7 +70,11 @@ class WeightsFile:
         return list(self.checkpoint.warnings) if self.checkpoint else []
 
     def digest(self, kind: str = "sha256") -> str:
-        """A hash that was asked for, of the very bytes that were read."""
+        """A hash that was asked for, of the very bytes that were read.
+
+        Of shards it is that of the index and all of them in the order of their names, one after the other, as in
+        ``cat model.safetensors.index.json model-*.safetensors | sha256sum``.
+        """
         return self.digests[kind].result()
 
 
@@ -83,7 +90,7 @@ def open_weights(
     Nothing in the file is executed.
 
     Args:
-        path: ``.pth``, ``.pth.tar``, ``.pt``, ``.safetensors`` or ``.pdparams``.
+        path: ``.pth``, ``.pth.tar``, ``.pt``, ``.safetensors``, ``.pdparams``, or the ``.index.json`` of shards.
         framework: whose file it is; its content decides unless given.
         ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
@@ -112,7 +119,9 @@ def open_weights(
 def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
     with naming(path):
         whole = read_file(path)
-        content = unpacked(whole)
+        content = contents(path, whole)
+    if isinstance(content, Shards):
+        return _read_shards(path, framework, content, hashes, key)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
     if is_safetensors(content):
         format = "safetensors"
@@ -131,17 +140,39 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
     elif key is not None:
         raise WeightsError(f"{path}: is Paddle's, where weights have no key: leave --key out (in Python: key)")
     format += ", unpacked" if content is not whole else ""
-    return WeightsFile(path, format, len(whole), tensors, checkpoint, metadata, digests=_hashing(whole, hashes))
+    return WeightsFile(path, format, len(whole), tensors, checkpoint, metadata, digests=_hashing([whole], hashes))
 
 
-def _hashing(content: memoryview, hashes: Sequence[str]) -> dict[str, Future[str]]:
+def _read_shards(
+    path: Path, framework: Framework | None, shards: Shards, hashes: Sequence[str], key: str | None
+) -> WeightsFile:
+    if framework == "paddle":
+        raise WeightsError(f"{path}: {foreign(shards.index)}")
+    checkpoint = read_checkpoint(path, content=shards, key=key)
+    parts = [shards.index, *shards.contents.values()]
+    return WeightsFile(
+        path,
+        f"PyTorch, in {len(shards.contents)} shards",
+        sum(map(len, parts)),
+        checkpoint.state,
+        checkpoint,
+        {},
+        digests=_hashing(parts, hashes),
+        shards=[path.parent / shard for shard in shards.contents],
+    )
+
+
+def _hashing(parts: Sequence[memoryview], hashes: Sequence[str]) -> dict[str, Future[str]]:
     """Hashes need no turn of the interpreter, so they are free while a framework loads."""
     threads = ThreadPoolExecutor(max(len(hashes), 1))
     with signals_waiting():
-        found = {kind: threads.submit(_digest, kind, content) for kind in hashes}
+        found = {kind: threads.submit(_digest, kind, parts) for kind in hashes}
     threads.shutdown(wait=False)
     return found
 
 
-def _digest(kind: str, content: memoryview) -> str:
-    return hashlib.new(kind, content, usedforsecurity=False).hexdigest()
+def _digest(kind: str, parts: Sequence[memoryview]) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

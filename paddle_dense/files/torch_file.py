@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Callable, cast
 
@@ -24,13 +24,14 @@ from paddle_dense.files.foreign import foreign
 from paddle_dense.files.modules import SAVE as _SAVE
 from paddle_dense.files.modules import Layers
 from paddle_dense.files.names import renamed
-from paddle_dense.files.packed import unpacked
 from paddle_dense.files.reparametrised import whole_weights
 from paddle_dense.files.sets import BARE, take
+from paddle_dense.files.shards import Shards, contents
 from paddle_dense.files.unpickle import (
     Inert,
     Lazy,
     Name,
+    describe,
     element_count,
     interpret,
     stored_dtype,
@@ -109,7 +110,7 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | os.PathLike, ema: bool = True, content: memoryview | None = None, key: str | None = None
+    path: str | os.PathLike, ema: bool = True, content: memoryview | Shards | None = None, key: str | None = None
 ) -> Checkpoint:
     """Reads a PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors, whichever its content says it is.
 
@@ -117,9 +118,9 @@ def read_checkpoint(
     Arrays may view the file and each other; changing one does not change the file.
 
     Args:
-        path: a state_dict, a dict that holds one, or a whole pickled module.
+        path: a state_dict, a dict that holds one, a whole pickled module, or the index of a state_dict in shards.
         ema: take the EMA weights where the file has them.
-        content: what `read_file` and `unpacked` gave for it, if it has been read already.
+        content: what `read_file` and `contents` gave for it, if it has been read already.
         key: take the weights under this key of the file instead; ``a.b`` for a dict in a dict.
 
     Raises:
@@ -127,31 +128,50 @@ def read_checkpoint(
         HostileFileError: it names code that only an attack needs.
     """
     with naming(path):
-        data = unpacked(read_file(path)) if content is None else content
+        data = contents(path, read_file(path)) if content is None else content
         warnings: list[str] = []
-        if data[:4] == ZIP_MAGIC:
-            saved = _read_zip(data, warnings)
-        elif is_safetensors(data):
+        if isinstance(data, Shards) or is_safetensors(data):
             if key not in (None, BARE):
                 raise WeightsError(f"holds one set of weights and none under {shown(key)}: leave the key out")
-            return _finish(whole_weights(parse_safetensors(data), warnings), BARE, warnings, {})
-        elif data[:1] == b"\x80":
-            saved = _read_legacy(data)
-        elif data[257:262] == b"ustar":
-            raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
-        else:
-            said = foreign(data) or f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}"
-            raise WeightsError(said)
-        taken = take(saved, ema, key)
+            arrays = (
+                data.joined(lambda shard: _plain(shard, warnings)) if isinstance(data, Shards) else _plain(data, [])
+            )
+            return _finish(whole_weights(arrays, warnings), BARE, warnings, {})
+        taken = take(_saved(data, warnings), ema, key)
         warnings += taken.warnings
-        entries = taken.entries
-        tensors = tensors_in(entries)
-        left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
-        if left_out:
-            warnings.append(f"left out what is no tensor: {listed(map(shown, left_out))}")
-        arrays = whole_weights(read_arrays(tensors, len(data)), warnings)
+        arrays = whole_weights(_arrays(taken.entries, len(data), warnings), warnings)
         found = _finish(arrays, taken.key, warnings, taken.layers)
         return replace(found, averaged=taken.averaged, sets=taken.sets)
+
+
+def _saved(data: memoryview, warnings: list[str]) -> Any:
+    """What torch.save was given."""
+    if data[:4] == ZIP_MAGIC:
+        return _read_zip(data, warnings)
+    if data[:1] == b"\x80":
+        return _read_legacy(data)
+    if data[257:262] == b"ustar":
+        raise WeightsError(f"is a tar archive, as PyTorch wrote before 0.1.12: load it with PyTorch and {_SAVE}")
+    raise WeightsError(foreign(data) or f"begins with {bytes(data[:16])!r}, so it is no PyTorch checkpoint: {AGAIN}")
+
+
+def _plain(data: memoryview, warnings: list[str]) -> dict[str, np.ndarray]:
+    """The tensors of a file that is a state_dict and nothing else, as a shard has to be."""
+    if is_safetensors(data):
+        return parse_safetensors(data)
+    saved = _saved(data, warnings)
+    if not isinstance(saved, dict):
+        raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {_SAVE}")
+    return _arrays(saved, len(data), warnings)
+
+
+def _arrays(entries: Mapping[Any, Any], size: int, warnings: list[str]) -> dict[str, np.ndarray]:
+    """The tensors among the entries of a state_dict in a file of `size` bytes."""
+    tensors = tensors_in(entries)
+    left_out = [name for name, value in entries.items() if not isinstance(value, (Lazy, int, float, type(None)))]
+    if left_out:
+        warnings.append(f"left out what is no tensor: {listed(map(shown, left_out))}")
+    return read_arrays(tensors, size)
 
 
 # Tensors

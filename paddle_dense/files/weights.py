@@ -254,6 +254,16 @@ def parse_json(
     raise ValueError("nested too deeply")
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict, for `parse_json`; ValueError for a name twice, or one that is no text."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    if not all(map(_is_text, found)):  # an escape can give half of a surrogate pair
+        raise ValueError("a name that is no text")
+    return found
+
+
 def _items(value: object) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
@@ -514,16 +524,8 @@ def parse_safetensors(data: memoryview) -> dict[str, np.ndarray]:
 
 
 def _parse_header(text: memoryview) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name twice")
-        if not all(map(_is_text, found)):  # an escape can give half of a surrogate pair
-            raise ValueError("a name that is no text")
-        return found
-
     try:
-        header = parse_json(text, no_duplicates)
+        header = parse_json(text, unique_names)
         if not all(isinstance(entry, dict) for entry in header.values()):
             raise ValueError("an entry that is no object")
         if not all(map(_is_text, header.get("__metadata__", {}).values())):

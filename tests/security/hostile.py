@@ -744,6 +744,124 @@ WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
 }
 ARCHIVES = {f"{member}.tar": cifar(member) for member in (*CIFAR_10, *CIFAR_100)}
 ARCHIVES["train.tar.gz"] = cifar("train", "w:gz")
+
+
+def index_of(folder: Path, places: object, **shards: dict[str, int]) -> None:
+    """An index of shards and its shards, ``a=`` in a.safetensors, each with some zeros by name."""
+    told = places if isinstance(places, bytes) else json.dumps({"metadata": {}, "weight_map": places}).encode()
+    (folder / "model.safetensors.index.json").write_bytes(told)
+    for shard, sizes in shards.items():
+        (folder / f"{shard}.safetensors").write_bytes(zeros(sizes))
+
+
+def zeros(sizes: dict[str, int]) -> bytes:
+    """A safetensors file of zeros, so many by name."""
+    header, reached = {}, 0
+    for key, size in sizes.items():
+        header[key] = {"dtype": "F32", "shape": [size], "data_offsets": [reached, reached + 4 * size]}
+        reached += 4 * size
+    return safetensors(header, bytes(reached))
+
+
+A, B = "a.safetensors", "b.safetensors"
+OTHER_NAME = "which is no name of a weight file next to it: do not use this file"
+
+
+def outside(shard: str) -> Callable[[Path], str]:
+    """An index with a shard outside its folder, where there is a good one."""
+
+    def build(folder: Path) -> str:
+        (folder.parent / A).write_bytes(zeros({"w": 3}))
+        index_of(folder, {"w": shard.replace("FOLDER", str(folder.parent))})
+        return OTHER_NAME
+
+    return build
+
+
+def link_outside(folder: Path) -> str:
+    (folder.parent / A).write_bytes(zeros({"w": 3}))
+    (folder / A).symlink_to(folder.parent / A)
+    index_of(folder, {"w": A})
+    return f"needs shard '{A}', which is a link to another folder: put the file itself next to the index"
+
+
+def folder_as_shard(folder: Path) -> str:
+    (folder / A).mkdir()
+    index_of(folder, {"w": A})
+    return f"needs shard '{A}', which is not next to it"
+
+
+def bad_index(message: str, places: object, **shards: dict[str, int]) -> Callable[[Path], str]:
+    def build(folder: Path) -> str:
+        index_of(folder, places, **shards)
+        return message
+
+    return build
+
+
+def bad_shard(message: str, content: bytes) -> Callable[[Path], str]:
+    def build(folder: Path) -> str:
+        index_of(folder, {"v": A, "w": B}, a={"v": 3})
+        (folder / B).write_bytes(content)
+        return f"shard '{B}' {message}"
+
+    return build
+
+
+def twice(first: str, second: str) -> bytes:
+    return f'{{"weight_map": {{"w": "{first}", "w": "{second}"}}}}'.encode()
+
+
+NO_INDEX = "is no valid index of shards: download or copy it again"
+# By what is wrong with it: puts an index and its shards into a folder, and gives what is said of it.
+INDEXES: dict[str, Callable[[Path], str]] = {
+    "in the folder above": outside(f"../{A}"),
+    "by an absolute path": outside(f"FOLDER/{A}"),
+    "in the folder above, for Windows": outside(f"..\\{A}"),
+    "on a drive": outside(f"C:{A}"),
+    "the folder itself": outside("."),
+    "the folder above itself": outside(".."),
+    "no name": outside(""),
+    "a name with a null": outside(f"{A}\0"),
+    "a long name": outside("a" * 256),
+    "a number": bad_index(OTHER_NAME, {"w": 1}),
+    "a link": link_outside,
+    "a folder": folder_as_shard,
+    "10,000 shards": bad_index(
+        "names more than 1,000 shards, which no checkpoint has", {f"w{n}": f"{n}.safetensors" for n in range(10_000)}
+    ),
+    "a large index": bad_index("more than 10,000,000 bytes: do not use", {f"w{n:0900}": A for n in range(12_000)}),
+    "a deep index": bad_index(NO_INDEX, b'{"weight_map": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "an index cut short": bad_index(NO_INDEX, b'{"weight_map": {"w": "a.saf'),
+    "no places": bad_index(NO_INDEX, {}),
+    "a list of places": bad_index(NO_INDEX, [A]),
+    "a tensor in two shards": bad_index(NO_INDEX, twice(A, B), a={"w": 3}, b={"w": 3}),
+    "a tensor's long name": bad_index("which no network has", {"w" * 2000: A}),
+    "half a character as a name": bad_index(NO_INDEX, b'{"weight_map": {"\\ud800": "a.safetensors"}}'),
+    "half a character as a shard": bad_index("is not next to it", b'{"weight_map": {"w": "\\ud800"}}'),
+    "no such shard": bad_index(
+        f"needs shard '{B}', which is not next to it: download it into the same folder", {"v": A, "w": B}, a={"v": 3}
+    ),
+    "no such tensor": bad_index(
+        f"places tensor 'w' in shard '{A}', which does not hold it, so they do not belong together",
+        {"v": A, "w": A},
+        a={"v": 3},
+    ),
+    "a tensor more": bad_index(
+        f"shard '{A}' holds tensor 'w', which the index does not name", {"v": A}, a={"v": 3, "w": 3}
+    ),
+    "a tensor in another shard too": bad_index(
+        f"shard '{B}' holds tensor 'v', which the index places in '{A}'",
+        {"v": A, "w": B},
+        a={"v": 3},
+        b={"v": 3, "w": 3},
+    ),
+    "the index as a shard": bad_index(OTHER_NAME, {"w": "model.safetensors.index.json"}),
+    "an empty shard": bad_shard("is empty", b""),
+    "a shard cut short": bad_shard("", zeros({"w": 3})[:-1]),
+    "a shard in an archive": bad_shard("", gzip.compress(zeros({"w": 3}))),
+    "a list as a shard": bad_shard("holds a list instead of a state_dict", archive({"n/data.pkl": program(b"]")})),
+}
 # Attacks with names that plain pickle understands in one protocol only: dotted ones since 4, those of Python 2 until 2.
 OF_ONE_PROTOCOL = {
     "dotted name", "dotted name with an underscore", "pathlib", "Python 2's __builtin__", "Python 2's commands",
