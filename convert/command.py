@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -178,7 +179,13 @@ def targets(
             if args.output or target != path
             for file in (target, beside(target))
         ],
-        [file for path in args.checkpoints for file in (path, beside_inputs(path))],
+        # A file without a usual suffix has its origin's name in common with its target's sidecar.
+        [
+            file
+            for path in args.checkpoints
+            for file in (path, beside_inputs(path))
+            if file is path or os.path.lexists(file)
+        ],
     )
     if clash:
         raise UsageError(f"{clash} with -o")

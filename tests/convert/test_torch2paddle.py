@@ -436,3 +436,11 @@ def test_the_plain_output_is_two_lines_for_a_person(capsys, tmp_path):
     assert main([str(tmp_path / "a.pth")]) == OK
     first, second = capsys.readouterr().out.splitlines()
     assert "a.pdparams: CondenseNetV2" in first and "PyTorch and Paddle agree to" in second
+
+
+@pytest.mark.parametrize("name", ["net", "net.weights"])
+def test_a_checkpoint_without_a_usual_suffix(tmp_path, capsys, name):
+    checkpoint = Path(__file__).resolve().parents[1] / "data" / "cdnv2_tiny_converted.pth"
+    (tmp_path / name).write_bytes(checkpoint.read_bytes())
+    assert main([str(tmp_path / name), "--no-verify"]) == OK, capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name}.pdparams", f"{name}.json"])
