@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.files.foreign import foreign
+from paddle_dense.files.foreign import foreign, is_optimizer
 from paddle_dense.files.names import pytorch_sign
 from paddle_dense.files.shards import Shards, contents
 from paddle_dense.files.sidecar import in_one_moment, told_of
@@ -131,6 +131,8 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
         format = "PyTorch" if head[:4] == ZIP_MAGIC else "PyTorch, before 1.6"
     if framework == "paddle" or (framework is None and not format.startswith("PyTorch")):
         tensors = read_weights(path, content)
+        if is_optimizer(tensors):
+            raise WeightsError(f"{path}: is the state of Paddle's optimizer: give the .pdparams file saved with it")
         if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
             framework = "pytorch"
     if framework == "pytorch" or format.startswith("PyTorch"):

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from paddle_dense.errors import WeightsError, listed, shown
+from paddle_dense.files.foreign import sharded
 from paddle_dense.files.modules import SAVE, Layers, entries_of, is_module
 from paddle_dense.files.names import COUNTER, STATISTICS
 from paddle_dense.files.unpickle import Inert, Lazy, describe
@@ -246,7 +247,12 @@ def _preferred(
     found = listed(f"{shown(key)}, {describe(value)}" for key, value in saved.items())
     if not all(one.is_list for one in sets):
         raise WeightsError(f"holds several dicts of tensors, among {found}: take one {_BY_KEY}, or {SAVE}")
-    raise WeightsError(f"holds no dict of tensors, among {found}: {SAVE}")
+    parts = (sharded(*part) for inside in (saved, *filter(_is_dict, saved.values())) for part in inside.items())
+    raise WeightsError(next(filter(None, parts), f"holds no dict of tensors, among {found}: {SAVE}"))
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _by_key(sets: Sequence[Set], plain: Set | None, key: str) -> tuple[Set, Mapping[Any, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Callable
 import numpy as np
 
 from paddle_dense.errors import AGAIN, WeightsError, shown
+from paddle_dense.files.foreign import foreign_by_name
 from paddle_dense.files.packed import unpacked
 from paddle_dense.files.weights import check_name, parse_json, read_file, unique_names
 
@@ -78,7 +79,10 @@ def contents(path: str | os.PathLike, data: memoryview) -> memoryview | Shards:
     Raises:
         WeightsError: an index or archive cannot be used, or the file is a shard without its index.
     """
-    if _ONE_OF_SEVERAL.search(os.path.basename(os.fspath(path))):
+    name = os.path.basename(os.fspath(path))
+    if said := foreign_by_name(name):
+        raise WeightsError(said)
+    if _ONE_OF_SEVERAL.search(name):
         raise WeightsError(
             "is one of several shards of a checkpoint: give the index of all of them, such as "
             "model.safetensors.index.json or pytorch_model.bin.index.json, from the same folder"

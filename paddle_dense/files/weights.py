@@ -20,7 +20,7 @@ import numpy as np
 from paddle_dense.errors import AGAIN, DAMAGED, WeightsError, naming, shown
 from paddle_dense.files.atomic import atomic_write
 from paddle_dense.files.compact import expanded
-from paddle_dense.files.foreign import foreign
+from paddle_dense.files.foreign import folder, foreign, sharded
 from paddle_dense.files.unpickle import Inert, Lazy, bfloat16_to_float32, decode, describe, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -198,7 +198,7 @@ def open_file(path: str | os.PathLike) -> BufferedReader:
     """
     try:
         if os.path.isdir(path):  # which some systems refuse to open
-            raise WeightsError("is not a file: give the weight file itself")
+            raise WeightsError(folder(path))
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  the caller closes it
     except OSError as error:
         raise WeightsError(f"cannot be read ({error.strerror or error}): check the path") from error
@@ -332,7 +332,8 @@ def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
     for name, value in entries.items():
         if isinstance(value, Inert):
             raise WeightsError(
-                f"holds {describe(value)} under {shown(name)}, which only running the file's code could turn into a "
+                sharded(name, value)
+                or f"holds {describe(value)} under {shown(name)}, which only running the file's code could turn into a "
                 f"tensor: save model.state_dict() instead"
             )
         if isinstance(value, Lazy):
