@@ -20,6 +20,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -54,6 +55,7 @@ SECONDS, SECONDS_PER_BYTE = 2.0, 1e-4  # of the processor, with room for atheris
 MEMORY, MEMORY_PER_BYTE = 2**20, 500
 NUMBERS_PER_BYTE = 16  # bytes of the arrays: the same data may be used 8 times, and half precision becomes single
 SENTENCE = 2000  # characters
+SHARDS = ("torch.safetensors", "views.pth")  # next to an index
 
 # What no reader does, as Python reports it to whoever listens.
 ALARMS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.mkdir", "os.remove", "os.rename"}
@@ -135,6 +137,7 @@ READERS = {
     "pickle of a checkpoint": Reader(".pth", _read_checkpoint, in_archive),
     "metadata": Reader(".safetensors", _read_metadata),
     "sidecar": Reader(".json", _read_sidecar),
+    "index": Reader(".index.json", _read_checkpoint),
 }
 
 
@@ -179,6 +182,8 @@ def _folder() -> Path:
         in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
         _folders.append(tempfile.TemporaryDirectory(dir=in_memory))
         atexit.register(_folders[0].cleanup)
+        for shard in SHARDS:
+            shutil.copy(CORPUS / shard, _folders[0].name)
     return Path(_folders[0].name)
 
 
@@ -240,6 +245,7 @@ WORDS = (
     *(b"UnpackBigParamInfor@@", b"OriginShape", b"slices", b"StructuredToParameterName@@", b"data.pkl", b"byteorder"),
     *(b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b'"__metadata__"', b'"dtype"'),
     *(b'"shape"', b'"data_offsets"', b'"F32"', b'"BF16"', b'"BOOL"', b'"tensors_sha256"', b'"previous"', b'"arch"'),
+    b'"weight_map"',
 )
 
 
@@ -255,7 +261,8 @@ def write_seeds(folder: Path) -> None:
         for path in CORPUS.iterdir():
             content = path.read_bytes()
             if name == "pickle of a checkpoint" and content[:2] == b"PK":
-                with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # one has no checksums
+                # One has no checksums, and one is no file of PyTorch.
+                with suppress(zipfile.BadZipFile, StopIteration), zipfile.ZipFile(path) as archive:
                     content = archive.read(next(entry for entry in archive.namelist() if entry.endswith("/data.pkl")))
             (folder / f"{number}-{path.name}").write_bytes(bytes([number]) + content)
 

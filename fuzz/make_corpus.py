@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
 import json
 import os
 import pickle
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +108,23 @@ def write_paddle(folder: Path) -> None:
     (folder / "sliced.pdparams").write_bytes(pickle.dumps(sliced, 2))
 
 
+def write_packed(folder: Path) -> None:
+    """A checkpoint in each kind of archive, and the index of two files here as shards."""
+    content = (folder / "views.pth").read_bytes()
+    (folder / "packed.gz").write_bytes(gzip.compress(content, mtime=0))
+    with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("README"), b"text")
+        archive.writestr(zipfile.ZipInfo("net/views.pth"), content, zipfile.ZIP_DEFLATED)
+    with tarfile.open(folder / "packed.tar", "w") as archive:
+        entry = tarfile.TarInfo("net/views.pth")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    shards = {"torch.safetensors": ("w", "b", "n"), "views.pth": ("rows", "columns", "spread")}
+    places = {name: shard for shard, names in shards.items() for name in names}
+    index = {"metadata": {"total_size": 256}, "weight_map": places}
+    (folder / "shards.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def write_own(folder: Path) -> None:
     """What this project writes: weights with a sidecar, and sidecars from the middle of writing and replacing them.
 
@@ -129,7 +150,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for write in (write_torch, write_safetensors, write_paddle, write_own):
+        for write in (write_torch, write_safetensors, write_packed, write_paddle, write_own):
             write(folder)
     for path in sorted(folder.iterdir()):
         print(f"{os.path.getsize(path):6} {path.name}")

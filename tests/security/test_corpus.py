@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fuzz import make_corpus
-from fuzz.fuzz_readers import CORPUS, CRASHES, check, replay
+from fuzz.fuzz_readers import CORPUS, CRASHES, SHARDS, check, replay
 
 FILES = sorted(CORPUS.iterdir())
 READERS = {
@@ -19,6 +19,8 @@ READERS = {
     ".pdparams": "pdparams",
     ".json": "sidecar",
     ".pdopt": "pdparams",
+    ".gz": "checkpoint",
+    ".zip": "checkpoint",
 }
 
 
@@ -44,6 +46,24 @@ def test_real_files_are_read(path):
 @pytest.mark.parametrize("path", [*CRASHES.glob("*")], ids=lambda path: path.name)
 def test_what_the_fuzzer_left(path):
     replay(path)
+
+
+@pytest.mark.parametrize("name", ["packed.gz", "packed.zip", "packed.tar"])
+def test_archives_hold_what_they_were_made_of(name):
+    found, expected = (check("checkpoint", (CORPUS / file).read_bytes()) for file in (name, "views.pth"))
+    assert found.keys() == expected.keys() == {"rows", "columns", "spread"}
+    for tensor, array in expected.items():
+        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+
+
+def test_an_index_holds_what_its_shards_do():
+    found = check("index", (CORPUS / "shards.index.json").read_bytes())
+    expected = {}
+    for shard in SHARDS:
+        expected.update(check("checkpoint", (CORPUS / shard).read_bytes()))
+    assert found.keys() == expected.keys()
+    for tensor, array in expected.items():
+        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
 
 
 @pytest.mark.parametrize("name", ["state_dict.pth", "without_checksums.pth", "old.pth", "numpy.safetensors"])
