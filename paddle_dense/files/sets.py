@@ -24,7 +24,7 @@ BARE, MODULE = "bare", "module"  # the keys of a file that is nothing but one se
 _PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "params")
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged|shadow)(_|$)", re.IGNORECASE)
 _BEST = re.compile(r"(^|_)best(_|$)", re.IGNORECASE)
-# Under EMA weights: the plain ones, kept while the averaged ones are in the network. And what optimizers average.
+# Next to EMA weights: the plain ones, kept while the EMA weights are in the network. And what optimizers average.
 _NOT_TAKEN = re.compile(r"(backup|collected_params|optim(iz\w*)?|\w*scheduler\w*)$", re.IGNORECASE)
 _UPDATES = ("n_averaged", "steps")  # how often PyTorch's and MMEngine's averages were updated, in their state_dicts
 # Buffers by their last name, in the networks known here. All else is a parameter.
@@ -43,7 +43,7 @@ class Set:
     Attributes:
         key: where it is.
         value: the dict, module or list.
-        averaged: its key says that the weights are averaged.
+        averaged: its key says that these are EMA weights, or averaged in another way.
         best: its key says that they are the best of a training.
     """
 
@@ -88,7 +88,7 @@ class Taken:
 
     Attributes:
         key: where it was.
-        averaged: these are averaged weights.
+        averaged: these are EMA weights, or averaged in another way.
         entries: what it holds by name.
         layers: of a module, what it states of its layers.
         sets: the keys of all sets for the same network, this one first.
@@ -108,7 +108,7 @@ def take(saved: Any, ema: bool = True, key: str | None = None) -> Taken:
 
     Args:
         saved: all that the file holds.
-        ema: take averaged weights where there are some.
+        ema: take EMA weights where there are some.
         key: take the set with this key instead.
 
     Raises:
@@ -182,7 +182,7 @@ def _count(entries: Mapping[Any, Any]) -> int:
 
 
 def _with_roles(saved: Mapping[Any, Any], sets: list[Set]) -> list[Set]:
-    """The sets, where two libraries swap them: the averaged weights are under the plain name, ready for use.
+    """The sets, where two libraries swap them: the EMA weights are under the plain name, ready for use.
 
     MMEngine's EMAHook saves the trained weights as "ema_state_dict", those of a model that counts its "steps";
     Lightning's WeightAveraging saves them as "current_model_state".
@@ -226,7 +226,7 @@ def _plain(saved: Mapping[Any, Any], level: Mapping[Any, Any]) -> tuple[str, Any
     named = {id(value): (key, value) for key, value in level.items() if isinstance(key, str)}.values()
     nested = [(key, value) for key, value in named if _has_tensors(value)]
     own = _count(saved)
-    # A tensor or two beside the weights are a random state or the like.
+    # A tensor or two next to the weights are a random state or the like.
     if own and all(isinstance(value, dict) and _count(value) <= own for _, value in nested):
         return BARE, saved
     return nested[0] if len(nested) == 1 else None
@@ -319,7 +319,7 @@ def _named(one: Set, plain: Set | None) -> Mapping[Any, Any] | None:
         return {**plain.entries, **dict(zip(expected, one.value))}
     if one.key.rpartition(".")[2] == "shadow_params":
         raise WeightsError(
-            f"has a list of {len(one.value)} averaged tensors under {shown(one.key)}, which are not, one by one, those "
+            f"has a list of {len(one.value)} EMA weights under {shown(one.key)}, which are not, one by one, those "
             f"of the {len(expected)} parameters under {shown(plain.key)}: take the latter with "
             f"{_option(replace(one, averaged=True), plain)}"
         )
@@ -346,7 +346,7 @@ def _forms(tensors: Iterable[Lazy]) -> list[tuple[tuple[int, ...] | None, bool]]
 
 
 def _unread(sets: Sequence[Set], taken: Set, others: Collection[Set]) -> list[str]:
-    """Keys of averaged tensors that could not be used; the outermost ones where they are under several."""
+    """Keys of EMA weights that could not be used; the outermost ones where they are under several."""
     known = {id(one.value) for one in (taken, *others)}
     return [one.key for one in sets if one.averaged and id(one.value) not in known]
 
@@ -406,7 +406,7 @@ def _leaf(name: str) -> str:
 
 
 def _without_updates(entries: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """A state_dict of MMEngine's averaged model without the number of its updates, beside which all has a prefix."""
+    """A state_dict of MMEngine's EMA model without the number of its updates, the only name without a prefix."""
     if "steps" in entries and all(_in_average(name) for name in entries):
         return {name: value for name, value in entries.items() if name != "steps"}
     return entries

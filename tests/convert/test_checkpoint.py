@@ -410,7 +410,7 @@ def test_a_list_of_other_parameters_is_refused(tmp_path):
     for parameters in (list(net.parameters())[1:], list(net.parameters())[::-1], [*net.parameters(), torch.ones(3)]):
         saved = {"model": net.state_dict(), "ema": {"decay": 0.9, "shadow_params": parameters}}
         path = save(saved, tmp_path / "net.pth")
-        with pytest.raises(WeightsError, match=r"a list of \d+ averaged tensors .*: take the latter with --no-ema"):
+        with pytest.raises(WeightsError, match=r"a list of \d+ EMA weights .*: take the latter with --no-ema"):
             read_checkpoint(path)
         assert_same(read_checkpoint(path, ema=False), net.state_dict())
     with pytest.raises(WeightsError, match="holds no dict of tensors"):  # none to take the names from
