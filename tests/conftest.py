@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -13,6 +14,13 @@ from paddle_dense.files.layout import to_paddle
 from paddle_dense.files.torch_file import read_checkpoint
 
 HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_for_good() -> None:
+    """Spare what is there already from being looked through wherever a second network of a class gets its name."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
