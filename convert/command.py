@@ -15,7 +15,7 @@ from typing import Any, Callable, TypeVar
 from convert import options
 from convert.origin import origin_path
 from convert.report import SUFFIXES, check_report, write_report
-from convert.result import Result
+from convert.result import OWN_TWIN, Result
 from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.files.atomic import file_key, overlap
@@ -287,21 +287,28 @@ def tell_conversion(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.conversion()))
         return
-    checked = (
-        f"PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale, "
-        f"top-1 on {result.top1_agreement:.0%} of the inputs"
-        if result.verified
-        else "not checked against PyTorch"
-    )
     files = printable(f"{result.input} -> {result.output}")
     print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
-    print(f"  {checked}")
+    print(f"  {printable(_verdict(result))}")
     if result.size and result.size_of_indices >= _WORTH_SAVING:
         indices, rest = result.size_of_indices / 1e6, (result.size - result.size_of_indices) / 1e6
         print(
             f"  {indices:.1f} MB of {indices + rest:.1f} MB are SFR's indices, matrices of 0 and 1: --compact writes a "
             f"file of {rest:.1f} MB, which only paddle_dense reads"
         )
+
+
+def _verdict(result: Result) -> str:
+    """What was compared with what, how far they agree, and on which assumptions."""
+    if not result.verified:
+        return "not checked against PyTorch"
+    assumed = ", ".join(f"{key}={value}" for key, value in result.assumed.items())
+    verified = f"verified WITH ASSUMPTIONS ({assumed})" if assumed else "verified"
+    own = result.checked_against == OWN_TWIN
+    return (
+        f"{verified} against {'its twin in PyTorch' if own else result.checked_against}: the logits agree to "
+        f"{result.max_rel_diff:.1e} of their scale, top-1 on {result.top1_agreement:.0%} of the inputs"
+    )
 
 
 def tell_warnings(path: str, warnings: Sequence[str]) -> None:

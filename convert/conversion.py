@@ -76,7 +76,7 @@ def convert_checkpoint(
         identified = identify(file, options.arch, options.config, options.selection)
     found, original, names = identified.architecture, identified.original, identified.matched.names
     result.container, result.left_out = file.container, list(identified.matched.left_out)
-    result.warnings += [*file.warnings, *identified.warnings]
+    result.warnings += [*file.warnings, *identified.matched.warnings()]
     with naming(file.path), on_cpu():
         # In the file's form first: condensing leaves out much that tells of damage.
         outline = outline_of(found, options)
@@ -85,7 +85,7 @@ def convert_checkpoint(
         state, outline = _in_target_form(state, found, outline, options, result)
         describe(result, outline, state, options)
         # The user's own network has the file's own names.
-        verify(file.tensors if options.reference else original, state, found, outline, options, result)
+        verify(file.tensors if options.reference else original, state, identified, outline, options, result)
     _conclude(result, file, target, start)
     provenance = result.provenance()
     provenance["source"].update(remembered(identified.matched.original_names(), original, state))
@@ -128,12 +128,12 @@ def convert_back(
             raise
         with naming(file.path):
             result.container, result.left_out = file.path.suffix.lstrip("."), list(identified.matched.left_out)
-            result.warnings += identified.warnings
+            result.warnings += identified.matched.warnings()
             describe(result, outline, state, options)
             original = restored(state, recalled(file.path, file.sidecar))
             # What is written is what is read again: under the names that it will have.
-            again = original if options.reference else match(original, in_pytorch=True, known=found.network).state
-            verify(again, state, found, outline, options, result)
+            again = identified._replace(matched=match(original, in_pytorch=True, known=found.network))
+            verify(original if options.reference else again.matched.state, state, again, outline, options, result)
     _conclude(result, file, target, start)
     _write_torch(original, target, result.provenance())
     return result

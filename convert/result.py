@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from convert.parity.training import TrainingParity
     from convert.report.weights import Weights
 
+OWN_TWIN, WITH_ASSUMPTIONS = "twin", "with assumptions"
 _FIGURES = ("max_abs_diff", "max_rel_diff", "top1_agreement")
 
 
@@ -31,6 +32,8 @@ class Result:
         container: where in the input the tensors were.
         arch, config, params: the network, its arguments, and its number of parameters.
         verified: both frameworks were run and agree.
+        checked_against: the PyTorch network that was run: "twin" for this package's own, or the --reference.
+        assumed: the network's arguments, and the like, that neither the file nor the user nor the --reference settles.
         parity: the figures of that, and `atol` the largest difference allowed.
         layers: the same, layer by layer.
         training: loss, gradients and steps compared.
@@ -51,6 +54,8 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
     verified: bool = False
+    checked_against: str | None = None
+    assumed: dict[str, Any] = field(default_factory=dict)
     parity: Parity | None = None
     atol: float | None = None
     layers: Sequence[LayerPrecision] = ()
@@ -76,10 +81,20 @@ class Result:
         """Share of the inputs for which both name the same class."""
         return self.parity.top1_agreement if self.parity else None
 
+    @property
+    def verdict(self) -> bool | str:
+        """What ``"verified"`` says in JSON: True only where nothing was assumed."""
+        return WITH_ASSUMPTIONS if self.verified and self.assumed else self.verified
+
     def conversion(self) -> dict[str, Any]:
         """What ``--json`` prints of a conversion."""
-        keys = ("input", "output", "arch", "config", "params", "sha256", *_FIGURES)
-        return {key: getattr(self, key) for key in (*keys, "verified", "seconds", "left_out", "warnings")}
+        keys = ("input", "output", "container", "arch", "config", "params", "sha256", *_FIGURES)
+        others = ("checked_against", "assumed", "seconds", "left_out", "warnings")
+        return {
+            **{key: getattr(self, key) for key in keys},
+            "verified": self.verdict,
+            **{key: getattr(self, key) for key in others},
+        }
 
     def provenance(self) -> dict[str, Any]:
         """What the sidecar says: what the network is, where it came from and how far it was checked."""
@@ -88,7 +103,9 @@ class Result:
             "config": self.config,
             "params": self.params,
             "source": {"file": Path(self.input).name, "sha256": self.sha256, "container": self.container},
-            "verified": self.verified,
+            "verified": self.verdict,
+            "checked_against": self.checked_against,
+            "assumed": dict(self.assumed),
             "parity": {key: getattr(self, key) for key in _FIGURES},
             "left_out": list(self.left_out),
             "warnings": list(self.warnings),
@@ -109,7 +126,9 @@ class Result:
             "steps": [asdict(step) for step in training.steps] if training else [],
             "exact_steps": [asdict(step) for step in training.exact] if training else [],
             "first_difference": training and training.first_difference and asdict(training.first_difference),
-            "verified": self.verified,
+            "verified": self.verdict,
+            "checked_against": self.checked_against,
+            "assumed": dict(self.assumed),
             "seconds": self.seconds,
             "warnings": list(self.warnings),
         }

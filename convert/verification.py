@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,20 @@ import numpy as np
 
 from convert.options import Options
 from convert.parity.forward import (
+    LayerDifference,
+    OwnName,
     exact_pair,
     first_difference,
     image_batches,
     layer_differences,
+    layers_alone,
     layers_in_both_precisions,
     load_torch_state,
     random_batches,
     settled,
 )
 from convert.pytorch import pytorch_fault
-from convert.result import Result
+from convert.result import OWN_TWIN, Result
 from paddle_dense.checkpoints import Identified
 from paddle_dense.cost import affordable
 from paddle_dense.errors import WeightsError, listed, shown
@@ -44,20 +47,27 @@ _UNCHECKED = "take another checkpoint, or convert it unchecked, with --no-verify
 def verify(
     source: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
-    found: Architecture,
+    identified: Identified,
     outline: Network,
     options: Options,
     result: Result,
 ) -> None:
-    """`check`, if the user wants it and PyTorch is there; the figures and warnings go into the result."""
+    """`check`, if the user wants it and PyTorch is there; the figures and warnings go into the result.
+
+    The user's own network answers what the file does not reveal. Its answers are then no assumptions any more.
+    """
     fault = pytorch_fault() if options.verify else None
+    said: list[str] = []
     if fault:
         what, _, advice = fault.rpartition(": ")
-        result.warnings.append(f"PyTorch {what}, so the result was not checked against it: {advice}")
+        said.append(f"PyTorch {what}, so the result was not checked against it: {advice}")
     elif options.verify:
-        said = check(source, state, found, outline, options, result)
-        result.verified = True
-        result.warnings += said
+        said += check(source, state, identified, outline, options, result)
+        result.verified, result.checked_against = True, options.reference or OWN_TWIN
+    if not (result.verified and options.reference):
+        result.assumed = dict(identified.architecture.assumed)
+        result.warnings += identified.architecture.warnings
+    result.warnings += said
 
 
 def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,7 +84,7 @@ def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def check(
     source: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
-    found: Architecture,
+    identified: Identified,
     outline: Network,
     options: Options,
     result: Result | None = None,
@@ -87,14 +97,16 @@ def check(
     Args:
         source: the checkpoint's tensors, for the reference.
         state: the converted tensors, for the Paddle network.
-        found: the network in the checkpoint's form.
+        identified: the network in the checkpoint's form.
         outline: of the network in the form that is written; it gets memory and the tensors.
         options: see `Options`.
         result: is told the figures, and with --report every layer, before a difference is raised.
     """
+    found = identified.architecture
     reference, model, replaced = both_networks(source, state, found, outline, options)
     channels = model.config["in_channels"]
-    inside = [f"{layer}." for layer in learned_layers(source)]
+    inside = [f"{layer}." for layer in learned_layers(identified.state)]
+    own_name = names_of_layers(identified, options)
     # Numbers that overflow are no news: what comes of them is said below.
     with np.errstate(over="ignore", invalid="ignore"), affordable(model, _UNCHECKED, batch=2):
         batches = random_batches(channels, model.input_size)
@@ -104,7 +116,7 @@ def check(
         if result:
             result.parity, result.atol = measured, options.atol
         if result and options.report:
-            result.layers = layers_in_both_precisions(reference, model, batches[0], skip=inside)
+            result.layers = layers_in_both_precisions(reference, model, batches[0], inside, own_name)
     if measured.max_rel_diff <= options.atol:
         return [*warnings, *replaced]
     if not np.isfinite(measured.max_rel_diff):
@@ -114,12 +126,38 @@ def check(
         )
 
     with exact_pair(reference, model) as pair:
-        first = first_difference(layer_differences(*pair, batches[0], skip=inside), options.atol)
-    where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
-    raise WeightsError(
-        f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
-        f"{where}: correct the network's hyperparameters with --config, or give your own network with --reference"
+        first = first_difference(layer_differences(*pair, batches[0], inside, own_name), options.atol)
+    where = (
+        f"first in {_place(first, layers_alone(reference, model, first.name, own_name))}"
+        if first
+        else "in no single layer"
     )
+    raise WeightsError(
+        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the logits' scale "
+        f"(allowed: {options.atol:.0e}), {where}: {_advice(found, options)}"
+    )
+
+
+def names_of_layers(identified: Identified, options: Options) -> OwnName:
+    """What this package calls a layer of the reference: the user's own has the names of the file."""
+    return identified.matched.layer if options.reference else str
+
+
+def _place(first: LayerDifference, alone: Sequence[str]) -> str:
+    """Where two networks differ first, and the layers right before that only one of them has."""
+    how = f"by {first.max_rel_diff:.1e}" if np.isfinite(first.max_rel_diff) else "whose outputs have different shapes"
+    before = f", right after {listed(alone)}, which only Paddle's network has as a layer" if alone else ""
+    return f"layer {first.name}, {how}{before}"
+
+
+def _advice(found: Architecture, options: Options) -> str:
+    """What the user can do about a difference."""
+    if not options.reference:
+        return "allow what rounding may be with --atol, and report anything larger: both networks are this package's"
+    open_ones = [f"{key}={value}" for key, value in found.assumed.items() if key in found.config]
+    if open_ones:
+        return f"change what the file does not reveal, {listed(open_ones)}, with --config KEY=VALUE"
+    return f"it computes something else than {found.arch}, so see 'Add a model' in the documentation"
 
 
 def both_networks(
@@ -205,7 +243,7 @@ def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Netw
     Raises:
         WeightsError: the file states something else than the network computes, and nothing will settle it.
     """
-    if not checkpoint or not checkpoint.layers:
+    if not checkpoint:
         return []
     architecture, matched = found.architecture, found.matched
     compared = compare(checkpoint, matched, outline)

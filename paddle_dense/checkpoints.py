@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from paddle import Tensor, nn
 
-from paddle_dense.errors import WeightsError, naming
+from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import pytorch_sign, refuse_mixture, renamed
 from paddle_dense.files.opened import WeightsFile, open_weights
@@ -30,8 +30,8 @@ from paddle_dense.models.fitting import (
 )
 from paddle_dense.models.matching import Match, match
 from paddle_dense.models.network import Network, network_class
-from paddle_dense.models.recognise import Architecture, materialise, settle
-from paddle_dense.models.stated import stated_arguments
+from paddle_dense.models.recognise import NOTHING_STATED, Architecture, materialise, settle
+from paddle_dense.models.stated import read_statements
 
 PathLike = Union[str, os.PathLike]
 
@@ -190,8 +190,9 @@ def identify(
         tensors = matched.state
         state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
         if described is None:
-            stated = stated_arguments(file.checkpoint, matched) if file.checkpoint else {}
-            return Identified(settle(matched, arch, overrides, stated), state, original, matched)
+            stated = read_statements(file.checkpoint, matched) if file.checkpoint else NOTHING_STATED
+            found = _with_inner_head(settle(matched, arch, overrides, stated), file, matched)
+            return Identified(found, state, original, matched)
         name, config = described
         try:
             found = Architecture(name, matched.network, config, budget=Budget.of(state))
@@ -200,6 +201,18 @@ def identify(
             raise _no_network(error) from error
         architecture = replace(found, config={**config, **(overrides or {})})
         return Identified(architecture, state, original, matched)
+
+
+def _with_inner_head(found: Architecture, file: WeightsFile, matched: Match) -> Architecture:
+    """With a word on what a state_dict cannot show: whether its classifier is the last part of the layer around it."""
+    if not matched.inner_head or (file.checkpoint and file.checkpoint.layers):
+        return found
+    layer = shown(matched.inner_head)
+    said = (
+        f"a state_dict does not reveal what follows {layer} in the layer around it, a Softmax or Sigmoid for instance: "
+        f"the outputs are those of {layer}"
+    )
+    return replace(found, assumed={**found.assumed, "outputs": matched.inner_head}, warnings=(*found.warnings, said))
 
 
 def _described_class(arch: str) -> type[Network]:

@@ -38,12 +38,14 @@ GROUPS = 4
 CONFIG = {
     "stages": [1, 2, 3],
     "growth": [8, 16, 32],
+    "HS_start_block": 2,
     "fc_channel": 128,
     "group_1x1": GROUPS,
     "group_3x3": GROUPS,
     "group_trans": GROUPS,
     "num_classes": 10,
     "in_channels": 1,
+    "init_stride": 1,
 }
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
@@ -140,6 +142,7 @@ def main() -> None:
     checkpoint = {
         "state_dict": condensed.state_dict(),
         "arch": "cdnv2_digits",
+        "config": {**CONFIG, "condensed": True},
         "epoch": options.epochs,
         "best_prec1": 100 * right / len(labels),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from convert.parity.forward import (
     settled,
 )
 from convert.parity.training import compare_training
-from convert.result import Result
-from convert.verification import both_networks, check, check_stated
+from convert.result import OWN_TWIN, Result
+from convert.verification import both_networks, check, check_stated, names_of_layers
 from paddle_dense.checkpoints import Identified, identify
 from paddle_dense.cost import CostError, affordable
 from paddle_dense.errors import WeightsError, naming
@@ -54,22 +55,27 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
     result = result or Result(str(file.path))
     with on_cpu():
         found = identify(file, options.arch, options.config, options.selection)
-    result.warnings += [*file.warnings, *found.warnings]
+    result.warnings += [*file.warnings, *found.matched.warnings()]
     with naming(file.path), on_cpu():
-        _compare(file, found, options, result)
+        # The user's own network has the file's own names.
+        original = file.tensors if options.reference and file.checkpoint else found.original
+        _compare(file, original, found, options, result)
         if not found.architecture.config.get("condensed", True) and not options.keep_trained_form:
-            result.warnings += _check_condensed(found, options)
+            result.warnings += _check_condensed(original, found, options)
     result.error, result.seconds = result.difference, time.perf_counter() - start
-    result.verified = result.difference is None
+    result.verified, result.checked_against = result.difference is None, options.reference or OWN_TWIN
+    if not (result.verified and options.reference):
+        result.assumed = dict(found.architecture.assumed)
+        result.warnings += found.architecture.warnings
     return result
 
 
-def _compare(file: WeightsFile, found: Identified, options: Options, result: Result) -> None:
+def _compare(
+    file: WeightsFile, original: Mapping[str, np.ndarray], found: Identified, options: Options, result: Result
+) -> None:
     """Logits, layers and training of the network in the form that the file has."""
     outline = outline_of(found.architecture, options)
     state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite, names=found.matched.names)
-    # The user's own network has the file's own names.
-    original = file.tensors if options.reference and file.checkpoint else found.original
     reference, model, replaced = both_networks(original, state, found.architecture, outline, options)
     result.warnings += [*replaced, *check_stated(file.checkpoint, found, model, options)]
     describe(result, model, found.state, options)
@@ -80,12 +86,12 @@ def _compare(file: WeightsFile, found: Identified, options: Options, result: Res
             batches += image_batches(options.images, model.preprocessing, channels)
         result.parity, warnings = settled(reference, model, batches, options.atol)
     result.warnings += warnings
-    result.atol = options.atol
+    result.atol, own_name = options.atol, names_of_layers(found, options)
     if options.report:
-        result.layers = layers_in_both_precisions(reference, model, batches[0])
+        result.layers = layers_in_both_precisions(reference, model, batches[0], own_name=own_name)
     else:
         with exact_pair(reference, model) as pair:
-            layers = layer_differences(*pair, batches[0])
+            layers = layer_differences(*pair, batches[0], own_name=own_name)
         result.layers = [LayerPrecision(layer.name, float("nan"), layer.max_rel_diff) for layer in layers]
     if options.steps:
         side = options.size or min(size, TRAINING_SIZE)
@@ -100,7 +106,7 @@ def _compare(file: WeightsFile, found: Identified, options: Options, result: Res
         result.warnings += result.training.warnings
 
 
-def _check_condensed(found: Identified, options: Options) -> list[str]:
+def _check_condensed(original: Mapping[str, np.ndarray], found: Identified, options: Options) -> list[str]:
     """Compare the condensed form with the reference; warnings, or WeightsError if it differs."""
     try:
         state, architecture = condensed_form(found.state, found.architecture)
@@ -108,6 +114,6 @@ def _check_condensed(found: Identified, options: Options) -> list[str]:
         return [f"the condensed form was not compared: {error}"]
     outline = outline_of(architecture, options)
     try:
-        return check(found.original, state, found.architecture, outline, options)
+        return check(original, state, found, outline, options)
     except CostError as error:
         return [f"the condensed form was not compared: {error}"]

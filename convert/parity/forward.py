@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import numpy as np
 import paddle
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paddle import Tensor, nn
 
 
+OwnName = Callable[[str], Optional[str]]
 SEEDS = (0, 1)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IMAGES_AT_ONCE = 8
@@ -216,7 +217,11 @@ def exact_pair(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
 
 
 def layer_differences(
-    torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    batch: np.ndarray,
+    skip: Sequence[str] = (),
+    own_name: OwnName = str,
 ) -> list[LayerDifference]:
     """Compare the output of every layer that has the same name in both models, in the order in which they finish.
 
@@ -225,23 +230,32 @@ def layer_differences(
         paddle_model: the Paddle network.
         batch: float32 [N, C, H, W].
         skip: prefixes of layers that have no counterpart, such as the inside of a layer condensed on the way.
+        own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
     """
     with evaluation(torch_model, paddle_model):
-        return output_differences(torch_model, paddle_model, batch, skip)
+        return output_differences(torch_model, paddle_model, batch, skip, own_name)
 
 
 def layers_in_both_precisions(
-    torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    batch: np.ndarray,
+    skip: Sequence[str] = (),
+    own_name: OwnName = str,
 ) -> list[LayerPrecision]:
     """`layer_differences` of the models as they are and in float64: what is rounding is gone in the second."""
-    single = layer_differences(torch_model, paddle_model, batch, skip)
+    single = layer_differences(torch_model, paddle_model, batch, skip, own_name)
     with exact_pair(torch_model, paddle_model) as pair:
-        double = {layer.name: layer.max_rel_diff for layer in layer_differences(*pair, batch, skip)}
+        double = {layer.name: layer.max_rel_diff for layer in layer_differences(*pair, batch, skip, own_name)}
     return [LayerPrecision(layer.name, layer.max_rel_diff, double[layer.name]) for layer in single]
 
 
 def output_differences(
-    torch_model: torch.nn.Module, paddle_model: nn.Layer, batch: np.ndarray, skip: Sequence[str] = ()
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    batch: np.ndarray,
+    skip: Sequence[str] = (),
+    own_name: OwnName = str,
 ) -> list[LayerDifference]:
     """`layer_differences` in the mode that the models are in."""
     import torch
@@ -255,10 +269,11 @@ def output_differences(
 
         return hook
 
-    handles = [m.register_forward_hook(record(theirs, n)) for n, m in torch_model.named_modules() if n]
+    modules = {name: module for theirs_, module in torch_model.named_modules() if (name := own_name(theirs_))}
+    handles = [module.register_forward_hook(record(theirs, name)) for name, module in modules.items()]
     within = grouped_convolutions(paddle_model)
-    layers = [(n, m) for n, m in paddle_model.named_sublayers() if m not in within]
-    handles += [m.register_forward_post_hook(record(ours, n)) for n, m in layers]
+    layers = {name: layer for name, layer in paddle_model.named_sublayers() if layer not in within}
+    handles += [layer.register_forward_post_hook(record(ours, name)) for name, layer in layers.items()]
     like = next(iter(torch_model.parameters()))
     try:
         torch_model(torch.from_numpy(batch).to(like))
@@ -266,14 +281,32 @@ def output_differences(
     finally:
         for handle in handles:
             handle.remove()
+    # Layers made of others need not be the same parts of the two networks, so their outputs may have other shapes.
+    simple = {
+        name for name in layers.keys() & modules.keys() if not [*layers[name].children(), *modules[name].children()]
+    }
     return [
         LayerDifference(name, _relative(ours[name], theirs[name]))
         for name in ours
-        if name in theirs and ours[name].shape == theirs[name].shape and not name.startswith(tuple(skip))
+        if name in theirs and not name.startswith(tuple(skip))
+        if ours[name].shape == theirs[name].shape or name in simple
     ]
 
 
+def layers_alone(torch_model: torch.nn.Module, paddle_model: nn.Layer, before: str, own_name: OwnName) -> list[str]:
+    """The Paddle network's layers right before one of its layers that the PyTorch network does not have."""
+    known = {own_name(name) for name, _ in torch_model.named_modules()}
+    names = [name for name, layer in paddle_model.named_sublayers() if not layer.sublayers()]
+    alone: list[str] = []
+    for name in names[: names.index(before)] if before in names else ():
+        alone = [] if name in known else [*alone, name]
+    return alone
+
+
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the scale of what is expected; infinite where the shapes differ."""
+    if found.shape != expected.shape:
+        return math.inf
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 

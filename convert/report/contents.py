@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from convert.report.plots import Bars, Dots, bars, dots
+from convert.result import OWN_TWIN, Result
 
 if TYPE_CHECKING:
     from convert.parity.forward import LayerPrecision, Parity
     from convert.parity.training import StepParity, TrainingParity
     from convert.report.weights import Weights
-    from convert.result import Result
 
 LARGEST = 8  # layers that are named without unfolding the list
 
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file; its verdict is ``"good"``, ``"unchecked"`` or ``"bad"``, and `said` what that is called."""
+    """One file; its verdict is a key of `VERDICTS`, and `said` what that is called."""
 
     anchor: str
     name: str
@@ -66,6 +66,7 @@ class Entry:
 
 VERDICTS = {
     "good": Label("一致", "verified"),
+    "assumed": Label("一致，但含假设", "verified with assumptions"),
     "unchecked": Label("未验证", "not checked"),
     "bad": Label("失败", "failed"),
 }
@@ -73,7 +74,7 @@ VERDICTS = {
 
 def entry(result: Result, number: int) -> Entry:
     """What a report says of one file."""
-    verdict = "bad" if result.error else "good" if result.verified else "unchecked"
+    verdict = _verdict(result)
     parts = [_facts(result)]
     if result.parity:
         parts.append(_parity(result.parity, result.atol))
@@ -92,6 +93,14 @@ def entry(result: Result, number: int) -> Entry:
         tuple(result.warnings),
         tuple(parts),
     )
+
+
+def _verdict(result: Result) -> str:
+    if result.error:
+        return "bad"
+    if not result.verified:
+        return "unchecked"
+    return "assumed" if result.assumed else "good"
 
 
 def summary(entries: Sequence[Entry], results: Sequence[Result]) -> Table:
@@ -116,12 +125,16 @@ def short(number: float | None) -> str:
 
 def _facts(result: Result) -> Part:
     config = ", ".join(f"{key}={_value(value)}" for key, value in result.config.items())
-    facts = {
+    assumed = ", ".join(f"{key}={_value(value)}" for key, value in result.assumed.items())
+    against = {OWN_TWIN: Label("本项目的同名 PyTorch 网络", "this package's network of the same name in PyTorch")}
+    facts: dict[Label, Cell | None] = {
         Label("输入", "input"): result.input,
         Label("输出", "output"): result.output,
         Label("网络", "network"): result.arch,
         Label("参数量", "parameters"): f"{result.params:,}" if result.params is not None else None,
         Label("构造参数", "arguments"): config,
+        Label("假设", "assumed"): assumed,
+        Label("对照网络", "checked against"): against.get(result.checked_against or "", result.checked_against),
         Label("权重位置", "tensors under"): result.container,
         Label("SHA-256", "of the input"): result.sha256,
         Label("用时", "time"): f"{result.seconds:.1f} s" if result.seconds is not None else None,

@@ -78,12 +78,13 @@ def _facts(kind: str, state: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _stated(value: object) -> object:
-    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LIST and all(map(_is_plain, value)):
+    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LIST and all(map(is_plain, value)):
         return list(value)
-    return value if _is_plain(value) else describe(value)
+    return value if is_plain(value) else describe(value)
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether it is a number, a short text or None."""
     if isinstance(value, str):
         return len(value) <= _MAX_TEXT
     if isinstance(value, int):

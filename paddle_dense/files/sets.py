@@ -91,6 +91,7 @@ class Taken:
         averaged: these are EMA weights, or averaged in another way.
         entries: what it holds by name.
         layers: of a module, what it states of its layers.
+        module: the module itself, or None for a dict or list.
         sets: the keys of all sets for the same network, this one first.
         warnings: what the user should know of the choice, one sentence each.
     """
@@ -99,6 +100,7 @@ class Taken:
     averaged: bool
     entries: Mapping[Any, Any]
     layers: Layers = field(default_factory=dict)
+    module: Any = None
     sets: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
@@ -125,14 +127,15 @@ def take(saved: Any, ema: bool = True, key: str | None = None) -> Taken:
         taken, entries = _by_key(sets, plain, key)
     else:
         taken, entries = _preferred(saved, sets, plain, ema)
-    layers = entries_of(taken.value)[1] if is_module(taken.value) else {}
+    module = taken.value if is_module(taken.value) else None
+    layers = entries_of(module)[1] if module else {}
     network = Set(taken.key, dict(entries))
     others = [other for other in sets if other.value is not taken.value and _is_like(other, network)]
     others.sort(key=lambda other: not other.averaged)
     wanted = [] if key is not None else [other for other in others if ema or not other.averaged]
     warnings = _said_of(taken, plain, wanted, [] if key is not None or not ema else _unread(sets, taken, others))
     keys = [taken.key, *(other.key for other in others)]
-    return Taken(taken.key, taken.averaged, _without_updates(entries), layers, keys, warnings)
+    return Taken(taken.key, taken.averaged, _without_updates(entries), layers, module, keys, warnings)
 
 
 # All sets of a file

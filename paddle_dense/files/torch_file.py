@@ -27,6 +27,7 @@ from paddle_dense.files.names import renamed
 from paddle_dense.files.reparametrised import whole_weights
 from paddle_dense.files.sets import BARE, take
 from paddle_dense.files.shards import Shards, contents
+from paddle_dense.files.statements import header_statements, statements
 from paddle_dense.files.unpickle import (
     Inert,
     Lazy,
@@ -47,6 +48,7 @@ from paddle_dense.files.weights import (
     parse_safetensors,
     read_arrays,
     read_file,
+    read_metadata,
     tensors_in,
 )
 
@@ -98,6 +100,7 @@ class Checkpoint:
         around: the same of what stands around that network, under full names.
         averaged: these are EMA weights, or averaged in another way.
         sets: the keys of all sets of weights that the file has for the same network, that of this one first.
+        stated: plain values by name, from the arguments and configurations that the file keeps next to them.
     """
 
     state: dict[str, np.ndarray]
@@ -107,6 +110,7 @@ class Checkpoint:
     around: Layers = field(default_factory=dict)
     averaged: bool = False
     sets: Sequence[str] = ()
+    stated: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -136,12 +140,16 @@ def read_checkpoint(
             arrays = (
                 data.joined(lambda shard: _plain(shard, warnings)) if isinstance(data, Shards) else _plain(data, [])
             )
-            return _finish(whole_weights(arrays, warnings), BARE, warnings, {})
-        taken = take(_saved(data, warnings), ema, key)
+            header = {} if isinstance(data, Shards) else read_metadata(path, data)
+            return replace(
+                _finish(whole_weights(arrays, warnings), BARE, warnings, {}), stated=header_statements(header)
+            )
+        saved = _saved(data, warnings)
+        taken = take(saved, ema, key)
         warnings += taken.warnings
         arrays = whole_weights(_arrays(taken.entries, len(data), warnings), warnings)
         found = _finish(arrays, taken.key, warnings, taken.layers)
-        return replace(found, averaged=taken.averaged, sets=taken.sets)
+        return replace(found, averaged=taken.averaged, sets=taken.sets, stated=statements(saved, taken.module))
 
 
 def _saved(data: memoryview, warnings: list[str]) -> Any:

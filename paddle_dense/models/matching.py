@@ -64,6 +64,7 @@ class Match:
         notes: what was done to tensors beside giving them names, one sentence each.
         prefix: what stood before the network's names.
         spelling: whose names they are.
+        inner_head: the file's name of a classifier inside another layer, after which that may compute more.
     """
 
     network: type[Network]
@@ -76,6 +77,7 @@ class Match:
     notes: Sequence[str]
     prefix: str
     spelling: Spelling
+    inner_head: str
     _candidate: _Candidate = field(repr=False)
 
     def used(self) -> set[str]:
@@ -376,8 +378,10 @@ class _Candidate:
                 state = self.spelling.reorder(state, in_pytorch)
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
+        is_inner = self.head.startswith(f"{self.network.classifier_name}.") or self.head.rpartition(".")[2].isdigit()
+        inner = names[f"{self.network.classifier_name}.weight"].rpartition(".")[0] if is_inner else ""
         return Match(
-            self.network, found, state, names, folded, without, without, notes, self.prefix, self.spelling, self
+            self.network, found, state, names, folded, without, without, notes, self.prefix, self.spelling, inner, self
         )
 
     def _refuse_other_dimensions(self, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:

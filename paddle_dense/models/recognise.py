@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,44 @@ from paddle_dense.models.network import (
     presets,
 )
 
-# Arguments that differ between two uses of one preset.
+# Arguments that differ between two uses of one preset: no file is wrong about them.
 _USE = ("num_classes", "in_channels", "condensed", "condense_classifier", "features_only")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a file states of its network next to the tensors.
+
+    Attributes:
+        arguments: the constructor's, by name.
+        preset: the one that the file says it is.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset | None = None
+
+    def contradicted(self, found: Recognised, network: type[Network], overrides: Mapping[str, Any]) -> list[str]:
+        """What the tensors show to be otherwise, in one sentence; none where the caller says the same."""
+        differing = {
+            key: value
+            for key, value in self.arguments.items()
+            if key in found.config
+            and key not in (*found.guesses, *overrides, *_USE)
+            and found.config[key] is not None
+            and found.config[key] != value
+        }
+        said = [f"{key}={value}, where the tensors have {key}={found.config[key]}" for key, value in differing.items()]
+        if self.preset and self.preset.network is not network:
+            said.append(f"arch={self.preset.name}, where the tensors are those of a {network.__name__}")
+        elif self.preset:
+            said += [
+                f"arch={self.preset.name}, which has {key}={value} where the tensors have {key}={found.config[key]}"
+                for key, value in _differences(self.preset, found)[:1]
+            ]
+        return [f"the file states {', and '.join(said)}: the tensors decide"] if said else []
+
+
+NOTHING_STATED = Stated()
 
 
 @dataclass(frozen=True)
@@ -37,14 +73,16 @@ class Architecture:
         arch: name of the preset, or of the network's class where no preset has these numbers.
         network: class of the network.
         config: the constructor's arguments.
-        warnings: guesses that the user should know of, one sentence each.
+        assumed: those of the arguments that neither the tensors show nor anybody states.
+        warnings: what the user should know of the arguments, one sentence each.
         budget: how large the network can be, for the file that the numbers come with or from.
     """
 
     arch: str
     network: type[Any]
     config: dict[str, Any]
-    warnings: tuple[str, ...] = field(default=())
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     budget: Budget | None = None
 
     def build(self) -> Network:
@@ -89,7 +127,7 @@ def recognise(
     state: Mapping[str, np.ndarray],
     arch: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    stated: Mapping[str, Any] | None = None,
+    stated: Stated = NOTHING_STATED,
 ) -> Architecture:
     """Find the network and its numbers from the tensors; see `settle`.
 
@@ -108,21 +146,23 @@ def settle(
     matched: Match,
     arch: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    stated: Mapping[str, Any] | None = None,
+    stated: Stated = NOTHING_STATED,
 ) -> Architecture:
-    """The numbers of a network that has been found: what its tensors show, and for the rest a preset's.
+    """The numbers of a network that has been found: what its tensors show, and for the rest what is stated.
+
+    Of what the tensors do not show, the caller's word holds before the file's, and that before a preset's.
 
     Args:
         matched: the network and its tensors.
         arch: the preset that it is said to be; it settles what the tensors do not show.
         overrides: arguments of the network that the caller knows better.
-        stated: arguments that the file states next to its tensors: what it confirms needs no warning.
+        stated: what the file states next to its tensors.
 
     Raises:
         WeightsError: `arch` has other numbers.
         ValueError: `arch` or a key of `overrides` is unknown.
     """
-    overrides, stated = dict(overrides or {}), dict(stated or {})
+    overrides = dict(overrides or {})
     wanted = preset(arch) if arch else None
     network, found, budget = matched.network, matched.found, Budget.of(matched.state)
     if wanted and wanted.network is not network:
@@ -136,46 +176,48 @@ def settle(
         for key, value in _differences(wanted, found):
             if key not in overrides:
                 raise WeightsError(f"the tensors have {key}={found.config[key]} and {arch} has {key}={value}")
-    matching = [wanted] if wanted else [entry for entry in presets(network) if not _differences(entry, found)]
-    if matching:
-        entry = matching[0]
-        numbers = {key: value for key, value in full_config(network, entry.config).items() if key not in _USE}
-        others = " or ".join(f"--arch {other.name}" for other in matching[1:] if not _contradicts(stated, other))
-        said = [] if wanted else _settled(entry, _unconfirmed(found.guesses, overrides, stated, numbers))
-        if others:
-            said.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {others} to change it")
-        config = {**found.config, **numbers, **overrides}
-        return Architecture(entry.name, network, config, tuple(said), budget)
-    warnings = tuple(
-        f"a {network.__name__} file does not reveal {key}: {key}={found.config[key]} is assumed; "
-        f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
-        for key in _unconfirmed(found.guesses, overrides, stated, found.config)
-    )
-    return Architecture(network.__name__, network, {**found.config, **overrides}, warnings, budget)
+    fitting = [entry for entry in presets(network) if not _differences(entry, found)]
+    named = stated.preset if stated.preset in fitting else None
+    believed = {key: value for key, value in stated.arguments.items() if key in found.guesses}
+    possible = [entry for entry in fitting if not _contradicts(believed, entry)]
+    entry = wanted or named or next(iter(possible), None)
+    numbers = _numbers(entry) if entry else found.config
+    certain = set(found.guesses) if wanted or named else {*overrides, *believed}
+    assumed = {key: numbers[key] for key in found.guesses if key not in certain}
+    warnings = [] if wanted else stated.contradicted(found, network, overrides)
+    warnings += _said_of(entry, network, assumed)
+    if entry and not (wanted or named) and len(possible) > 1:
+        others = possible[1:]
+        options = " or ".join(f"--arch {other.name}" for other in others)
+        warnings.append(f"the tensors fit other networks as well: {entry.name} is assumed; use {options} to change it")
+        assumed["arch"] = entry.name
+    config = {**found.config, **numbers, **({} if wanted else believed), **overrides}
+    return Architecture(entry.name if entry else network.__name__, network, config, assumed, tuple(warnings), budget)
 
 
-def _unconfirmed(
-    guesses: Sequence[str], overrides: Mapping[str, Any], stated: Mapping[str, Any], numbers: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The guesses, with their values, that neither the caller gives nor the file states."""
-    confirmed = {key for key in stated if stated[key] == numbers.get(key)}
-    return {key: numbers[key] for key in guesses if key not in overrides and key not in confirmed}
+def _numbers(entry: Preset) -> dict[str, Any]:
+    """What a preset says of its network, without what differs between two uses of it."""
+    return {key: value for key, value in full_config(entry.network, entry.config).items() if key not in _USE}
 
 
-def _contradicts(stated: Mapping[str, Any], entry: Preset) -> bool:
+def _contradicts(believed: Mapping[str, Any], entry: Preset) -> bool:
     """Whether a file states other arguments than a preset has."""
-    numbers = full_config(entry.network, entry.config)
-    return any(key in numbers and numbers[key] != value for key, value in stated.items())
+    numbers = _numbers(entry)
+    return any(key in numbers and numbers[key] != value for key, value in believed.items())
 
 
-def _settled(entry: Preset, believed: Mapping[str, Any]) -> list[str]:
-    """What no tensor shows and the preset was believed in, in one sentence; none where nothing is left to believe."""
-    settled = [f"{key}={value}" for key, value in believed.items()]
-    if not settled:
-        return []
+def _said_of(entry: Preset | None, network: type[Network], assumed: Mapping[str, Any]) -> list[str]:
+    """What no tensor shows and nobody states: one sentence for a preset, or else one for each argument."""
+    settled = [f"{key}={value}" for key, value in assumed.items()]
+    if entry and settled:
+        return [
+            f"a {network.__name__} file does not reveal {', '.join(settled)}, which {entry.name} has: "
+            f"use --config KEY=VALUE (in Python: KEY=VALUE) to change it, or --arch {entry.name} to confirm it"
+        ]
     return [
-        f"a {entry.network.__name__} file does not reveal {', '.join(settled)}, which {entry.name} has: "
-        f"use --config KEY=VALUE (in Python: KEY=VALUE) to change it, or --arch {entry.name} to confirm it"
+        f"a {network.__name__} file does not reveal {key}: {key}={value} is assumed; "
+        f"use --config {key}=VALUE (in Python: {key}=VALUE) to change it"
+        for key, value in assumed.items()
     ]
 
 

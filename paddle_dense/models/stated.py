@@ -25,6 +25,7 @@ from paddle import nn
 
 from paddle_dense.errors import WeightsError, shown
 from paddle_dense.files.torch_file import Checkpoint, Layers
+from paddle_dense.models.arguments import check_arguments
 from paddle_dense.models.effects import (
     ADAPTIVE_POOL,
     MEAN_POOL,
@@ -38,8 +39,8 @@ from paddle_dense.models.effects import (
     is_known,
 )
 from paddle_dense.models.matching import Match
-from paddle_dense.models.network import presets
-from paddle_dense.models.recognise import Architecture, full_config
+from paddle_dense.models.network import Network, config_keys, presets
+from paddle_dense.models.recognise import Architecture, Stated, full_config
 
 if TYPE_CHECKING:
     from typing_extensions import TypeGuard
@@ -162,12 +163,25 @@ def compare(checkpoint: Checkpoint, matched: Match, outline: nn.Layer) -> Compar
     Raises:
         WeightsError: the file has more layers than any network.
     """
+    if not checkpoint.layers:
+        return Comparison(list(_of_epsilon(checkpoint.stated, outline)), [], [])
     stated = {**checkpoint.layers, **checkpoint.around}
     if len(stated) > _MAX_LAYERS:
         raise WeightsError(f"has {len(stated)} layers, more than any network here: save the state_dict alone")
     own = dict.fromkeys(told["class"] for told in stated.values() if not is_known(told))
     hooked = [name for name, told in stated.items() if told.get("hooks")]
     return Comparison(list(_Pairing(checkpoint, matched, outline).contradictions()), list(own), hooked)
+
+
+def _of_epsilon(stated: Mapping[str, Any], outline: nn.Layer) -> Iterator[Contradiction]:
+    """The epsilon that a training script says its network has, where this one has another."""
+    epsilon = stated.get("bn_eps")
+    if not isinstance(epsilon, float) or "bn_eps" in outline.config:  # which the script's value went into
+        return
+    norms = [(name, layer) for name, layer in outline.named_sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    for name, norm in norms[:1]:
+        if not _equal(epsilon, norm._epsilon):
+            yield Contradiction(name, f"has eps={_number(epsilon)}", f"has eps={_number(norm._epsilon)}")
 
 
 def _by_own_names(checkpoint: Checkpoint, matched: Match) -> tuple[dict[str, str], Layers]:
@@ -338,17 +352,48 @@ def _number(value: object) -> str:
 
 # The arguments that it states
 
-
-def stated_arguments(checkpoint: Checkpoint, matched: Match) -> dict[str, Any]:
-    """Those that leave no trace in the tensors: what a file, see `compare`, states of them with one voice."""
-    if not checkpoint.layers or len(checkpoint.layers) > _MAX_LAYERS:
-        return {}
-    layers = _canonical_layers(checkpoint, matched)
-    found = {key: find(layers) for key, find in _UNSEEN.items()}
-    return {key: values[0] for key, values in found.items() if len(values) == 1}
+_NAMES_OF_NETWORKS = {"arch", "architecture", "backbone", "base_model", "model", "model_name", "name", "net", "network"}
 
 
-# What mends it
+def read_statements(checkpoint: Checkpoint, matched: Match) -> Stated:
+    """What a file states of its network with one voice: its layers before its training script's arguments."""
+    script = {name.lower(): value for name, value in checkpoint.stated.items()}
+    found = {key: script[key.lower()] for key in config_keys(matched.network) if key.lower() in script}
+    if checkpoint.layers and len(checkpoint.layers) <= _MAX_LAYERS:
+        layers = _canonical_layers(checkpoint, matched)
+        by_layers = {key: find(layers) for key, find in _UNSEEN.items() if key in config_keys(matched.network)}
+        found.update({key: values[0] for key, values in by_layers.items() if len(values) == 1})
+    read = {key: _as_list(value) for key, value in found.items()}
+    names = {_preset_name(script[key]) for key in _NAMES_OF_NETWORKS & script.keys()}
+    named = [entry for entry in presets() if entry.name in names]
+    return Stated(
+        {key: value for key, value in read.items() if _is_usable(matched.network, key, value)},
+        named[0] if len(named) == 1 else None,
+    )
+
+
+def _as_list(value: Any) -> Any:
+    """What the command lines of training scripts have as ``"4-6-8"``."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(-[0-9]{1,6})+", value):
+        return [int(part) for part in value.split("-")]
+    return value
+
+
+def _is_usable(network: type[Network], key: str, value: Any) -> bool:
+    """Whether the network takes an argument of this kind and range."""
+    try:
+        check_arguments(network.__init__, {key: value})
+    except ValueError:
+        return False
+    return True
+
+
+def _preset_name(value: Any) -> str:
+    """A network's name as presets have it, without the tag of timm's weights."""
+    return str(value).partition(".")[0].lower().replace("-", "_")
+
+
+# What fixes it
 
 
 def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: Mapping[str, Any]) -> str | None:
@@ -400,7 +445,7 @@ def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
 
 
 def _first_hard_swish(layers: Layers) -> list[int]:
-    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then those that may."""
+    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then others that may be."""
     blocks: dict[int, list[MaybeEffect]] = {}
     for name, told in layers.items():
         block = re.match(r"features\.denseblock_(\d{1,3})\.(?!.*\.se\.)", name)
@@ -408,7 +453,8 @@ def _first_hard_swish(layers: Layers) -> list[int]:
             blocks.setdefault(int(block[1]) - 1, []).append(effect_in_file(told))
     first = min((block for block, effects in blocks.items() if Effect("Hardswish") in effects), default=len(blocks))
     silent = [block for block, effects in blocks.items() if block < first and Effect("ReLU") not in effects]
-    return [first, *silent]
+    without = [block + 1 for block, effects in blocks.items() if block >= first and Effect("ReLU") in effects]
+    return [first, *silent, *without]
 
 
 def _pads_as_tensorflow(layers: Layers) -> list[bool]:

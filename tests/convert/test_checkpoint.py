@@ -573,7 +573,6 @@ class NotAModule:
         (nn.ReLU(), "holds no tensors"),
         ({"x" * 300 + "\x1b": torch.ones(1).cfloat()}, r"tensor 'x{80}'\.\.\. \(301 characters\) holds"),
     ],
-    ids=str,
 )
 def test_what_holds_no_network_is_said_in_a_sentence(tmp_path, saved, message):
     with pytest.raises(WeightsError, match=message) as caught:

@@ -1,0 +1,75 @@
+"""What a training script saved next to the weights: its arguments, the network's configuration, the network's name.
+
+Scripts keep these in an ``argparse.Namespace`` or a dict, as timm's "args" and Lightning's "hyper_parameters", in
+attributes of a whole module, or as JSON in the header of a .safetensors file. Only plain values are taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paddle_dense.files.modules import is_plain
+from paddle_dense.files.unpickle import Inert
+
+# The entries of a checkpoint, or attributes of a module, that are looked into.
+_GROUPS = {
+    *("args", "arguments", "cfg", "config", "configuration", "conf", "opt", "opts", "options", "flags", "kwargs"),
+    *("hparams", "hyper_parameters", "hyperparameters", "hyperparams", "default_cfg", "pretrained_cfg"),
+    *("model_args", "model_cfg", "model_config", "model_kwargs", "model_params", "network_config", "init_args"),
+}
+_MAX_DEPTH, _MAX_VALUES = 4, 5000
+_MAX_LIST, _MAX_TEXT = 16, 200
+
+
+def statements(*holders: object) -> dict[str, Any]:
+    """Plain values by name; a name that stands there with different values is left out.
+
+    Args:
+        holders: what a file holds: dicts, modules.
+    """
+    found: dict[str, list[Any]] = {}
+    for number, (name, value) in enumerate(part for holder in holders for part in _values(holder, 0)):
+        if number >= _MAX_VALUES:
+            break
+        different = found.setdefault(name.replace("-", "_"), [])
+        if value not in different:
+            different.append(value)
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def header_statements(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The same of the header of a .safetensors file, where groups of values are JSON."""
+    return statements({name: _from_json(text) if name in _GROUPS else text for name, text in metadata.items()})
+
+
+def _from_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _values(holder: object, depth: int) -> Iterator[tuple[str, Any]]:
+    """The plain values of a dict or object, and of the groups in it; in a group, of all that is in it."""
+    inside = holder.state if isinstance(holder, Inert) else holder
+    if not isinstance(inside, dict) or depth > _MAX_DEPTH:
+        return
+    content = inside.get("_content")
+    if isinstance(content, dict):  # OmegaConf's
+        inside = {name: _omegaconf_value(value) for name, value in content.items()}
+    for name, value in inside.items():
+        if not isinstance(name, str) or name.startswith("_") or len(name) > _MAX_TEXT:
+            continue
+        if isinstance(value, (list, tuple)) and 0 < len(value) <= _MAX_LIST and all(map(is_plain, value)):
+            yield name, list(value)
+        elif is_plain(value) and value is not None:
+            yield name, value
+        elif depth or name in _GROUPS:
+            yield from _values(value, depth + 1)
+
+
+def _omegaconf_value(node: object) -> object:
+    state = node.state if isinstance(node, Inert) else None
+    return state["_val"] if isinstance(state, dict) and "_val" in state else node
