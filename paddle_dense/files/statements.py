@@ -7,7 +7,10 @@ attributes of a whole module, or as JSON in the header of a .safetensors file. O
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from paddle_dense.files.modules import is_plain
@@ -19,8 +22,8 @@ _GROUPS = {
     *("hparams", "hyper_parameters", "hyperparameters", "hyperparams", "default_cfg", "pretrained_cfg"),
     *("model_args", "model_cfg", "model_config", "model_kwargs", "model_params", "network_config", "init_args"),
 }
-_MAX_DEPTH, _MAX_VALUES = 4, 5000
-_MAX_LIST, _MAX_TEXT = 16, 200
+_NAME = re.compile(r"[A-Za-z][\w-]{0,80}", re.ASCII)
+_MAX_VALUES, _MAX_LIST = 5000, 16
 
 
 def statements(*holders: object) -> dict[str, Any]:
@@ -30,9 +33,7 @@ def statements(*holders: object) -> dict[str, Any]:
         holders: what a file holds: dicts, modules.
     """
     found: dict[str, list[Any]] = {}
-    for number, (name, value) in enumerate(part for holder in holders for part in _values(holder, 0)):
-        if number >= _MAX_VALUES:
-            break
+    for name, value in islice(_values(holders), _MAX_VALUES):
         different = found.setdefault(name.replace("-", "_"), [])
         if value not in different:
             different.append(value)
@@ -51,23 +52,33 @@ def _from_json(text: str) -> object:
         return text
 
 
-def _values(holder: object, depth: int) -> Iterator[tuple[str, Any]]:
-    """The plain values of a dict or object, and of the groups in it; in a group, of all that is in it."""
+def _values(holders: Sequence[object]) -> Iterator[tuple[str, Any]]:
+    """The plain values of dicts and objects and of the groups in them; in a group, of all that is in it."""
+    waiting = deque((holder, False) for holder in holders)
+    seen: set[int] = set()
+    while waiting:
+        holder, in_group = waiting.popleft()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        for name, value in _entries(holder):
+            if isinstance(value, (list, tuple)) and 0 < len(value) <= _MAX_LIST and all(map(is_plain, value)):
+                yield name, list(value)
+            elif is_plain(value) and value is not None:
+                yield name, value
+            elif in_group or name in _GROUPS:
+                waiting.append((value, True))
+
+
+def _entries(holder: object) -> list[tuple[str, Any]]:
+    """What is in a dict or object, by name."""
     inside = holder.state if isinstance(holder, Inert) else holder
-    if not isinstance(inside, dict) or depth > _MAX_DEPTH:
-        return
+    if not isinstance(inside, dict):
+        return []
     content = inside.get("_content")
     if isinstance(content, dict):  # OmegaConf's
         inside = {name: _omegaconf_value(value) for name, value in content.items()}
-    for name, value in inside.items():
-        if not isinstance(name, str) or name.startswith("_") or len(name) > _MAX_TEXT:
-            continue
-        if isinstance(value, (list, tuple)) and 0 < len(value) <= _MAX_LIST and all(map(is_plain, value)):
-            yield name, list(value)
-        elif is_plain(value) and value is not None:
-            yield name, value
-        elif depth or name in _GROUPS:
-            yield from _values(value, depth + 1)
+    return [(name, value) for name, value in inside.items() if isinstance(name, str) and _NAME.fullmatch(name)]
 
 
 def _omegaconf_value(node: object) -> object:

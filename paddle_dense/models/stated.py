@@ -445,7 +445,7 @@ def _stated(layers: Layers, key: str, name: str = "") -> list[Any]:
 
 
 def _first_hard_swish(layers: Layers) -> list[int]:
-    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then others that may be."""
+    """The first block of a CondenseNet V2 that has it, from 0, or else the number of blocks; then other choices."""
     blocks: dict[int, list[MaybeEffect]] = {}
     for name, told in layers.items():
         block = re.match(r"features\.denseblock_(\d{1,3})\.(?!.*\.se\.)", name)
