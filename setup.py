@@ -19,6 +19,7 @@ extras = {
     "notebooks": ["notebook", "ipykernel>=6", "matplotlib>=3.5", "scikit-learn>=1.0"],
     "test": [
         "pytest>=7",
+        "pytest-xdist>=3.5",
         "ruff",
         "mypy",
         "import-linter>=2",

@@ -61,6 +61,11 @@ class Stated:
             ]
         return [f"the file states {', and '.join(said)}: the tensors decide"] if said else []
 
+    def overridden(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The caller's arguments of which the file states others."""
+        stated = {key: self.arguments[key] for key in overrides if key in self.arguments and key not in _USE}
+        return {key: overrides[key] for key, value in stated.items() if value != overrides[key]}
+
 
 NOTHING_STATED = Stated()
 
@@ -186,6 +191,9 @@ def settle(
     assumed = {key: numbers[key] for key in found.guesses if key not in certain}
     warnings = [] if wanted else stated.contradicted(found, network, overrides)
     warnings += _said_of(entry, network, assumed)
+    for key, value in stated.overridden(overrides).items():
+        assumed[key] = value
+        warnings.append(f"{key}={value} is used as given, where the file states {key}={stated.arguments[key]}")
     if entry and not (wanted or named) and len(possible) > 1:
         others = possible[1:]
         options = " or ".join(f"--arch {other.name}" for other in others)

@@ -105,7 +105,8 @@ def test_the_users_word_holds_before_the_scripts(net, tmp_path):
     torch.save({"state_dict": net.state_dict(), "args": {**FACTS, "HS_start_block": 3}}, tmp_path / "net.pth")
     assert convert(tmp_path / "net.pth").config["HS_start_block"] == 3
     result = convert(tmp_path / "net.pth", config={"HS_start_block": 1})
-    assert result.config["HS_start_block"] == 1 and result.assumed == {}
+    assert result.config["HS_start_block"] == 1 and result.assumed == {"HS_start_block": 1}
+    assert result.warnings == ["HS_start_block=1 is used as given, where the file states HS_start_block=3"]
     assert_same_answers(net, tmp_path / "net.pdparams")
 
 
