@@ -287,12 +287,10 @@ def tell_conversion(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.conversion()))
         return
-    checked = (
-        f"PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the logits' scale, "
-        f"top-1 on {result.top1_agreement:.0%} of the inputs"
-        if result.verified
-        else "not checked against PyTorch"
-    )
+    checked = "not checked against PyTorch"
+    if result.verified and result.parity:
+        checked = f"PyTorch and Paddle agree to {result.max_rel_diff:.1e} of the {result.parity.what}' scale"
+        checked += f", top-1 on {result.top1_agreement:.0%} of the inputs" if result.parity.what == "logits" else ""
     files = printable(f"{result.input} -> {result.output}")
     print(f"{files}: {result.arch}, {result.params:,} parameters, {result.seconds:.1f} s")
     print(f"  {checked}")

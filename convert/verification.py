@@ -117,8 +117,8 @@ def check(
         first = first_difference(layer_differences(*pair, batches[0], skip=inside), options.atol)
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
     raise WeightsError(
-        f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the logits' scale (allowed: {options.atol:.0e}), "
-        f"{where}: correct the network's hyperparameters with --config, or give your own network with --reference"
+        f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the {measured.what}' scale (allowed: "
+        f"{options.atol:.0e}), {where}: correct the network's hyperparameters with --config, or give your own network with --reference"
     )
 
 
@@ -171,8 +171,7 @@ def build_twin(architecture: Architecture) -> torch.nn.Module:
     with importing():
         name = architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
         module = importlib.import_module(name)
-    config = {key: value for key, value in architecture.config.items() if key != "features_only"}
-    return getattr(module, architecture.network.__name__)(**config)
+    return getattr(module, architecture.network.__name__)(**architecture.config)
 
 
 def _own_reference(name: str) -> torch.nn.Module:

@@ -112,6 +112,7 @@ def match(
     selection: Selection = EVERYTHING,
     known: type[Network] | None = None,
     headless: bool = False,
+    features_only: bool = False,
     strict: bool = True,
 ) -> Match:
     """Find the network whose tensors these are.
@@ -122,6 +123,7 @@ def match(
         selection: what the user says of them.
         known: the network, where that is known: its arguments are then not asked of the tensors.
         headless: leave the classifier out, whatever it is.
+        features_only: leave the head out, whatever it is.
         strict: tensors outside of the network are an error, unless they are known to compute nothing.
 
     Raises:
@@ -130,7 +132,7 @@ def match(
     kept = {name: value for name, value in tensors.items() if selection.keeps(name) and not _BYSTANDERS.fullmatch(name)}
     matches: list[Match] = []
     failures: list[tuple[int, WeightsError, _Candidate]] = []
-    for candidate in _candidates(kept, selection, known, headless):
+    for candidate in _candidates(kept, selection, known, headless, features_only):
         try:
             found = candidate.match(kept, in_pytorch, recognise=known is None)
         except WeightsError as error:
@@ -268,7 +270,7 @@ def _own_names(network: type[Network]) -> Sequence[str]:
 
 
 def _candidates(
-    tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool
+    tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool, features_only: bool
 ) -> Iterator[_Candidate]:
     """Every network in every spelling, from every place in the names at which one of its anchors begins."""
     plain = {name: _unwrapped(selection.renamed(name)) for name in tensors}
@@ -283,7 +285,7 @@ def _candidates(
                 before = (name[: len(name) - len(anchor)] for name in names)
                 prefixes += [prefix for prefix in before if not prefix or prefix.endswith(".")]
             for prefix in sorted(dict.fromkeys(prefixes), key=len)[:_MAX_PREFIXES]:
-                yield _Candidate(network, spelling, prefix, selection, headless, plain)
+                yield _Candidate(network, spelling, prefix, selection, headless, features_only, plain)
 
 
 def _end(name: str) -> str:
@@ -318,6 +320,7 @@ class _Candidate:
     prefix: str
     selection: Selection
     headless: bool
+    features_only: bool
     plain: Mapping[str, str]  # the file's names without wrappers' parts, by the names themselves
     head: str = ""  # the file's classifier, as the network's names go, where it has another name
 
@@ -357,14 +360,14 @@ class _Candidate:
         """
         kept = {name: tensors[name] for name in self.covered}
         without: list[str] = []
-        if self.headless:
-            without = [name for name in kept if self._is_of_head(self.ours(name))]
+        if self.headless or self.features_only:
+            without = [name for name in kept if self._is_unwanted(self.ours(name))]
             kept = {name: value for name, value in kept.items() if name not in set(without)}
         else:
             self.head = self._find_head(kept, several=not recognise)
         state = renamed(kept, self.ours)
         names = dict(zip(state, kept))
-        notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
+        notes = self._complete_head(state, names) if in_pytorch and recognise and not without else []
         folded = self._fold(state, names)
         self._refuse_other_dimensions(state, names)
         with self._reading():
@@ -374,6 +377,8 @@ class _Candidate:
             found = replace(found, config={**found.config, **self.spelling.config})
             if self.spelling.reorder:
                 state = self.spelling.reorder(state, in_pytorch)
+        if found.config.get("features_only") and not self.features_only:
+            notes.append("the file has no head, so the network returns its feature maps, as features_only=True")
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
         return Match(
@@ -402,6 +407,9 @@ class _Candidate:
             raise WeightsError(
                 f"the file looks like a {self.network.__name__} but the shapes of its tensors do not fit together"
             ) from None
+
+    def _is_unwanted(self, name: str) -> bool:
+        return self._is_of_head(name) or (self.features_only and name.startswith(self.network.head_prefixes))
 
     def _is_of_head(self, name: str) -> bool:
         """Whether a tensor is the classifier's, or that of a layer in its place, and not another of the network's."""
