@@ -118,7 +118,8 @@ def check(
     where = f"first in layer {first.name}, by {first.max_rel_diff:.1e}" if first else "in no single layer"
     raise WeightsError(
         f"Paddle and PyTorch differ by {measured.max_rel_diff:.1e} of the {measured.what}' scale (allowed: "
-        f"{options.atol:.0e}), {where}: correct the network's hyperparameters with --config, or give your own network with --reference"
+        f"{options.atol:.0e}), {where}: correct the network's hyperparameters with --config, or give your own "
+        f"network with --reference"
     )
 
 
@@ -215,5 +216,6 @@ def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Netw
         advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
         raise WeightsError(f"{fault}: {advice}")
     if settled:
-        return [f"{fault}: the check against --reference settles which is right"] if fault else []
+        said = [f"{fault}: the check against --reference settles which is right"] if fault else []
+        return [*said, *compared.left_off()]
     return compared.warnings()

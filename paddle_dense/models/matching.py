@@ -100,6 +100,11 @@ class Match:
         """This package's name for a layer of the file, "" for the network itself; None for one that is outside."""
         return self._candidate.layer(name)
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether a layer of the file is of the head that nobody wants."""
+        own = self.layer(name)
+        return own is not None and self._candidate.is_unwanted(f"{own}.")
+
     def warnings(self) -> list[str]:
         """What was done to tensors and which were left out, one sentence each."""
         left_out = [f"left out what is no part of the network: {listed(map(shown, self.left_out))}"]
@@ -361,7 +366,7 @@ class _Candidate:
         kept = {name: tensors[name] for name in self.covered}
         without: list[str] = []
         if self.headless or self.features_only:
-            without = [name for name in kept if self._is_unwanted(self.ours(name))]
+            without = [name for name in kept if self.is_unwanted(self.ours(name))]
             kept = {name: value for name, value in kept.items() if name not in set(without)}
         else:
             self.head = self._find_head(kept, several=not recognise)
@@ -379,6 +384,11 @@ class _Candidate:
                 state = self.spelling.reorder(state, in_pytorch)
         if found.config.get("features_only") and not self.features_only:
             notes.append("the file has no head, so the network returns its feature maps, as features_only=True")
+        if self._may_go_on():
+            notes.append(
+                f"took {shown(self.head)} for the classifier: the outputs are its own, without whatever activation the "
+                f"original network computes after it"
+            )
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
         return Match(
@@ -408,8 +418,11 @@ class _Candidate:
                 f"the file looks like a {self.network.__name__} but the shapes of its tensors do not fit together"
             ) from None
 
-    def _is_unwanted(self, name: str) -> bool:
-        return self._is_of_head(name) or (self.features_only and name.startswith(self.network.head_prefixes))
+    def is_unwanted(self, name: str) -> bool:
+        """Whether a tensor is of the head that is to be left out."""
+        if self.features_only and name.startswith(self.network.head_prefixes):
+            return True
+        return (self.headless or self.features_only) and self._is_of_head(name)
 
     def _is_of_head(self, name: str) -> bool:
         """Whether a tensor is the classifier's, or that of a layer in its place, and not another of the network's."""
@@ -438,6 +451,14 @@ class _Candidate:
                 f"its pooled features"
             )
         return linear[0] if len(linear) == 1 else ""
+
+    def _may_go_on(self) -> bool:
+        """Whether the classifier is the first of several layers in its place, or has a name there.
+
+        A state_dict does not reveal what the others are. What only precedes it is dropout, as a rule.
+        """
+        inside = self.head.removeprefix(f"{self.network.classifier_name}.")
+        return inside not in ("", self.head) and not (inside.isdigit() and int(inside))
 
     def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
         """Give PyTorch's classifier without a bias one of zeros, which changes nothing; that in words."""
