@@ -55,12 +55,12 @@ class DenseBlock(nn.Module):
 
 
 def transition(channels: int, out_channels: int, pool: bool = True, linear: bool = False) -> nn.Sequential:
-    """Fewer channels, and half the sides unless `pool` is False."""
+    """Fewer channels, and half the sides unless `pool` is False; a linear one's convolution has a name of its own."""
     layers = nn.Sequential()
     layers.norm = nn.BatchNorm2d(channels)
     if not linear:
         layers.relu = nn.ReLU()
-    layers.conv = nn.Conv2d(channels, out_channels, 1, bias=False)
+    layers.add_module("linear_conv" if linear else "conv", nn.Conv2d(channels, out_channels, 1, bias=False))
     if pool:
         layers.pool = nn.AvgPool2d(2, 2)
     return layers

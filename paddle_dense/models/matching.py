@@ -379,7 +379,6 @@ class _Candidate:
             found = self.network.recognise(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
             if found is None:
                 return None
-            found = replace(found, config={**found.config, **self.spelling.config})
             if self.spelling.reorder:
                 state = self.spelling.reorder(state, in_pytorch)
         if found.config.get("features_only") and not self.features_only:
