@@ -300,15 +300,14 @@ def tell_conversion(result: Result, as_json: bool) -> None:
 
 def _verdict(result: Result) -> str:
     """What was compared with what, how far they agree, and on which assumptions."""
-    if not result.verified:
+    if not (result.verified and result.parity):
         return "not checked against PyTorch"
     assumed = ", ".join(f"{key}={value}" for key, value in result.assumed.items())
     verified = f"verified WITH ASSUMPTIONS ({assumed})" if assumed else "verified"
-    own = result.checked_against == OWN_TWIN
-    return (
-        f"{verified} against {'its twin in PyTorch' if own else result.checked_against}: the logits agree to "
-        f"{result.max_rel_diff:.1e} of their scale, top-1 on {result.top1_agreement:.0%} of the inputs"
-    )
+    against = "its twin in PyTorch" if result.checked_against == OWN_TWIN else result.checked_against
+    what = result.parity.what
+    top1 = f", top-1 on {result.top1_agreement:.0%} of the inputs" if what == "logits" else ""
+    return f"{verified} against {against}: the {what} agree to {result.max_rel_diff:.1e} of their scale{top1}"
 
 
 def tell_warnings(path: str, warnings: Sequence[str]) -> None:

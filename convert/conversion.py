@@ -209,12 +209,12 @@ def _with_condensed_classifier(
     state: dict[str, np.ndarray], found: Architecture
 ) -> tuple[dict[str, np.ndarray], Architecture]:
     """The state and network with the classifier's inputs halved; ValueError for a network that knows no such step."""
-    if found.config.get("condense_classifier") is not False or not found.config["condensed"]:
+    name, whole_one = found.network.classifier_name, found.config.get("condense_classifier") is False
+    if not (whole_one and found.config["condensed"] and f"{name}.weight" in state):
         raise ValueError(
             f"--condense-classifier is for a CondenseNet with a whole classifier, in the condensed form, and this is "
-            f"{found.arch}: leave the option out"
+            f"{found.arch}{'' if f'{name}.weight' in state else ' without a classifier'}: leave the option out"
         )
-    name = found.network.classifier_name
     whole = {key: state[f"{name}.{key}"] for key in ("weight", "bias")}
     halved = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
     halved.update({f"{name}.{key}": value for key, value in condense_linear(whole).items()})

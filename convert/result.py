@@ -146,7 +146,7 @@ class Result:
         if self.parity and self.atol is not None and not self.parity.max_rel_diff <= self.atol:
             layer = self.first_layer
             where = f", first in layer {layer.name}, by {layer.float64:.1e}" if layer else ""
-            said.append(f"the logits differ by {self.parity.max_rel_diff:.1e} of their scale{where}")
+            said.append(f"the {self.parity.what} differ by {self.parity.max_rel_diff:.1e} of their scale{where}")
         if self.training and self.training.first_difference:
             said.append(f"training differs first at {self.training.first_difference} of its scale")
         return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None

@@ -133,7 +133,7 @@ def check(
         else "in no single layer"
     )
     raise WeightsError(
-        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the logits' scale "
+        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the {measured.what}' scale "
         f"(allowed: {options.atol:.0e}), {where}: {_advice(found, options)}"
     )
 
@@ -209,8 +209,7 @@ def build_twin(architecture: Architecture) -> torch.nn.Module:
     with importing():
         name = architecture.network.__module__.replace("paddle_dense.models", "convert.torch_models")
         module = importlib.import_module(name)
-    config = {key: value for key, value in architecture.config.items() if key != "features_only"}
-    return getattr(module, architecture.network.__name__)(**config)
+    return getattr(module, architecture.network.__name__)(**architecture.config)
 
 
 def _own_reference(name: str) -> torch.nn.Module:
@@ -254,5 +253,6 @@ def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Netw
         advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
         raise WeightsError(f"{fault}: {advice}")
     if settled:
-        return [f"{fault}: the check against --reference settles which is right"] if fault else []
+        said = [f"{fault}: the check against --reference settles which is right"] if fault else []
+        return [*said, *compared.left_off()]
     return compared.warnings()

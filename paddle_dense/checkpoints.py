@@ -182,11 +182,12 @@ def identify(
     if file.sidecar_fault and not arch:
         raise file.sidecar_fault
     described = None if arch else described_network(file.path, file.sidecar)
-    in_pytorch, headless = file.checkpoint is not None, (overrides or {}).get("num_classes") == 0
+    overrides, in_pytorch = overrides or {}, file.checkpoint is not None
+    headless, features_only = overrides.get("num_classes") == 0, overrides.get("features_only") is True
     with naming(file.path):
         refuse_mixture(file.tensors)
         known = _described_class(described[0]) if described else None
-        matched = match(file.tensors, in_pytorch, selection, known, headless)
+        matched = match(file.tensors, in_pytorch, selection, known, headless, features_only)
         tensors = matched.state
         state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
         if described is None:
@@ -199,7 +200,7 @@ def identify(
             found.outline()
         except ValueError as error:
             raise _no_network(error) from error
-        architecture = replace(found, config={**config, **(overrides or {})})
+        architecture = replace(found, config={**config, **overrides})
         return Identified(architecture, state, original, matched)
 
 
@@ -287,7 +288,7 @@ def _read_for(model: nn.Layer, path: PathLike, selection: Selection = EVERYTHING
     with naming(path):
         _refuse_pytorch(state, path, expected)
         if isinstance(model, Network):
-            found = match(state, False, selection, type(model), model.num_classes == 0, strict)
+            found = match(state, False, selection, type(model), model.num_classes == 0, model.features_only, strict)
             unused = [name for name in found.left_out if name not in found.of_head]
             tensors = _Tensors(found.state, found.names, unused)
         else:

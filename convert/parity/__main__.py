@@ -112,9 +112,10 @@ def _print(result: Result, layers: bool) -> None:
     forms: dict[object, str] = {True: ", condensed form", False: ", trained form"}
     form = forms.get(result.config.get("condensed"), "")
     print(printable(f"{result.input}: {result.arch}{form}, {result.seconds:.1f} s"))
+    same = "top-1 equal" if forward.what == "logits" else "largest number in the same place"
     print(
-        f"  logits    {forward.max_abs_diff:.1e} apart, {forward.max_rel_diff:.1e} of their scale, "
-        f"top-1 equal on {forward.top1_agreement:.0%} of {forward.inputs} inputs"
+        f"  {forward.what:9} {forward.max_abs_diff:.1e} apart, {forward.max_rel_diff:.1e} of their scale, "
+        f"{same} on {forward.top1_agreement:.0%} of {forward.inputs} inputs"
     )
     first = result.first_layer
     largest = max((layer.float64 for layer in result.layers), default=0.0)

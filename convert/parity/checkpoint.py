@@ -93,7 +93,9 @@ def _compare(
         with exact_pair(reference, model) as pair:
             layers = layer_differences(*pair, batches[0], own_name=own_name)
         result.layers = [LayerPrecision(layer.name, float("nan"), layer.max_rel_diff) for layer in layers]
-    if options.steps:
+    if options.steps and model.features_only:
+        result.warnings.append("training was not compared: features_only leaves no logits to compute a loss of")
+    elif options.steps:
         side = options.size or min(size, TRAINING_SIZE)
         random, n, classes = np.random.default_rng(options.seed), options.batch_size, model.config["num_classes"] or 2
         steps = [

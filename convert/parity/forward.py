@@ -37,16 +37,20 @@ class Parity:
     """How far the two networks' answers are apart.
 
     Attributes:
-        max_abs_diff: largest absolute difference of any logit.
-        max_rel_diff: the same, divided by the largest absolute logit of the PyTorch network.
-        top1_agreement: share of the inputs for which both name the same class.
+        max_abs_diff: largest absolute difference of any logit, or of any number of the pyramid.
+        max_rel_diff: the same, divided by the largest absolute logit of the PyTorch network; of a pyramid the largest
+            such quotient, each tensor by itself.
+        top1_agreement: share of the inputs for which both name the same class; of a pyramid, have the largest number of
+            its last tensor in the same place.
         inputs: number of images compared, random ones included.
+        what: what was compared, in the plural.
     """
 
     max_abs_diff: float
     max_rel_diff: float
     top1_agreement: float
     inputs: int
+    what: str = "logits"
 
 
 def random_batches(channels: int, size: int, seeds: Sequence[int] = SEEDS) -> list[np.ndarray]:
@@ -142,7 +146,7 @@ def double_precision() -> Iterator[None]:
 
 
 def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray]) -> Parity:
-    """Run both models on the same batches and compare their logits.
+    """Run both models on the same batches and compare their logits, or each tensor of their pyramids.
 
     Args:
         torch_model: the PyTorch network, on any device and of any precision.
@@ -152,17 +156,30 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
     import torch
 
     like = next(iter(torch_model.parameters()))
-    theirs, ours = [], []
+    theirs, ours = list[list[np.ndarray]](), list[list[np.ndarray]]()
     with evaluation(torch_model, paddle_model):
         for batch in batches:
             # Paddle first: whoever bounds what the network may cost does so there.
-            ours.append(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype())).numpy())
-            theirs.append(torch_model(torch.from_numpy(batch).to(like)).cpu().numpy())
-    expected, found = np.concatenate(theirs), np.concatenate(ours)
-    if expected.shape != found.shape:
-        raise WeightsError(f"PyTorch answers {list(expected.shape)} and Paddle {list(found.shape)}")
-    agreement = float((expected.argmax(1) == found.argmax(1)).mean())
-    return Parity(float(np.abs(found - expected).max()), _relative(found, expected), agreement, len(expected))
+            ours.append(_answers(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype()))))
+            theirs.append(_answers(torch_model(torch.from_numpy(batch).to(like))))
+    expected, found = ([np.concatenate(parts) for parts in zip(*answers)] for answers in (theirs, ours))
+    shapes = [" and ".join(str(list(array.shape)) for array in arrays) for arrays in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise WeightsError(f"PyTorch answers {shapes[0]} and Paddle {shapes[1]}")
+    pairs = list(zip(found, expected))
+    first, second = (arrays[-1].reshape(len(arrays[-1]), -1).argmax(1) for arrays in (found, expected))
+    return Parity(
+        max(float(np.abs(one - other).max()) for one, other in pairs),
+        max(_relative(one, other) for one, other in pairs),
+        float((first == second).mean()),
+        len(first),
+        "logits" if getattr(paddle_model, "features_only", None) is not True else "feature maps",
+    )
+
+
+def _answers(output: Any) -> list[np.ndarray]:
+    """Logits, or a pyramid, of either framework."""
+    return [tensor.cpu().numpy() for tensor in (output if isinstance(output, (list, tuple)) else [output])]
 
 
 @dataclass(frozen=True)
@@ -205,7 +222,7 @@ def settled(
         return result, []
     return exact, [
         f"this network amplifies rounding: in float32 the frameworks differ by {result.max_rel_diff:.1e} of "
-        f"the logits' scale, and in float64 they agree to {exact.max_rel_diff:.1e}"
+        f"the {result.what}' scale, and in float64 they agree to {exact.max_rel_diff:.1e}"
     ]
 
 

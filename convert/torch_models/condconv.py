@@ -206,8 +206,10 @@ class EfficientNetCondConv(nn.Module):
         bn_eps: float = 1e-5,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        features_only: bool = False,
     ) -> None:
         super().__init__()
+        self.features_only = features_only
 
         def scaled(channels: int) -> int:
             rounded = max(8, int(channels * channel_multiplier + 4) // 8 * 8)
@@ -228,13 +230,22 @@ class EfficientNetCondConv(nn.Module):
                 blocks.append(kind(c, out, k, step, expansion, experts, same_padding, bn_eps, next(drops)))
                 c = out
             self.blocks.append(blocks)
+        if features_only:
+            return
         features = scaled(1280)
         self.conv_head = conv(c, features)
         self.bn2 = nn.BatchNorm2d(features, bn_eps)
         self.dropout = nn.Dropout(drop_rate if num_classes else 0.0)
         self.classifier = linear(features, num_classes, 1 / sqrt(num_classes)) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.silu(self.bn1(self.conv_stem(self.pad(x)))))
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        x = F.silu(self.bn1(self.conv_stem(self.pad(x))))
+        pyramid: list[Tensor] = []
+        for blocks in self.blocks:
+            x = blocks(x)
+            # Of the stages with one stride, the last one counts.
+            pyramid = [*(features for features in pyramid if features.shape[2:] != x.shape[2:]), x]
+        if self.features_only:
+            return pyramid
         x = F.silu(self.bn2(self.conv_head(x))).mean((2, 3))
         return self.classifier(self.dropout(x))

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from convert.torch_models.condensenetv2 import DenseLayer, dense_features
+from convert.torch_models.condensenetv2 import DenseLayer, dense_features, pyramid
 
 
 class CondenseLinear(nn.Module):
@@ -42,8 +42,10 @@ class CondenseNet(nn.Module):
         init_stride: int | None = None,
         condensed: bool = True,
         condense_classifier: bool = True,
+        features_only: bool = False,
     ) -> None:
         super().__init__()
+        self.features_only = features_only
         factor = condense_factor or group_1x1
         groups = (group_1x1, group_3x3, 0)
         self.features, channels = dense_features(
@@ -56,7 +58,7 @@ class CondenseNet(nn.Module):
             ),
         )
         self.features.pool_last = nn.AdaptiveAvgPool2d(1)
-        if not num_classes:
+        if features_only or not num_classes:
             self.classifier: nn.Module = nn.Identity()
         elif condensed and condense_classifier:
             self.classifier = CondenseLinear(channels, num_classes)
@@ -65,8 +67,8 @@ class CondenseNet(nn.Module):
             nn.init.zeros_(whole.bias)
             self.classifier = whole
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        return pyramid(self.features, x) if self.features_only else self.classifier(self.features(x).flatten(1))
 
     @torch.no_grad()
     def condense_classifier(self) -> None:

@@ -218,6 +218,16 @@ def dense_features(
     return features, channels
 
 
+def pyramid(features: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What each dense block gives the pool after it, the last one what it gives the pool before the classifier."""
+    found = []
+    for name, layer in features.named_children():
+        if name.startswith("transition_") or name == "pool_last":
+            found.append(x)
+        x = layer(x)
+    return found
+
+
 class CondenseNetV2(nn.Module):
     """The twin of `paddle_dense.models.CondenseNetV2`; see there for the arguments."""
 
@@ -239,8 +249,10 @@ class CondenseNetV2(nn.Module):
         condense_factor: int | None = None,
         trans_factor: int | None = None,
         condensed: bool = True,
+        features_only: bool = False,
     ) -> None:
         super().__init__()
+        self.features_only = features_only
         groups = (group_1x1, group_3x3, group_trans)
         factors = (condense_factor or group_1x1, trans_factor or group_trans)
 
@@ -250,10 +262,14 @@ class CondenseNetV2(nn.Module):
 
         self.features, channels = dense_features(in_channels, stages, growth, init_stride, dense_layer)
         self.features.pool_last = nn.AdaptiveAvgPool2d(1)
+        if features_only:
+            return
         self.features.se_last = SELayer(channels, last_se_reduction)
         self.fc = nn.Linear(channels, fc_channel)
         self.fc_act = nn.Hardswish()
         self.classifier = nn.Linear(fc_channel, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.features_only:
+            return pyramid(self.features, x)
         return self.classifier(self.fc_act(self.fc(self.features(x).flatten(1))))

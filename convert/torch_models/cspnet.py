@@ -130,8 +130,10 @@ class CSPNet(nn.Module):
         stem_channels: int = 64,
         num_classes: int = 1000,
         in_channels: int = 3,
+        features_only: bool = False,
     ) -> None:
         super().__init__()
+        self.features_only = features_only
         dark = backbone == "darknet"
         self.stem = nn.Sequential()
         self.stem.conv1 = ConvNormAct(in_channels, stem_channels, *((3, 1) if dark else (7, 2)))
@@ -150,7 +152,7 @@ class CSPNet(nn.Module):
         self.head = nn.Sequential()
         self.head.pool = nn.AdaptiveAvgPool2d(1)
         self.head.flatten = nn.Flatten(1)
-        if num_classes:
+        if num_classes and not features_only:
             self.head.fc = nn.Linear(previous, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -163,5 +165,10 @@ class CSPNet(nn.Module):
             elif isinstance(module, DarkBlock):
                 nn.init.zeros_(module.conv2.bn.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)))
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        pyramid = [self.stem[0](x)] if self.features_only else []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        return pyramid if self.features_only else self.head(x)

@@ -55,12 +55,12 @@ class DenseBlock(nn.Module):
 
 
 def transition(channels: int, out_channels: int, pool: bool = True, linear: bool = False) -> nn.Sequential:
-    """Fewer channels, and half the sides unless `pool` is False."""
+    """Fewer channels, and half the sides unless `pool` is False; a linear one's convolution has a name of its own."""
     layers = nn.Sequential()
     layers.norm = nn.BatchNorm2d(channels)
     if not linear:
         layers.relu = nn.ReLU()
-    layers.conv = nn.Conv2d(channels, out_channels, 1, bias=False)
+    layers.add_module("linear_conv" if linear else "conv", nn.Conv2d(channels, out_channels, 1, bias=False))
     if pool:
         layers.pool = nn.AvgPool2d(2, 2)
     return layers
@@ -82,6 +82,7 @@ class DenseNet(nn.Module):
         num_classes: int = 1000,
         memory_efficient: bool = False,
         in_channels: int = 3,
+        features_only: bool = False,
         small_inputs: bool = False,
         compression: float | None = 0.5,
         linear_transitions: bool = False,
@@ -109,12 +110,21 @@ class DenseNet(nn.Module):
         self.features.norm5 = nn.BatchNorm2d(channels)
         self.relu5 = nn.ReLU()
         self.pool5 = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self.classifier = nn.Linear(channels, num_classes) if num_classes and not features_only else nn.Identity()
+        self.features_only = features_only
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.pool5(self.relu5(self.features(x))).flatten(1))
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        pyramid: list[Tensor] = []
+        for name, layer in self.features.named_children():
+            if name in ("pool0", "denseblock1") and not pyramid:
+                pyramid.append(x)
+            x = layer(x)
+            if name.startswith("denseblock"):
+                pyramid.append(x)
+        x = self.relu5(x)
+        return [*pyramid[:-1], x] if self.features_only else self.classifier(self.pool5(x).flatten(1))

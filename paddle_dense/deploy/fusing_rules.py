@@ -116,7 +116,7 @@ def pool_early(layer: nn.Layer) -> nn.Layer:
     """
     for name, child in layer.features.named_children():
         if name.startswith("transition"):
-            order = sorted(child.named_children(), key=lambda part: part[0] == "conv")
+            order = sorted(child.named_children(), key=lambda part: part[0].endswith("conv"))
             setattr(layer.features, name, nn.Sequential(*order))
     return layer
 

@@ -124,7 +124,7 @@ def take(saved: Any, ema: bool = True, key: str | None = None) -> Taken:
         raise WeightsError(f"holds {describe(saved)} instead of a state_dict: {SAVE}")
     plain = sets[0] if is_module(saved) else _plain_set(saved, sets)
     if key is not None:
-        taken, entries = _by_key(sets, plain, key)
+        taken, entries = _by_key(saved, sets, plain, key)
     else:
         taken, entries = _preferred(saved, sets, plain, ema)
     module = taken.value if is_module(taken.value) else None
@@ -258,10 +258,10 @@ def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _by_key(sets: Sequence[Set], plain: Set | None, key: str) -> tuple[Set, Mapping[Any, Any]]:
+def _by_key(saved: Any, sets: Sequence[Set], plain: Set | None, key: str) -> tuple[Set, Mapping[Any, Any]]:
     """The set that the user names, or the only one inside what the user names."""
     named = [plain] if plain and plain.key == key else [one for one in sets if one.key == key]
-    named = named or [one for one in sets if one.key.startswith(f"{key}.")]
+    named = named or [one for one in sets if one.key.startswith(f"{key}.")] or _under_another_key(saved, sets, key)
     if len(named) != 1:
         keys = listed(shown(one.key) for one in (named or sets))
         advice = f"give one of {keys}" if keys else SAVE
@@ -270,6 +270,25 @@ def _by_key(sets: Sequence[Set], plain: Set | None, key: str) -> tuple[Set, Mapp
     if entries is None and named[0].is_list:
         raise WeightsError(f"holds a list of tensors without names under {shown(key)}: give another key, or {SAVE}")
     return named[0], named[0].entries if entries is None else entries
+
+
+def _under_another_key(saved: Any, sets: Sequence[Set], key: str) -> list[Set]:
+    """The sets at a key, or inside what is there, that were found under another one: an object can have several."""
+    found = _at(saved, key)
+    exact = [one for one in sets if one.value is found]
+    inside = {id(one.value) for one in _sets_in(found)} if found is not None else set()
+    return [replace(one, key=key) for one in exact or sets if exact or id(one.value) in inside]
+
+
+def _at(value: Any, key: str) -> Any:
+    """What is at a key in a dict, a list or an object; None for nothing."""
+    for name, part in _inside(value):
+        start = _part(name)
+        if start == key:
+            return part
+        if key.startswith(f"{start}.") and (found := _at(part, key[len(start) + 1 :])) is not None:
+            return found
+    return None
 
 
 def _complete(one: Set, plain: Set | None) -> Mapping[Any, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Callable
@@ -57,14 +57,12 @@ class Spelling:
     Attributes:
         source: whose names they are.
         rows: beginnings of names, theirs and ours; the first row that matches applies, and other names stay.
-        config: arguments that a network of theirs has, though no tensor shows them.
         reorder: puts a state under this package's names into this package's order of channels, where theirs is another;
             its second argument says whether linear layers lie as in PyTorch.
     """
 
     source: str
     rows: Sequence[tuple[str, str]] = ()
-    config: Mapping[str, object] = field(default_factory=dict)
     reorder: Callable[[Mapping[str, np.ndarray], bool], dict[str, np.ndarray]] | None = None
 
     @cached_property

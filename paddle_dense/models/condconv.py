@@ -265,6 +265,8 @@ class EfficientNetCondConv(Network):
             "same_padding": True,
             "bn_eps": 1e-3,
         }
+        if "conv_head.weight" not in state:  # timm's features_only
+            config["features_only"] = True
         # Neither leaves a trace in a file: these are the values of the released checkpoints.
         return Recognised(config, ("same_padding", "bn_eps"))
 

@@ -172,12 +172,15 @@ class CondenseNetV2(Network):
         config, guesses = read_dense_blocks(state)
         blocks = range(len(config["stages"]))
         with_se = [block for block in blocks if f"features.denseblock_{block + 1}.denselayer_1.se.fc.0.weight" in state]
-        last = state["features.norm_last.weight"].size
         config["HS_start_block"] = 2  # which leaves no trace in a file: the presets' value
         config["SE_start_block"] = with_se[0] if with_se else len(blocks)
-        config["fc_channel"] = state["fc.bias"].size
-        hidden = state["features.se_last.fc.0.weight"].size // last
-        config["last_se_reduction"] = 16 if last // 16 == hidden else last // hidden  # the presets' where it fits
+        if "fc.weight" in state or "features.se_last.fc.0.weight" in state:
+            last = state["features.norm_last.weight"].size
+            config["fc_channel"] = state["fc.bias"].size
+            hidden = state["features.se_last.fc.0.weight"].size // last
+            config["last_se_reduction"] = 16 if last // 16 == hidden else last // hidden  # the presets' where it fits
+        else:
+            config["features_only"] = True
         if config["condensed"]:
             rows, per_group = state[f"{prefix}sfr.conv.weight"].shape[:2]
             groups = config["group_trans"] = config["growth"][0] // per_group

@@ -144,11 +144,14 @@ class DenseBlock(nn.Layer):
 
 
 def transition(channels: int, out_channels: int, pool: bool = True, linear: bool = False) -> nn.Sequential:
-    """Fewer channels, and half the sides unless `pool` is False: [N, channels, H, W] -> [N, out_channels, H', W']."""
+    """Fewer channels, and half the sides unless `pool` is False: [N, channels, H, W] -> [N, out_channels, H', W'].
+
+    Without an activation, `linear`, the convolution has another name, by which a file shows it.
+    """
     layers: list[tuple[str, nn.Layer]] = [("norm", nn.BatchNorm2D(channels))]
     if not linear:
         layers.append(("relu", nn.ReLU()))
-    layers.append(("conv", conv(channels, out_channels, 1)))
+    layers.append(("linear_conv" if linear else "conv", conv(channels, out_channels, 1)))
     if pool:
         layers.append(("pool", nn.AvgPool2D(2, 2)))
     return nn.Sequential(*layers)
@@ -388,11 +391,10 @@ SPELLINGS = (
                 for theirs, ours in enumerate(("norm1", "relu1", "conv1", "norm2", "relu2", "conv2"))
             ),
             ("features.transition_layer_{b-1}.down_sample.0", "features.transition{b}.norm"),
-            ("features.transition_layer_{b-1}.down_sample.1", "features.transition{b}.conv"),
+            ("features.transition_layer_{b-1}.down_sample.1", "features.transition{b}.linear_conv"),
             ("features.bn", "features.norm5"),
             ("linear", "classifier"),
         ),
-        config={"linear_transitions": True},
     ),
 )
 
@@ -457,7 +459,9 @@ class DenseNet(DenseBackbone):
             return None
         # A 3x3 convolution that a norm follows is some other code's stem.
         config["small_inputs"] = state["features.conv0.weight"].shape[2] == 3 and "features.norm0.weight" not in state
-        compression = _read_compression(state)
+        config["linear_transitions"] = "features.transition1.linear_conv.weight" in state
+        kind = "linear_conv" if config["linear_transitions"] else "conv"
+        compression = _read_compression(state, f"features.transition{{}}.{kind}.weight")
         return Recognised(config if compression is None else {**config, "compression": compression})
 
 
@@ -486,12 +490,16 @@ def read_config(state: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     }
 
 
-def _read_compression(state: Mapping[str, np.ndarray]) -> float | None:
+def _read_compression(state: Mapping[str, np.ndarray], weight: str) -> float | None:
     """A share that makes every transition as wide as it is; None if there is no transition, or no such share.
 
     Rounding down hides the exact one. A half, which most networks have, is tried first, then the shortest decimals.
+
+    Args:
+        state: a state_dict.
+        weight: name of a transition's weight, with a place for its number.
     """
-    names = takewhile(state.__contains__, (f"features.transition{number}.conv.weight" for number in count(1)))
+    names = takewhile(state.__contains__, (weight.format(number) for number in count(1)))
     widths = [state[name].shape[:2] for name in names]
     if not widths:
         return None

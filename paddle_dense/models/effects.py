@@ -22,10 +22,10 @@ class Effect:
     @property
     def is_anchor(self) -> bool:
         """Whether it has tensors, so that both networks have it under one name."""
-        return self.kind in (_CONVOLUTION, _NORM, _LINEAR)
+        return self.kind in (_CONVOLUTION, _NORM, LINEAR)
 
 
-_CONVOLUTION, _NORM, _LINEAR = "convolution", "batch normalisation", "linear layer"
+_CONVOLUTION, _NORM, LINEAR = "convolution", "batch normalisation", "linear layer"
 _MAX_POOL, MEAN_POOL, ADAPTIVE_POOL = "max pool", "average pool", "adaptive average pool"
 NOTHING = Effect("nothing")
 # A layer made of others, or of a class that nobody knows, has no effect of its own that could be named: None.
@@ -96,7 +96,7 @@ _ACTIVATIONS: _Table = {
 _OF_TORCH: _Table = {
     **_ACTIVATIONS,
     "Conv2d": lambda told: _convolution(_CONV_NUMBERS(told)),
-    "Linear": lambda _: Effect(_LINEAR),
+    "Linear": lambda _: Effect(LINEAR),
     **dict.fromkeys(("BatchNorm2d", "SyncBatchNorm"), lambda told: Effect(_NORM, _NORM_NUMBERS(told))),
     "MaxPool2d": lambda told: _pool(_MAX_POOL, _MAX_POOL_NUMBERS(told)),
     "AvgPool2d": lambda told: _pool(MEAN_POOL, _MEAN_POOL_NUMBERS(told)),
@@ -180,7 +180,7 @@ def effect_in_network(layer: nn.Layer) -> MaybeEffect:
         return _pool(ADAPTIVE_POOL, {"output_size": layer._output_size})
     if isinstance(layer, nn.LeakyReLU):
         return Effect("LeakyReLU", {"negative_slope": layer._negative_slope})
-    words = {nn.Linear: _LINEAR, nn.ReLU: "ReLU", nn.Silu: "SiLU", HS: "Hardswish", nn.Sigmoid: "Sigmoid"}
+    words = {nn.Linear: LINEAR, nn.ReLU: "ReLU", nn.Silu: "SiLU", HS: "Hardswish", nn.Sigmoid: "Sigmoid"}
     if isinstance(layer, (nn.Dropout, nn.Flatten, nn.Identity)):
         return NOTHING
     return next((Effect(word) for kind, word in words.items() if isinstance(layer, kind)), None)

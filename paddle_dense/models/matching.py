@@ -102,6 +102,11 @@ class Match:
         """This package's name for a layer of the file, "" for the network itself; None for one that is outside."""
         return self._candidate.layer(name)
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether a layer of the file is of the head that nobody wants."""
+        own = self.layer(name)
+        return own is not None and self._candidate.is_unwanted(f"{own}.")
+
     def warnings(self) -> list[str]:
         """What was done to tensors and which were left out, one sentence each."""
         left_out = [f"left out what is no part of the network: {listed(map(shown, self.left_out))}"]
@@ -114,6 +119,7 @@ def match(
     selection: Selection = EVERYTHING,
     known: type[Network] | None = None,
     headless: bool = False,
+    features_only: bool = False,
     strict: bool = True,
 ) -> Match:
     """Find the network whose tensors these are.
@@ -124,6 +130,7 @@ def match(
         selection: what the user says of them.
         known: the network, where that is known: its arguments are then not asked of the tensors.
         headless: leave the classifier out, whatever it is.
+        features_only: leave the head out, whatever it is.
         strict: tensors outside of the network are an error, unless they are known to compute nothing.
 
     Raises:
@@ -132,7 +139,7 @@ def match(
     kept = {name: value for name, value in tensors.items() if selection.keeps(name) and not _BYSTANDERS.fullmatch(name)}
     matches: list[Match] = []
     failures: list[tuple[int, WeightsError, _Candidate]] = []
-    for candidate in _candidates(kept, selection, known, headless):
+    for candidate in _candidates(kept, selection, known, headless, features_only):
         try:
             found = candidate.match(kept, in_pytorch, recognise=known is None)
         except WeightsError as error:
@@ -270,7 +277,7 @@ def _own_names(network: type[Network]) -> Sequence[str]:
 
 
 def _candidates(
-    tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool
+    tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool, features_only: bool
 ) -> Iterator[_Candidate]:
     """Every network in every spelling, from every place in the names at which one of its anchors begins."""
     plain = {name: _unwrapped(selection.renamed(name)) for name in tensors}
@@ -285,7 +292,7 @@ def _candidates(
                 before = (name[: len(name) - len(anchor)] for name in names)
                 prefixes += [prefix for prefix in before if not prefix or prefix.endswith(".")]
             for prefix in sorted(dict.fromkeys(prefixes), key=len)[:_MAX_PREFIXES]:
-                yield _Candidate(network, spelling, prefix, selection, headless, plain)
+                yield _Candidate(network, spelling, prefix, selection, headless, features_only, plain)
 
 
 def _end(name: str) -> str:
@@ -320,6 +327,7 @@ class _Candidate:
     prefix: str
     selection: Selection
     headless: bool
+    features_only: bool
     plain: Mapping[str, str]  # the file's names without wrappers' parts, by the names themselves
     head: str = ""  # the file's classifier, as the network's names go, where it has another name
 
@@ -359,23 +367,29 @@ class _Candidate:
         """
         kept = {name: tensors[name] for name in self.covered}
         without: list[str] = []
-        if self.headless:
-            without = [name for name in kept if self._is_of_head(self.ours(name))]
+        if self.headless or self.features_only:
+            without = [name for name in kept if self.is_unwanted(self.ours(name))]
             kept = {name: value for name, value in kept.items() if name not in set(without)}
         else:
             self.head = self._find_head(kept, several=not recognise)
         state = renamed(kept, self.ours)
         names = dict(zip(state, kept))
-        notes = self._complete_head(state, names) if in_pytorch and recognise and not self.headless else []
+        notes = self._complete_head(state, names) if in_pytorch and recognise and not without else []
         folded = self._fold(state, names)
         self._refuse_other_dimensions(state, names)
         with self._reading():
             found = self.network.recognise(to_paddle(state) if in_pytorch else state) if recognise else Recognised({})
             if found is None:
                 return None
-            found = replace(found, config={**found.config, **self.spelling.config})
             if self.spelling.reorder:
                 state = self.spelling.reorder(state, in_pytorch)
+        if found.config.get("features_only") and not self.features_only:
+            notes.append("the file has no head, so the network returns its feature maps, as features_only=True")
+        if self._may_go_on():
+            notes.append(
+                f"took {shown(self.head)} for the classifier: the outputs are its own, without whatever activation the "
+                f"original network computes after it"
+            )
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
         is_inner = self.head.startswith(f"{self.network.classifier_name}.") or self.head.rpartition(".")[2].isdigit()
@@ -407,6 +421,12 @@ class _Candidate:
                 f"the file looks like a {self.network.__name__} but the shapes of its tensors do not fit together"
             ) from None
 
+    def is_unwanted(self, name: str) -> bool:
+        """Whether a tensor is of the head that is to be left out."""
+        if self.features_only and name.startswith(self.network.head_prefixes):
+            return True
+        return (self.headless or self.features_only) and self._is_of_head(name)
+
     def _is_of_head(self, name: str) -> bool:
         """Whether a tensor is the classifier's, or that of a layer in its place, and not another of the network's."""
         own = (f"{self.network.classifier_name}.",)
@@ -434,6 +454,14 @@ class _Candidate:
                 f"its pooled features"
             )
         return linear[0] if len(linear) == 1 else ""
+
+    def _may_go_on(self) -> bool:
+        """Whether the classifier is the first of several layers in its place, or has a name there.
+
+        A state_dict does not reveal what the others are. What only precedes it is dropout, as a rule.
+        """
+        inside = self.head.removeprefix(f"{self.network.classifier_name}.")
+        return inside not in ("", self.head) and not (inside.isdigit() and int(inside))
 
     def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
         """Give PyTorch's classifier without a bias one of zeros, which changes nothing; that in words."""

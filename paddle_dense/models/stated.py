@@ -28,6 +28,7 @@ from paddle_dense.files.torch_file import Checkpoint, Layers
 from paddle_dense.models.arguments import check_arguments
 from paddle_dense.models.effects import (
     ADAPTIVE_POOL,
+    LINEAR,
     MEAN_POOL,
     NOTHING,
     SEQUENTIAL,
@@ -45,6 +46,8 @@ from paddle_dense.models.recognise import Architecture, Stated, full_config
 if TYPE_CHECKING:
     from typing_extensions import TypeGuard
 
+_PLAIN_SEQUENTIAL = "torch.nn.modules.container.Sequential"
+_PROBABLE = ("Sigmoid", "Softmax", "LogSoftmax", "LogSigmoid")  # of logits; they leave their order as it is
 _MAX_LAYERS = 20_000  # the networks of this package have up to some 1500
 
 
@@ -99,6 +102,10 @@ class _Network:
         return name
 
 
+def _is_linear(effect: MaybeEffect) -> bool:
+    return effect is not None and effect.kind == LINEAR
+
+
 def _is_between(effect: MaybeEffect) -> TypeGuard[Effect]:
     """Whether it is an activation, a pool or the like, which stands between layers with tensors."""
     return effect is not None and effect is not NOTHING and not effect.is_anchor
@@ -124,11 +131,13 @@ class Comparison:
         contradictions: what the file states otherwise.
         unknown: classes of the file, in words, whose computation it does not show.
         hooked: layers of the file that run more than their class does.
+        last: activations after the classifier, in words.
     """
 
     contradictions: Sequence[Contradiction]
     unknown: Sequence[str]
     hooked: Sequence[str]
+    last: Sequence[str] = ()
 
     def warnings(self) -> list[str]:
         """What could not be compared, one sentence each."""
@@ -136,7 +145,15 @@ class Comparison:
         said = [f"the file's own {unknown} may compute what the file does not reveal"] if self.unknown else []
         if self.hooked:
             said.append(f"the file's {hooked} may run more than their class, which the file does not reveal")
-        return [f"{fault}: compare with the network itself, --reference MODULE:FACTORY" for fault in said]
+        advice = "compare with the network itself, --reference MODULE:FACTORY"
+        return [*self.left_off(), *(f"{fault}: {advice}" for fault in said)]
+
+    def left_off(self) -> list[str]:
+        """What the network here leaves to its users, in one sentence."""
+        said = (
+            f"the file ends with {' and '.join(self.last)}, which is left off: the network returns the logits before it"
+        )
+        return [said] if self.last else []
 
     def fault(self, arch: str) -> str | None:
         """The first contradiction, as the beginning of a sentence, and how many there are; None if there is none."""
@@ -170,7 +187,25 @@ def compare(checkpoint: Checkpoint, matched: Match, outline: nn.Layer) -> Compar
         raise WeightsError(f"has {len(stated)} layers, more than any network here: save the state_dict alone")
     own = dict.fromkeys(told["class"] for told in stated.values() if not is_known(told))
     hooked = [name for name, told in stated.items() if told.get("hooks")]
-    return Comparison(list(_Pairing(checkpoint, matched, outline).contradictions()), list(own), hooked)
+    last = [f"{_a(Effect(kind))}, {shown(name)}" for name, kind in _last_activations(checkpoint, matched).items()]
+    return Comparison(list(_Pairing(checkpoint, matched, outline).contradictions()), list(own), hooked, last)
+
+
+def _last_activations(checkpoint: Checkpoint, matched: Match) -> dict[str, str]:
+    """What turns logits into probabilities, after the classifier in ``nn.Sequential``s: names and kinds."""
+    layers = checkpoint.layers
+    effects = {name: effect_in_file(told) for name, told in layers.items()}
+    classifier = matched.network.classifier_name
+    place = next((name for name in layers if matched.layer(name) == classifier and _is_linear(effects[name])), "")
+    found: dict[str, str] = {}
+    while place:
+        parent = place.rpartition(".")[0]
+        if layers.get(parent, {}).get("class") == _PLAIN_SEQUENTIAL:
+            siblings = [name for name in layers if name and name.rpartition(".")[0] == parent]
+            after = {name: effects[name] for name in siblings[siblings.index(place) + 1 :]}
+            found.update((name, effect.kind) for name, effect in after.items() if effect and effect.kind in _PROBABLE)
+        place = parent
+    return found
 
 
 def _of_epsilon(stated: Mapping[str, Any], outline: nn.Layer) -> Iterator[Contradiction]:
@@ -186,8 +221,8 @@ def _of_epsilon(stated: Mapping[str, Any], outline: nn.Layer) -> Iterator[Contra
 
 def _by_own_names(checkpoint: Checkpoint, matched: Match) -> tuple[dict[str, str], Layers]:
     """The file's name for each of the network's layers, by this package's, and what stands around the network."""
-    found = {name: matched.layer(name) for name in checkpoint.layers}
-    around = {name: told for name, told in checkpoint.layers.items() if found[name] is None}
+    found = {name: matched.layer(name) for name in checkpoint.layers if not matched.leaves_out(name)}
+    around = {name: checkpoint.layers[name] for name, ours in found.items() if ours is None}
     return {ours: name for name, ours in found.items() if ours is not None}, {**checkpoint.around, **around}
 
 
@@ -202,6 +237,7 @@ class _Pairing:
     def __init__(self, checkpoint: Checkpoint, matched: Match, outline: nn.Layer) -> None:
         self.network = _Network(outline)
         self.own_names, around = _by_own_names(checkpoint, matched)
+        self.last = _last_activations(checkpoint, matched)
         self.told = {ours: checkpoint.layers[theirs] for ours, theirs in self.own_names.items()}
         self.effects = {name: effect_in_file(told) for name, told in self.told.items()}
         self._by_parent = defaultdict[str, list[str]](list)
@@ -213,7 +249,7 @@ class _Pairing:
         for name, effect in self.effects.items():
             if name in self.network.layers:
                 yield from self._beside(name, effect)
-            elif effect not in (None, NOTHING):
+            elif effect not in (None, NOTHING) and self.own_names[name] not in self.last:
                 # The ReLU6 inside of the authors' hard-swish is no layer of its own.
                 owner = self.effects.get(name.rpartition(".")[0])
                 if (owner, effect) != (Effect("Hardswish"), Effect("ReLU6")):
@@ -222,7 +258,7 @@ class _Pairing:
             yield from self._left_out(name)
             yield from self._in_another_order(name)
         for name, effect in self.around.items():
-            if effect not in (None, NOTHING):
+            if effect not in (None, NOTHING) and name not in self.last:
                 yield Contradiction(name, f"is {_a(effect)}", "has no such layer")
 
     def _beside(self, name: str, effect: MaybeEffect) -> Iterator[Contradiction]:

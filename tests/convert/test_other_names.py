@@ -13,8 +13,9 @@ from convert.parity.__main__ import main as parity
 from convert.torch2paddle import FAILED, OK, main
 from paddle_dense.commands.description import describe_weights
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.layout import to_torch
 from paddle_dense.files.weights import read_weights, write_weights
-from tests.helpers import SMALL, answers, arrays, random_images, small
+from tests.helpers import SMALL, answers, arrays, loaded, random_images, small, twin_class
 
 torch = pytest.importorskip("torch", reason="runs the conversion: pip install torch")
 
@@ -228,12 +229,55 @@ def test_torchvisions_densenet_in_other_spellings(pattern, new, prefix, old, den
 
 @pytest.mark.parametrize("name", ["densenet121", "cspresnet50", "cspdarknet53", "tf_efficientnet_cc_b0_4e"])
 def test_timms_pyramids(name, difference, tmp_path):
-    """Unverified: the two frameworks are compared by their logits, and there are none."""
     network = lived_in(peer("timm").create_model(name, features_only=True))
     path, x = save(network.state_dict(), tmp_path / "net.pth"), random_images(1, 3, 64, 64)
-    found = convert(path, "--config", "features_only=true", "--no-verify")
+    found = convert(path, "--config", "features_only=true")
     assert found.arch == name
     assert difference(answers(found, x), answers(network, x)) < 1e-5
+
+
+@pytest.mark.parametrize("option", [[], ["--config", "num_classes=0"], ["--config", "features_only=true"]])
+def test_a_condconv_without_its_head_returns_the_pyramid(option, difference, tmp_path, capsys):
+    """All that timm's features_only leaves: a head is more than the classifier there."""
+    network = lived_in(peer("timm").create_model("efficientnet_cc_b0_4e", features_only=True))
+    path, x = save(network.state_dict(), tmp_path / "net.pth"), random_images(1, 3, 64, 64)
+    found = convert(path, "--arch", "efficientnet_cc_b0_4e", *option)
+    said = "the file has no head, so the network returns its feature maps, as features_only=True"
+    assert (said in capsys.readouterr().err) is (option[-1:] != ["features_only=true"])
+    assert difference(answers(found, x), answers(network, x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["densenet121", "cspdarknet53", "efficientnet_cc_b0_4e"])
+def test_timms_networks_without_a_classifier(name, difference, tmp_path):
+    network = lived_in(peer("timm").create_model(name, num_classes=0))
+    path, x = save(network.state_dict(), tmp_path / "net.pth"), random_images(1, 3, 64, 64)
+    arch = ["--arch", name] if name.startswith("efficientnet") else []
+    for option in ([], ["--config", "num_classes=0"]):
+        assert difference(answers(convert(path, *arch, *option), x), answers(network, x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.filterwarnings("ignore:.*does not reveal")
+def test_features_only_leaves_out_the_head(kind, randomise, difference, tmp_path, capsys):
+    """Of a whole network's file, checked against the twin; and what was converted so is read without its sidecar."""
+    model, x = randomise(small(kind)), random_images(1, 3, 64, 64)
+    name, path = SMALL[kind][0], tmp_path / "net.pth"
+    save({key: torch.from_numpy(np.array(value)) for key, value in to_torch(arrays(model)).items()}, path)
+    whole = SMALL[kind][1] | {"features_only": True}
+    hidden = {key: model.config[key] for key in HIDDEN if key in model.config}
+    told = ",".join(f"{key}={value}" for key, value in {**hidden, "features_only": True}.items())
+    found = convert(path, "--config", told, *(["--keep-trained-form"] if "trained" in kind else []))
+    assert "left out what is no part of the network" in capsys.readouterr().err
+    body = getattr(pd_.models, name)(**whole)
+    pd_.load_weights(body, tmp_path / "converted" / "net.pdparams")
+    expected = answers(body, x)
+    assert difference(answers(found, x), expected) == 0
+    twin = loaded(twin_class(name)(**whole), to_torch(arrays(body)))
+    assert difference(expected, answers(twin, x)) < 1e-5
+    assert parity([str(path), "--size", "32", "--config", told]) == OK
+    (tmp_path / "converted" / "net.json").unlink()
+    again = pd_.load_model(tmp_path / "converted" / "net.pdparams", **hidden, features_only=True)
+    assert difference(answers(again, x), expected) == 0
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,12 @@ def test_mmengine_has_the_averaged_weights_under_the_plain_name(trained, tmp_pat
     assert "under 'state_dict', and left out those under 'ema_state_dict' (--no-ema" in said["warnings"][0]
     assert_answers(saved, tmp_path, last, capsys, "--no-ema")
     assert_answers(saved, tmp_path, last, capsys, "--key", "ema_state_dict")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "best_model", "last", "last.net"])
+def test_weights_under_several_keys_are_found_under_each(trained, tmp_path, capsys, key):
+    last, _ = trained
+    state = last.state_dict()
+    saved = {"state_dict": state, "best_model": state, "first": {"net": state}}
+    saved["last"] = saved["first"]
+    assert assert_answers(saved, tmp_path, last, capsys, "--key", key)["warnings"] == []

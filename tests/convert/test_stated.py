@@ -20,6 +20,7 @@ from convert.result import Result as Conversion
 from paddle_dense.commands.description import describe_weights
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import read_checkpoint
+from tests.helpers import answers, random_images
 from tests.peers import peer
 
 torch = pytest.importorskip("torch", reason="writes whole PyTorch modules: pip install torch")
@@ -358,6 +359,60 @@ def test_what_stands_around_the_network(tmp_path):
     assert "own class 'tests.convert.test_stated.OwnNet'" in convert(tmp_path / "net.pth").warnings[0]
     net.last = nn.Sigmoid()
     assert "layer 'last' is a Sigmoid, where DenseNet has no such layer" in refused_again(net, tmp_path)
+
+
+LAST = {
+    "Sigmoid": (lambda net, last: setattr(net, "classifier", nn.Sequential(net.classifier, last)), nn.Sigmoid()),
+    "Softmax": (
+        lambda net, last: setattr(net, "classifier", nn.Sequential(net.classifier, nn.Dropout(), last)),
+        nn.Softmax(1),
+    ),
+    "LogSoftmax": (
+        lambda net, last: setattr(net, "classifier", nn.Sequential(OrderedDict(fc=net.classifier, out=last))),
+        nn.LogSoftmax(1),
+    ),
+    "around": (lambda net, last: nn.Sequential(net, last), nn.Softmax(1)),
+    "around, wrapped": (
+        lambda net, last: nn.DataParallel(nn.Sequential(OrderedDict(net=net, last=last))),
+        nn.Sigmoid(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("put", "last"), LAST.values(), ids=LAST)
+def test_a_last_activation_is_left_off_with_a_warning(put, last, tmp_path, difference):
+    net, x = lived_in(peer("torchvision").models.DenseNet(**DENSENET)), random_images(2, 3, 64, 64)
+    logits = answers(net, x)
+    whole = put(net, last) or net
+    expected = answers(whole.eval(), x)
+    assert np.abs(expected - logits).max() > 0.1
+    result = convert(saved(whole, tmp_path))
+    assert result.verified
+    kind = type(last).__name__
+    [said] = [warning for warning in result.warnings if "ends with" in warning]
+    assert f"the file ends with a {kind}, '" in said
+    assert "the network returns the logits" in said
+    assert said in describe_weights(tmp_path / "net.pth").warnings
+    found = answers(paddle_dense.load_model(tmp_path / "net.pdparams"), x)
+    assert difference(found, logits) < 1e-5
+    assert difference(last(torch.from_numpy(found)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("head", [(nn.Sigmoid(), None), (None, nn.ReLU()), (None, nn.Sigmoid(), nn.ReLU())])
+def test_other_activations_next_to_the_classifier_are_refused(head, tmp_path):
+    net = lived_in(densenet.DenseNet(**DENSENET))
+    net.classifier = nn.Sequential(*(layer or net.classifier for layer in head))
+    assert "DenseNet computes nothing" in refused(net, tmp_path)
+
+
+def test_layers_of_a_head_that_is_left_out_contradict_nothing(tmp_path, difference):
+    net, x = lived_in(densenet.DenseNet(**DENSENET)), random_images(2, 3, 64, 64)
+    width = net.classifier.in_features
+    net.classifier = nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3), nn.Softmax(1))
+    path = saved(net, tmp_path)
+    assert convert(path, config={"num_classes": 0}).verified
+    net.classifier = nn.Identity()
+    assert difference(answers(paddle_dense.load_model(tmp_path / "net.pdparams"), x), answers(net, x)) < 1e-5
 
 
 def doubled(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:

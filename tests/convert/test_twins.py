@@ -51,7 +51,9 @@ KINDS = {
     **{f"V2, {variant}, trained": ("CondenseNetV2", config) for variant, config in TRAINED.items()},
     **{f"V2, {variant}": ("CondenseNetV2", {**config, "condensed": True}) for variant, config in TRAINED.items()},
     **{f"{kind}, grey": (name, {**config, "in_channels": 1}) for kind, (name, config) in SMALL.items()},
+    "DenseNet, linear transitions": ("DenseNet", {**SMALL["DenseNet"][1], "linear_transitions": True}),
     **{f"{kind}, pooled": (name, {**config, "num_classes": 0}) for kind, (name, config) in SMALL.items()},
+    **{f"{kind}, pyramid": (name, {**config, "features_only": True}) for kind, (name, config) in SMALL.items()},
 }
 LEARN = {
     **SMALL,
