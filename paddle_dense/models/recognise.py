@@ -133,10 +133,10 @@ def settle(
                 f"{network.__name__} takes no argument {key!r}: it takes {', '.join(config_keys(network))}"
             )
     if wanted:
-        for key, value in _differences(wanted, found):
+        for key, value in differences(wanted, found):
             if key not in overrides:
                 raise WeightsError(f"the tensors have {key}={found.config[key]} and {arch} has {key}={value}")
-    matching = [wanted] if wanted else [entry for entry in presets(network) if not _differences(entry, found)]
+    matching = [wanted] if wanted else [entry for entry in presets(network) if not differences(entry, found)]
     if matching:
         entry = matching[0]
         numbers = {key: value for key, value in full_config(network, entry.config).items() if key not in _USE}
@@ -185,7 +185,7 @@ def full_config(network: type[nn.Layer], config: Mapping[str, Any]) -> dict[str,
     return {p.name: config.get(p.name, p.default) for p in parameters}
 
 
-def _differences(entry: Preset, found: Recognised) -> list[tuple[str, Any]]:
+def differences(entry: Preset, found: Recognised) -> list[tuple[str, Any]]:
     """The numbers of a preset that the file shows to be others."""
     numbers = full_config(entry.network, entry.config)
     shown = (key for key in found.config if key not in _USE and key not in found.guesses)
