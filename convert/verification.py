@@ -133,8 +133,8 @@ def check(
         else "in no single layer"
     )
     raise WeightsError(
-        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the {measured.what}' scale "
-        f"(allowed: {options.atol:.0e}), {where}: {_advice(found, options)}"
+        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the {measured.what}' "
+        f"scale (allowed: {options.atol:.0e}), {where}: {_advice(found, options)}"
     )
 
 

@@ -15,23 +15,28 @@ What is correct depends on what the file can show:
   the layout of `paddle_dense.files.layout`, condensed if the file holds the trained form. The independent readers are
   PyTorch's own, safetensors' own, and Python's pickle with a list of what it may import. Where they cannot read the
   file any more, the output must be that of the sound file: the damage has hit nothing that matters.
-* A zip file (.pth, .pth.tar, modules) has checksums. PyTorch ignores them; the independent reader here does not, so no
-  flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are mended.
+* A zip file (.pth, .pth.tar, modules, archives) has checksums. PyTorch ignores them; the independent reader here does
+  not, so no flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are mended.
 * An old .pth, a .safetensors and a .pdparams file have none. A flipped bit of a tensor is another number there, and a
   correct conversion has that number; what no network can have (NaN, a negative variance) is refused.
+* Archives hold a .safetensors file, and the damage hits the archive; a .zip has checksums, a .tar has none of the
+  content. Of a checkpoint in shards, either the index is damaged or one of the shards.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import gzip
 import io
+import json
 import os
 import pickle
 import resource
 import select
 import signal
 import sys
+import tarfile
 import tempfile
 import traceback
 import warnings
@@ -40,7 +45,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 
@@ -49,15 +54,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save_file
 
 from convert import paddle2torch, torch2paddle
 from convert.conversion import condensed_form
 from convert.parity.forward import load_torch_state
 from convert.verification import build_twin
+from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.choices import learned_layers
 from paddle_dense.models.fitting import check_state
+from paddle_dense.models.matching import match
 from paddle_dense.models.recognise import recognise
 
 Arrays = dict[str, np.ndarray]
@@ -66,6 +73,13 @@ ROOT = Path(__file__).resolve().parents[1]
 OFFENDERS = Path("build", "mutations")
 SECONDS = 10  # of the processor's time, or of waiting
 FILES = 3  # how many times its own size a file may take above what the sound file takes
+# By what the table calls them: the archives around a .safetensors file, from the inside to the outside.
+PACKED = {
+    ".zip": [".zip"],
+    ".tar": [".tar"],
+    ".gz in a .zip": [".gz", ".zip"],
+    ".zip in a .tar": [".zip", ".tar"],
+}
 _PICKLED = {"_reconstruct", "ndarray", "dtype", "encode", "scalar"}
 
 
@@ -84,6 +98,8 @@ class Kind:
         read: an independent reader of such files.
         main: the command that converts it.
         output_suffix: of what the command writes.
+        beside: the content of the files next to it, by name.
+        given: the name of the file that the command is given, if it is one of these.
         sound: bytes of the sound file.
         structure: positions in it that do not belong to the tensors' numbers.
         output: bytes of the sound file's conversion.
@@ -97,10 +113,16 @@ class Kind:
     read: Callable[[Path], Arrays]
     main: Callable[[Sequence[str]], int]
     output_suffix: str = ".pdparams"
+    beside: dict[str, bytes] = field(default_factory=dict)
+    given: str = ""
     sound: bytes = b""
     structure: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     output: bytes = b""
     memory: tuple[int, int] = (0, 0)
+
+    def size(self, content: bytes) -> int:
+        """Of a mutation and the files next to it, in bytes."""
+        return len(content) + sum(map(len, self.beside.values()))
 
     def file_of(self, arrays: Arrays) -> bytes:
         """The bytes of a file with these tensors."""
@@ -117,7 +139,7 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    """The six kinds of checkpoint, each with a small trained network in it."""
+    """The kinds of checkpoint, each with a small trained network in it."""
     digits = read_torch(ROOT / "weights" / "cdnv2_digits.pth")
     averaged = read_torch(ROOT / "tests" / "data" / "cdnv2_tiny_ema.pth.tar")
     trained = _unwrapped(read_torch(ROOT / "tests" / "data" / "condensenet_tiny_trained_unconverted.pth.tar"))
@@ -131,12 +153,41 @@ def kinds() -> list[Kind]:
         Kind(".safetensors", ".safetensors", digits, _write_safetensors, load_file, forward),
         Kind(".pdparams", ".pdparams", to_paddle(digits), _write_pdparams, read_pdparams, back, ".pth"),
         Kind("whole module", ".pth", digits, lambda a, path: _write_module(a, twin, path), read_torch, forward),
+        *(
+            Kind(name, ".pth", digits, partial(_write_packed, name), partial(read_packed, name), forward)
+            for name in PACKED
+        ),
+        *_sharded(digits, forward),
     ]
     for kind in found:
         kind.sound = kind.file_of(kind.arrays)
         other = kind.file_of({name: _inverted(array) for name, array in kind.arrays.items()})
-        kind.structure = np.nonzero(np.frombuffer(kind.sound, "u1") == np.frombuffer(other, "u1"))[0]
+        kind.structure = _alike(kind.sound, other)
     return found
+
+
+def _sharded(arrays: Arrays, main: Callable[[Sequence[str]], int]) -> list[Kind]:
+    """A checkpoint in two shards, of which the index is damaged, or the shard net.safetensors."""
+    first = {name: arrays[name] for name in list(arrays)[::2]}
+    second = {name: array for name, array in arrays.items() if name not in first}
+
+    def write_index(arrays: Arrays, path: Path) -> None:
+        places = {name: "net.safetensors" if name in first else "other.safetensors" for name in arrays}
+        path.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2), encoding="utf-8")
+
+    index = Kind("index of shards", ".index.json", arrays, write_index, read_shards, main)
+    shard = Kind("shard", ".safetensors", first, _write_safetensors, read_shards, main, given="net.index.json")
+    other = {"other.safetensors": shard.file_of(second)}
+    index.beside = {"net.safetensors": shard.file_of(first), **other}
+    shard.beside = {"net.index.json": index.file_of(arrays), **other}
+    return [index, shard]
+
+
+def _alike(content: bytes, other: bytes) -> np.ndarray:
+    """Positions at which two files are the same; all, where compressed data has made another file of them."""
+    if len(content) != len(other):
+        return np.arange(len(content))
+    return np.nonzero(np.frombuffer(content, "u1") == np.frombuffer(other, "u1"))[0]
 
 
 def _inverted(array: np.ndarray) -> np.ndarray:
@@ -176,6 +227,31 @@ def _write_pdparams(arrays: Arrays, path: Path) -> None:
     path.write_bytes(pickle.dumps({**arrays, "StructuredToParameterName@@": names}, protocol=4))
 
 
+def _write_packed(kind: str, arrays: Arrays, path: Path) -> None:
+    _write_safetensors(arrays, path)
+    name, content = "net.safetensors", path.read_bytes()
+    for form in PACKED[kind]:
+        content = _packed(form, name, content)
+        name += form
+    path.write_bytes(content)
+
+
+def _packed(form: str, name: str, content: bytes) -> bytes:
+    if form == ".gz":
+        return gzip.compress(content, 1, mtime=0)
+    file = io.BytesIO()
+    if form == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(zipfile.ZipInfo("net/README"), b"text")
+            archive.writestr(zipfile.ZipInfo(f"net/{name}"), content, zipfile.ZIP_DEFLATED, 1)
+    else:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            entry = tarfile.TarInfo(f"net/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
 def _write_module(arrays: Arrays, twin: torch.nn.Module, path: Path) -> None:
     module = pickle.loads(pickle.dumps(twin))  # its own copy
     for name in {**module.state_dict(), **arrays}:
@@ -208,12 +284,48 @@ def read_torch(path: Path) -> Arrays:
     if isinstance(saved, torch.nn.Module):
         state = saved.state_dict()
     else:
-        state = next((saved[key] for key in ("state_dict_ema", "state_dict") if key in saved), saved)
+        # A damaged key may still be that of EMA weights, or of the only dict with tensors.
+        sets = {key: value for key, value in saved.items() if isinstance(value, dict) and _has_tensors(value)}
+        ema = [value for key, value in sets.items() if isinstance(key, str) and key.endswith("_ema")]
+        plain = [sets["state_dict"]] if "state_dict" in sets else list(sets.values())
+        (state,) = ema or plain or [saved]
     return {
         name: (value.float() if value.is_floating_point() else value).numpy()
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def read_packed(kind: str, path: Path) -> Arrays:
+    """What Python's own modules and the safetensors library find in an archive of `PACKED`."""
+    content = path.read_bytes()
+    for form in reversed(PACKED[kind]):
+        content = _unpacked(form, content)
+    return load(content)
+
+
+def _unpacked(form: str, content: bytes) -> bytes:
+    if form == ".gz":
+        return gzip.decompress(content)
+    if form == ".zip":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            (name,) = (name for name in archive.namelist() if ".safetensors" in name)
+            return archive.read(name)  # with a look at the checksum
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        (entry,) = (entry for entry in archive if ".safetensors" in entry.name)
+        file = archive.extractfile(entry)
+        return file.read() if file else b""
+
+
+def read_shards(path: Path) -> Arrays:
+    """What the safetensors library finds where an index says that it is."""
+    places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    shards = {shard: load_file(path.parent / shard) for shard in set(places.values())}
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _has_tensors(saved: dict) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in saved.values())
 
 
 class _NumbersOnly(pickle.Unpickler):
@@ -231,8 +343,8 @@ def read_pdparams(path: Path) -> Arrays:
 
 
 def _unwrapped(arrays: Arrays) -> Arrays:
-    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
-    return {name[len(prefix) :]: array for name, array in arrays.items()}
+    """The names as they are without DataParallel, which may have wrapped the network or a part of it."""
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
 
 
 def is_correct(kind: Kind, path: Path, output: Path) -> bool:
@@ -279,7 +391,7 @@ def flip_bits_and_mend(kind: Kind, random: np.random.Generator) -> bytes:
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(kind.sound)) as sound, zipfile.ZipFile(changed, "w") as archive:
         names = [entry.filename for entry in sound.infolist() if entry.file_size]
-        pickled = next(name for name in names if name.endswith("data.pkl"))
+        pickled = next((name for name in names if name.endswith("data.pkl")), names[0])
         target = pickled if random.random() < 0.5 else str(random.choice(names))
         for entry in sound.infolist():
             content = bytearray(sound.read(entry))
@@ -489,10 +601,10 @@ def convert(kind: Kind, content: bytes) -> Verdict:
     verdict = Verdict("converted", 0.0, 0, "")
     for options, memory in zip((["--no-verify"], []), kind.memory):
         verdict.ending, run, _ = _attempt(kind, content, options)
-        excess = run.memory - memory
-        if excess * 1024 > FILES * len(content) and not options:
+        excess, most = run.memory - memory, FILES * kind.size(content)
+        if excess * 1024 > most and not options:
             excess = run.memory - kind.memory_in_float64
-        if verdict.ending in ("converted", "refused") and excess * 1024 > FILES * len(content):
+        if verdict.ending in ("converted", "refused") and excess * 1024 > most:
             verdict.ending = f"{excess / 1024:.1f} MB more memory than the sound file"
         verdict.seconds, verdict.excess = max(verdict.seconds, run.seconds), max(verdict.excess, excess)
         verdict.message = run.err
@@ -505,9 +617,12 @@ def _attempt(kind: Kind, content: bytes, options: Sequence[str]) -> tuple[str, R
     """Convert a file once: how it ended, what the process did, and the output."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path, output = folder / "in" / f"net{kind.suffix}", folder / "converted" / f"net{kind.output_suffix}"
+        damaged, output = folder / "in" / f"net{kind.suffix}", folder / "converted" / f"net{kind.output_suffix}"
+        path = damaged.with_name(kind.given or damaged.name)
         path.parent.mkdir(), output.parent.mkdir()
-        path.write_bytes(content)
+        for file, sound in kind.beside.items():
+            (path.parent / file).write_bytes(sound)
+        damaged.write_bytes(content)
         run = in_process(lambda: kind.main([str(path), "-o", str(output), *options]), folder)
         ending = _ending(kind, path, output, run, numbers="--no-verify" in options)
         return ending, run, output.read_bytes() if output.exists() else b""
@@ -518,7 +633,7 @@ def _ending(kind: Kind, path: Path, output: Path, run: Run, numbers: bool) -> st
     lines, files = run.err.splitlines(), sorted(file.name for file in output.parent.iterdir())
     if run.status < 0:
         return f"killed by signal {-run.status} after {run.seconds:.1f} s"
-    if len(list(path.parent.iterdir())) != 1:
+    if len(list(path.parent.iterdir())) != 1 + len(kind.beside):
         return "files were left beside the input"
     if run.status == 1:
         said = len(lines) == 1 and lines[0].startswith("error: ") and path.name in lines[0] and not run.out
@@ -607,6 +722,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     found = kinds()
+    with suppress(WeightsError):  # which names the nearest network, for which all have to be outlined once
+        match({"stranger.weight": np.ones(1, "f4")})
     gc.freeze()  # a child that looked for garbage here would copy it all
     for kind in found:
         measure_sound(kind)

@@ -57,7 +57,7 @@ class Stated:
         elif self.preset:
             said += [
                 f"arch={self.preset.name}, which has {key}={value} where the tensors have {key}={found.config[key]}"
-                for key, value in _differences(self.preset, found)[:1]
+                for key, value in differences(self.preset, found)[:1]
             ]
         return [f"the file states {', and '.join(said)}: the tensors decide"] if said else []
 
@@ -178,10 +178,10 @@ def settle(
                 f"{network.__name__} takes no argument {key!r}: it takes {', '.join(config_keys(network))}"
             )
     if wanted:
-        for key, value in _differences(wanted, found):
+        for key, value in differences(wanted, found):
             if key not in overrides:
                 raise WeightsError(f"the tensors have {key}={found.config[key]} and {arch} has {key}={value}")
-    fitting = [entry for entry in presets(network) if not _differences(entry, found)]
+    fitting = [entry for entry in presets(network) if not differences(entry, found)]
     named = stated.preset if stated.preset in fitting else None
     believed = {key: value for key, value in stated.arguments.items() if key in found.guesses}
     possible = [entry for entry in fitting if not _contradicts(believed, entry)]
@@ -235,7 +235,7 @@ def full_config(network: type[nn.Layer], config: Mapping[str, Any]) -> dict[str,
     return {p.name: config.get(p.name, p.default) for p in parameters}
 
 
-def _differences(entry: Preset, found: Recognised) -> list[tuple[str, Any]]:
+def differences(entry: Preset, found: Recognised) -> list[tuple[str, Any]]:
     """The numbers of a preset that the file shows to be others."""
     numbers = full_config(entry.network, entry.config)
     shown = (key for key in found.config if key not in _USE and key not in found.guesses)

@@ -41,7 +41,7 @@ from paddle_dense.models.effects import (
 )
 from paddle_dense.models.matching import Match
 from paddle_dense.models.network import Network, config_keys, presets
-from paddle_dense.models.recognise import Architecture, Stated, full_config
+from paddle_dense.models.recognise import Architecture, Stated, differences, full_config
 
 if TYPE_CHECKING:
     from typing_extensions import TypeGuard
@@ -440,7 +440,7 @@ def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: M
         found: the network that does not.
         given: the arguments that the user has set with --config.
     """
-    for option, other in _others(_canonical_layers(checkpoint, matched), found, given):
+    for option, other in _others(_canonical_layers(checkpoint, matched), matched, found, given):
         try:
             if not compare(checkpoint, matched, other.outline()).contradictions:
                 return option
@@ -449,17 +449,19 @@ def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: M
     return None
 
 
-def _others(layers: Layers, found: Architecture, given: Mapping[str, Any]) -> Iterator[tuple[str, Architecture]]:
+def _others(
+    layers: Layers, matched: Match, found: Architecture, given: Mapping[str, Any]
+) -> Iterator[tuple[str, Architecture]]:
     """Networks that have the same tensors: presets, then other values of what no tensor shows.
 
     Args:
         layers: by this package's names.
-        found, given: see `remedy`.
+        matched, found, given: see `remedy`.
     """
     for entry in presets(found.network):
-        numbers = {key: value for key, value in full_config(entry.network, entry.config).items() if key not in given}
-        if all(numbers[key] == found.config[key] for key in entry.config if key in numbers and key not in _UNSEEN):
-            unseen = {key: value for key, value in numbers.items() if key in _UNSEEN}
+        if all(key in given for key, _ in differences(entry, matched.found)):
+            numbers = full_config(entry.network, entry.config)
+            unseen = {key: value for key, value in numbers.items() if key in _UNSEEN and key not in given}
             yield f"--arch {entry.name}", replace(found, arch=entry.name, config={**found.config, **unseen})
     choices = {key: [found.config[key], *find(layers)] for key, find in _UNSEEN.items() if key in found.config}
     for values in product(*choices.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import paddle
 import pytest
 
 import paddle_dense
+from convert import torch2paddle
 from convert.conversion import convert_checkpoint
 from convert.options import Options
 from convert.result import Result as Conversion
@@ -215,6 +217,119 @@ def test_in_every_container(container, tmp_path):
 
     net.features.pool0 = nn.Identity()
     assert "layer 'features.pool0' computes nothing" in refused(wrapped(net), tmp_path, **how)
+
+
+def condconv_net(**config: object) -> Callable[[], nn.Module]:
+    return lambda: condconv.EfficientNetCondConv(channel_multiplier=0.2, num_classes=3, **config)
+
+
+def v2_net(**config: object) -> Callable[[], nn.Module]:
+    return lambda: condensenetv2.CondenseNetV2(**{**V2, **config})
+
+
+def in_each_norm(eps: float) -> Callable[[nn.Module], None]:
+    def change(net: nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = eps
+
+    return change
+
+
+def as_it_is(net: nn.Module) -> None:
+    """No change."""
+
+
+BY_REFERENCE = "compare with the network itself, --reference MODULE:FACTORY"
+# A network, what is changed in it, what is said of the file, and which options make the command convert it.
+FACTS = {
+    "eps of DenseNet": (
+        *(FAMILIES["DenseNet"], in_each_norm(1e-3)),
+        *("layer 'features.norm0' has eps=0.001, where DenseNet has eps=1e-05, and 14 more", BY_REFERENCE),
+    ),
+    "eps of CSPNet": (FAMILIES["CSPNet"], in_each_norm(1e-3), "layer 'stem.conv1.bn' has eps=0.001", BY_REFERENCE),
+    "eps of CondenseNetV2": (FAMILIES["CondenseNetV2"], in_each_norm(1e-3), "has eps=0.001", BY_REFERENCE),
+    "eps of CondConv": (
+        *(condconv_net(same_padding=True, bn_eps=2e-3), as_it_is),
+        *("layer 'bn1' has eps=0.002, where EfficientNetCondConv has eps=0.001", "--config bn_eps=0.002"),
+    ),
+    "stride of DenseNet": (
+        *(FAMILIES["DenseNet"], setting("features.conv0", stride=(1, 1))),
+        *("layer 'features.conv0' has stride=1x1", BY_REFERENCE),
+    ),
+    "stride of CSPNet": (
+        *(FAMILIES["CSPNet"], setting("stem.conv1.conv", stride=(1, 1))),
+        *("layer 'stem.conv1.conv' has stride=1x1", BY_REFERENCE),
+    ),
+    "stride of CondenseNet": (
+        *(FAMILIES["CondenseNet"], setting("features.init_conv", stride=(4, 4))),
+        *("layer 'features.init_conv' has stride=4x4, where CondenseNet has stride=1x1", "--config init_stride=4"),
+    ),
+    "stride of CondenseNetV2": (
+        *(v2_net(init_stride=2, HS_start_block=3), as_it_is),
+        *("layer 'features.init_conv' has stride=2x2", "--config HS_start_block=3,init_stride=2"),
+    ),
+    "first pool of DenseNet": (
+        *(FAMILIES["DenseNet"], putting("features.pool0", lambda: nn.AvgPool2d(3, 2, 1))),
+        *("layer 'features.pool0' computes an average pool", BY_REFERENCE),
+    ),
+    "later pool of DenseNet": (
+        *(FAMILIES["DenseNet"], putting("features.transition1.pool", lambda: nn.MaxPool2d(2))),
+        *("layer 'features.transition1.pool' computes a max pool", BY_REFERENCE),
+    ),
+    "last pool of CondenseNet": (
+        *(FAMILIES["CondenseNet"], putting("features.pool_last", lambda: nn.AdaptiveMaxPool2d(1))),
+        *("layer 'features.pool_last' computes an AdaptiveMaxPool2d", BY_REFERENCE),
+    ),
+    "activation of DenseNet": (FAMILIES["DenseNet"], in_each_relu(nn.SiLU), "computes a SiLU", BY_REFERENCE),
+    "activation of CondenseNet": (FAMILIES["CondenseNet"], in_each_relu(nn.GELU), "computes a GELU", BY_REFERENCE),
+    "activation of CSPNet": (
+        *(FAMILIES["CSPNet"], setting("stages.1.blocks.0.act3", negative_slope=0.1)),
+        *("layer 'stages.1.blocks.0.act3' has negative_slope=0.1", BY_REFERENCE),
+    ),
+    "padding of DenseNet": (
+        *(FAMILIES["DenseNet"], setting("features.conv0", padding=(2, 2))),
+        *("layer 'features.conv0' has padding=2x2", BY_REFERENCE),
+    ),
+    "padding as PyTorch's": (
+        *(condconv_net(bn_eps=1e-3), as_it_is),
+        *("layer 'conv_stem' has padding=1x1", "--config same_padding=False"),
+    ),
+    "padding and eps as PyTorch's": (
+        *(condconv_net(), as_it_is),
+        *("layer 'conv_stem' has padding=1x1", "--config same_padding=False,bn_eps=1e-05"),
+    ),
+    "padding as TensorFlow's": (condconv_net(same_padding=True, bn_eps=1e-3), as_it_is, "", ""),
+    "HS_start_block=1": (v2_net(), as_it_is, "computes a Hardswish", "--config HS_start_block=1"),
+    "HS_start_block=2": (v2_net(HS_start_block=2), as_it_is, "", ""),
+    "HS_start_block=3": (v2_net(HS_start_block=3), as_it_is, "computes a ReLU", "--config HS_start_block=3"),
+}
+CONTAINERS: dict[str, dict[str, object]] = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}, ".tar.gz": {}}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_stated_fact_ends_in_a_refusal_or_in_right_numbers(fact, container, tmp_path, capsys):
+    """And the options that a refusal names, given as they are, lead to the numbers of the module itself."""
+    make, change, said, advice = FACTS[fact]
+    net = lived_in(make())
+    change(net)
+    path = saved(net, tmp_path, **CONTAINERS[container])
+    if container == ".tar.gz":  # PyTorch itself has written no .tar since 0.1.12
+        with tarfile.open(tmp_path / "net.tar.gz", "w:gz") as archive:
+            archive.add(path, path.name)
+        path.unlink()
+        path = tmp_path / "net.tar.gz"
+    if said:
+        before = sorted(tmp_path.iterdir())
+        assert torch2paddle.main([str(path)]) == torch2paddle.FAILED
+        message = capsys.readouterr().err
+        assert said in message and message.endswith(f"{advice}\n") and message.count("\n") == 1
+        assert sorted(tmp_path.iterdir()) == before
+    if advice != BY_REFERENCE:
+        options = advice.split()
+        assert torch2paddle.main([str(path), *options]) == torch2paddle.OK, capsys.readouterr().err
+        assert_same_answers(net, tmp_path / "net.pdparams")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -37,7 +37,7 @@ def test_a_hang_is_ended_and_a_pause_is_none(tmp_path, monkeypatch):
 
 def test_every_mutation_of_every_kind_ends_well(tmp_path):
     run = subprocess.run(
-        [*COMMAND, "--count", "48", "--seed", "7"],
+        [*COMMAND, "--count", "92", "--seed", "7"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -47,7 +47,9 @@ def test_every_mutation_of_every_kind_ends_well(tmp_path):
     assert run.returncode == 0, run.stderr + run.stdout
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines()]
     totals = {row[0]: row[2:6] for row in rows if row[1] == "all"}
-    assert set(totals) == {"zip .pth", "old .pth", ".pth.tar", ".safetensors", ".pdparams", "whole module", "all"}
+    kinds = {"zip .pth", "old .pth", ".pth.tar", ".safetensors", ".pdparams", "whole module"}
+    kinds |= {".zip", ".tar", ".gz in a .zip", ".zip in a .tar", "index of shards", "shard"}
+    assert set(totals) == {*kinds, "all"}
     count, converted, refused, other = map(int, totals["all"])
-    assert count == converted + refused == 48 and other == 0 and converted > 5 and refused > 20
+    assert count == converted + refused == 92 and other == 0 and converted > 10 and refused > 40
     assert list(tmp_path.iterdir()) == [], "offenders would be saved here"
