@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 try:
@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    return run(parser, lambda args: convert_each(args, "pytorch", FORMATS), arguments)
+main = partial(run, parser, partial(convert_each, framework="pytorch", formats=FORMATS))
 
 
 if __name__ == "__main__":

@@ -277,13 +277,7 @@ class _Tensors(NamedTuple):
 
 
 def _read_for(model: nn.Layer, path: PathLike, selection: Selection = EVERYTHING, strict: bool = True) -> _Tensors:
-    """A file's tensors for a model, unless they lie as PyTorch lays them out.
-
-    Args:
-        model: what they are for. Names that it has itself are Paddle's, whatever they sound like.
-        path: the file.
-        selection, strict: see `match`.
-    """
+    """A file's tensors for a model, unless they lie as PyTorch lays them out; names of its own are Paddle's."""
     state, expected = read_weights(path), model.state_dict()
     with naming(path):
         _refuse_pytorch(state, path, expected)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from paddle_dense.errors import WeightsError
 from paddle_dense.process import FAILED, USAGE, complain, is_of_output, stoppable
+
+# Paddle's own words, which are no news to someone who runs a command.
+_NO_NEWS = ("No ccache found", "When training, we now always track global mean", "To copy construct from a tensor")
 
 
 class UsageError(ValueError):
@@ -54,6 +57,14 @@ def key_values(text: str) -> dict[str, Any]:
     return config
 
 
+def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuse numbers below those in `least`, by argument; UsageError names the option."""
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be {smallest} or more")
+
+
 def _value(text: str) -> Any:
     constants = {"true": True, "false": False, "none": None}
     if text.lower() in constants:
@@ -85,8 +96,8 @@ def run(
     Returns:
         The exit status: that of `work`, or 1 for files and results, 2 for wrong usage, 130 or 143 for a signal.
     """
-    # Paddle's own words on import, which are no news to someone who runs a command.
-    warnings.filterwarnings("ignore", message="No ccache found")
+    for message in _NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
     try:
         return work(parser().parse_args(arguments))
     except (WeightsError, OSError, ImportError) as error:

@@ -107,10 +107,7 @@ def check_cost(model: nn.Layer, fix: str, size: int | None = None) -> None:
 def _convolved(x: Tensor, kernel: Sequence[int], stride: Any) -> int:
     """Numbers of a convolution's output, and of its input copied to each place of the kernel, as Paddle's CPU has it.
 
-    Args:
-        x: the input, [N, in, H, W].
-        kernel: [out, in/groups, kh, kw].
-        stride: one number or (height, width).
+    `kernel` is the shape [out, in/groups, kh, kw].
     """
     strides = stride if isinstance(stride, (list, tuple)) else [stride] * 2
     places = prod(ceil(side / step) for side, step in zip(x.shape[2:], strides))

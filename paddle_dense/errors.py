@@ -23,12 +23,12 @@ class HostileFileError(WeightsError):
 
 
 @contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Puts the file's name before the message of any WeightsError of the block."""
+def naming(what: str | os.PathLike, colon: str = ":") -> Iterator[None]:
+    """Puts a file's name, or without a colon that of a part, before the message of any WeightsError of the block."""
     try:
         yield
     except WeightsError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
+        raise type(error)(f"{os.fspath(what)}{colon} {error}") from error.__cause__
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Callable, NoReturn
 
 from paddle_dense.environment import set_cpu_environment
@@ -34,18 +34,12 @@ class Stopped(KeyboardInterrupt):
     """Work that is given up because a signal, its argument, has come; the handler may only have made a note of it."""
 
 
-def complain(message: object) -> None:
+def complain(message: object, kind: str = "error") -> None:
     """Print an error as one line on stderr, in which nothing that a file says moves the cursor."""
-    _tell("error", message)
-
-
-def warn(message: object) -> None:
-    """Print what the user should know as one line on stderr, in the same way."""
-    _tell("warning", message)
-
-
-def _tell(kind: str, message: object) -> None:
     print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+
+
+warn = partial(complain, kind="warning")
 
 
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
@@ -60,18 +54,26 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     def stopping(*arguments: Any) -> int:
         if threading.current_thread() is not threading.main_thread():
             return main(*arguments)  # others get no signals
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            return main(*arguments)
-        except KeyboardInterrupt as stopped:
-            number = stopped.args[0] if stopped.args else signal.SIGINT
-            complain(_stopped_by(number))
-            return STOPPED + number
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handling_signals(stop):
+            try:
+                return main(*arguments)
+            except KeyboardInterrupt as stopped:
+                number = stopped.args[0] if stopped.args else signal.SIGINT
+                complain(_stopped_by(number))
+                return STOPPED + number
 
     return stopping
+
+
+@contextmanager
+def handling_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """SIGINT and SIGTERM call this inside; the handlers of before are put back afterwards."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextmanager

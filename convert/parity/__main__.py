@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
-from collections.abc import Sequence
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,7 +15,7 @@ try:
     from convert.options import ParityOptions
     from convert.pytorch import pytorch_fault
     from convert.result import Result
-    from paddle_dense.cli import Parser, UsageError, program, run
+    from paddle_dense.cli import Parser, UsageError, check_least, program, run
     from paddle_dense.errors import printable
     from paddle_dense.files.opened import open_weights
     from paddle_dense.process import FAILED, OK, as_process, complain, importing
@@ -66,18 +65,8 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    # Paddle's own words, which are no news to someone who compares frameworks.
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    return run(parser, _run, arguments)
-
-
 def _run(args: argparse.Namespace) -> int:
-    for name, least in (("steps", 0), ("batch_size", 2), ("size", 32), ("seed", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
+    check_least(args, {"steps": 0, "batch_size": 2, "size": 32, "seed": 0})
     if not args.learning_rate >= 0:
         raise UsageError(f"--learning-rate {args.learning_rate} must be 0 or more")
     options = read_options(args, ParityOptions)
@@ -137,6 +126,9 @@ def _print(result: Result, layers: bool) -> None:
 
 def _apart(difference: Difference) -> str:
     return f"{difference.size:.1e} apart in {difference.name}" if difference.size else "equal"
+
+
+main = partial(run, parser, _run)
 
 
 if __name__ == "__main__":

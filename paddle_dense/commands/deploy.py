@@ -16,7 +16,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from paddle_dense.cli import Parser, UsageError, program, run
+from paddle_dense.cli import Parser, UsageError, check_least, program, run
 from paddle_dense.environment import cpu_environment
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable
 from paddle_dense.files.atomic import overlap, refuse_existing, temporary_folder
@@ -61,9 +61,7 @@ def parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    for option in ("size", "batch"):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            raise UsageError(f"--{option} {getattr(args, option)} must be 1 or more")
+    check_least(args, {"size": 1, "batch": 1})
     with enough_memory(args.checkpoint):
         load_paddle()
         try:
@@ -171,8 +169,8 @@ def _benchmark(model: nn.Layer, exports: Mapping[str, Exported], args: Any) -> d
 
     batch, size = args.batch or 1, args.size or model.input_size
     threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_environment()["OMP_NUM_THREADS"])
-    pictures = np.random.default_rng(0).standard_normal((batch, model.config["in_channels"], size, size), np.float32)
-    milliseconds = _medians(_engines(model, exports, threads), pictures)
+    images = np.random.default_rng(0).standard_normal((batch, model.config["in_channels"], size, size), np.float32)
+    milliseconds = _medians(_engines(model, exports, threads), images)
     return {"batch": batch, "size": size, "threads": threads, "milliseconds": milliseconds}
 
 

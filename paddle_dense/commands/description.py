@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from paddle_dense.pretrained import manifest
 from paddle_dense.profiling import profile
 
 
-@dataclass(frozen=True)
+@dataclass
 class Info:
     """What a file of weights is; the fields of ``--json``.
 
@@ -75,7 +75,7 @@ class Info:
     released: Sequence[Mapping[str, Any]] = ()
     sidecar: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] | None = None
-    warnings: Sequence[str] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 def describe_weights(source: Path | WeightsFile) -> Info:
@@ -90,48 +90,38 @@ def describe_weights(source: Path | WeightsFile) -> Info:
     file = source if isinstance(source, WeightsFile) else open_weights(source, hashes=HASHES)
     if not file.tensors:
         raise WeightsError(f"{file.path}: holds no tensors, so it is no file of weights: give one of weights")
-    facts, notes = _first_facts(file), file.warnings
-    if file.sidecar_fault:
-        notes.append(str(file.sidecar_fault))
-        file = replace(file, sidecar_fault=None)
+    info = Info(
+        str(file.path),
+        file.format,
+        file.size,
+        file.digest("sha256"),
+        file.container,
+        averaged=bool(file.checkpoint and file.checkpoint.averaged),
+        sets=file.checkpoint.sets if file.checkpoint else (),
+        tensors=len(file.tensors),
+        numbers=sum(value.size for value in file.tensors.values()),
+        released=_released(file.digest("sha256"), file.digest("md5")),
+        sidecar=_provenance(file.sidecar) if file.sidecar else None,
+        metadata=file.metadata or None,
+        warnings=[*file.warnings, *([str(file.sidecar_fault)] if file.sidecar_fault else [])],
+    )
     try:
-        _add_network(facts, file, _identified(file, notes), notes)
+        _add_network(info, file, _identified(replace(file, sidecar_fault=None), info.warnings))
     except (WeightsError, ValueError) as error:
-        notes.append(str(error).removeprefix(f"{file.path}: "))
-    return Info(**facts, warnings=notes)
+        info.warnings.append(str(error).removeprefix(f"{file.path}: "))
+    return info
 
 
-def _first_facts(file: WeightsFile) -> dict[str, Any]:
-    """What can be said of any file."""
-    digests = {kind: file.digest(kind) for kind in HASHES}
-    return {
-        "file": str(file.path),
-        "format": file.format,
-        "bytes": file.size,
-        "sha256": digests["sha256"],
-        "container": file.container,
-        "averaged": bool(file.checkpoint and file.checkpoint.averaged),
-        "sets": file.checkpoint.sets if file.checkpoint else (),
-        "tensors": len(file.tensors),
-        "numbers": sum(value.size for value in file.tensors.values()),
-        "released": [entry for entry in manifest() if _is_released(entry, digests)],
-        "sidecar": _provenance(file.sidecar) if file.sidecar else None,
-        "metadata": file.metadata or None,
-    }
+def _released(sha256: str, md5: str) -> list[dict[str, Any]]:
+    """The released checkpoints with these hashes, of which the manifest may have the beginning alone."""
+    known = ((entry, entry.get("sha256") or entry.get("sha256_prefix")) for entry in manifest())
+    return [entry for entry, start in known if (sha256.startswith(start) if start else entry.get("md5") == md5)]
 
 
-def _is_released(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
-    prefix = entry.get("sha256") or entry.get("sha256_prefix")
-    return digests["sha256"].startswith(prefix) if prefix else entry.get("md5") == digests["md5"]
-
-
-def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sidecar tells beside the network and the checks on itself, without the long lists of names."""
-    kept = {
-        key: value
-        for key, value in told.items()
-        if key not in ("arch", "config", "params", "tensors_sha256", "previous")
-    }
+def _provenance(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sidecar says besides the network and the checks on itself, without the long lists of names."""
+    others = ("arch", "config", "params", "tensors_sha256", "previous")
+    kept = {key: value for key, value in sidecar.items() if key not in others}
     source = kept.get("source")
     if isinstance(source, dict):
         kept["source"] = {key: value for key, value in source.items() if not isinstance(value, (dict, list))}
@@ -155,37 +145,38 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
     return found
 
 
-def _add_network(facts: dict[str, Any], file: WeightsFile, identified: Identified, notes: list[str]) -> None:
+def _add_network(info: Info, file: WeightsFile, identified: Identified) -> None:
     """Add what network it is and, if the tensors are all of such a network's, its size."""
     found, state = identified.architecture, identified.state
-    condensed = found.config.get("condensed")
-    facts.update(arch=found.arch, network=found.network.__name__, config=found.config, condensed=condensed)
+    info.arch, info.network, info.config = found.arch, found.network.__name__, found.config
+    info.condensed = found.config.get("condensed")
     try:
-        if condensed is False:
-            _add_connections(facts, state, found, notes)
+        if info.condensed is False:
+            _add_connections(info, state, found)
         outline = found.outline()
         check_state(state, outline, names=identified.matched.names)
         if file.checkpoint and file.checkpoint.layers:
-            notes += _stated_otherwise(file.checkpoint, identified, outline)
+            info.warnings += _stated_otherwise(file.checkpoint, identified, outline)
         model = materialise(outline)
     except (WeightsError, ValueError) as error:
-        notes.append(str(error))
+        info.warnings.append(str(error))
         return
-    facts["config"] = model.config
+    info.config = model.config
     try:
         with affordable(model, "its MACs are not counted"):
             size = profile(model)
     except WeightsError as error:
-        notes.append(str(error))
+        info.warnings.append(str(error))
     except MemoryError:
         raise
     except Exception:  # whatever Paddle raises for a stride, say, that no tensor shows and no network has
-        notes.append(
+        info.warnings.append(
             f"the network does not run on {model.input_size} x {model.input_size} pixels: fix its hyperparameters, "
             f"with --config KEY=VALUE when it is converted (in Python: KEY=VALUE when it is loaded)"
         )
     else:
-        facts.update(params=size.params, macs=size.macs, executed_macs=size.executed_macs, input_size=model.input_size)
+        info.params, info.macs, info.executed_macs = size.params, size.macs, size.executed_macs
+        info.input_size = model.input_size
 
 
 def _stated_otherwise(checkpoint: Checkpoint, identified: Identified, outline: Network) -> list[str]:
@@ -200,16 +191,13 @@ def _stated_otherwise(checkpoint: Checkpoint, identified: Identified, outline: N
     return [f"the file {fault}: {advice}"]
 
 
-def _add_connections(
-    facts: dict[str, Any], state: Mapping[str, np.ndarray], found: Architecture, notes: list[str]
-) -> None:
+def _add_connections(info: Info, state: Mapping[str, np.ndarray], found: Architecture) -> None:
     """Add how far a network in the trained form has been condensed."""
     masks = [binary_mask(state[f"{layer}._mask"], layer) for layer in learned_layers(state)]
-    facts["connections"] = sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1)
+    info.connections = sum(int(m.sum()) for m in masks) / max(sum(m.size for m in masks), 1)
+    info.condensable = True
     try:
         condense_state(state, lambda layer: found.network.condensing(layer, found.config))
     except WeightsError as error:
-        notes.append(str(error))
-        facts["condensable"] = False
-    else:
-        facts["condensable"] = True
+        info.warnings.append(str(error))
+        info.condensable = False

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_dense.cli import Parser, UsageError, key_values, program, run
+from paddle_dense.cli import Parser, UsageError, check_least, key_values, program, run
 from paddle_dense.commands import plot
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.process import OK, STOPPED, as_process, load_paddle
@@ -62,22 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["plot"]:
         return plot.main(arguments[1:])
-    # Paddle's own words, which are no news to someone who trains.
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    warnings.filterwarnings("ignore", message="To copy construct from a tensor")
     return run(parser, _run, arguments)
 
 
+@enough_memory("training")
 def _run(args: argparse.Namespace) -> int:
-    with enough_memory("training"):
-        return _train(args)
-
-
-def _train(args: argparse.Namespace) -> int:
-    for name, least in {**LEAST, "workers": 0}.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value} must be {least} or more")
+    check_least(args, {**LEAST, "workers": 0})
     if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
     load_paddle()

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import paddle
@@ -36,16 +36,17 @@ from paddle.static import InputSpec
 
 from paddle_dense import __version__
 from paddle_dense.deploy.fused_layers import fused_sfr
+from paddle_dense.deploy.fusing import TOLERANCE, check_form
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import as_arrays, difference, evaluation, on_cpu
 from paddle_dense.files.atomic import PathLike, move_together, temporary_folder, unwritable
 from paddle_dense.layers import CondenseLGC, CondenseSFR
-from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import Rules, rewrite
 
 Runner = Callable[[np.ndarray], list[np.ndarray]]
+Shape = Sequence[Optional[int]]  # of a batch; None for a side that may be any number
+Describe = Callable[[Sequence[str]], dict[str, Any]]  # from the names of the outputs to the metadata
 
-TOLERANCE = 1e-5
 INPUT_NAME = "image"
 _OPSET = 17
 _DEFAULT_SIZE = 224
@@ -94,7 +95,10 @@ def export(
     """
     target = _target(path, format)
     way = _FORMATS[format]
-    _check(model, input_size, batch)
+    for name, value in (("input_size", input_size), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be 1 or more, or None for any")
+    check_form(model, "export")
     described = _describe(model, input_size, labels, metadata)
     with on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
         # A copy that can be rewritten, the root included, and that computes where float32 is float32.
@@ -107,7 +111,9 @@ def export(
                 f"there are {len(labels)} labels for outputs {list(expected[0][0].shape[1:])}: give one for each class"
             )
         shape = [batch, batches[0].shape[1], input_size, input_size]
-        written = way.write(network, folder / target.name, shape, expected, described)
+        written = way.write(
+            network, folder / target.name, shape, lambda names: {**described, **_ports(names, shape, expected)}
+        )
         try:
             with quiet():
                 answers = [[run(x) for x in batches] for run in way.load(written)]
@@ -128,17 +134,6 @@ def export(
 
 
 # What is exported
-
-
-def _check(model: nn.Layer, input_size: int | None, batch: int | None) -> None:
-    kind = type(model).__name__
-    for name, value in (("input_size", input_size), ("batch", batch)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more, or None for any")
-    if any(isinstance(layer, LearnedConnections) for layer in model.sublayers(include_self=True)):
-        raise ValueError(f"this {kind} is in the trained form: export paddle_dense.condense(model)")
-    if model.training:
-        raise ValueError(f"this {kind} is in training mode: call model.eval() first")
 
 
 def _describe(
@@ -169,8 +164,8 @@ def _random_batches(model: nn.Layer, input_size: int | None, batch: int | None) 
     other = (size, size) if input_size else (size + 32, size + 64)
     random = np.random.default_rng(0)
     return [
-        random.standard_normal((pictures, channels, *sides), np.float32)
-        for pictures, sides in ((batch or 1, (size, size)), (batch or 2, other))
+        random.standard_normal((images, channels, *sides), np.float32)
+        for images, sides in ((batch or 1, (size, size)), (batch or 2, other))
     ]
 
 
@@ -194,35 +189,24 @@ def _plain_lgc(layer: CondenseLGC) -> nn.Layer:
     return nn.Sequential(_Gather(layer.index), layer.norm, layer.activation, layer.conv, _Gather(order))
 
 
-def _plain_leaky_relu(layer: nn.LeakyReLU) -> nn.Layer:
-    return nn.PReLU(1, layer._negative_slope)
-
-
 # Paddle Inference 3.3 crashes where it fuses a LeakyReLU into the convolution before it, and paddle2onnx 2.1 loses the
 # slope of one.
-_FOR_PADDLE: Rules = {CondenseSFR: fused_sfr, nn.LeakyReLU: _plain_leaky_relu}
+_FOR_PADDLE: Rules = {CondenseSFR: fused_sfr, nn.LeakyReLU: lambda layer: nn.PReLU(1, layer._negative_slope)}
 _FOR_ONNX: Rules = {**_FOR_PADDLE, CondenseLGC: _plain_lgc}
 
 
 # Paddle Inference
 
 
-def _write_paddle(
-    network: nn.Sequential,
-    stem: Path,
-    shape: list[int | None],
-    expected: list[list[np.ndarray]],
-    described: dict[str, Any],
-) -> tuple[Path, ...]:
+def _write_paddle(network: nn.Sequential, stem: Path, shape: Shape, describe: Describe) -> tuple[Path, ...]:
     files = _write_program(network, stem, shape, _FOR_PADDLE)
-    beside = stem.with_name(f"{stem.name}.meta.json")
-    names = _predictor(files).get_output_names()
-    described = {**_ports(names, shape, expected), **described}
-    beside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return (*files, beside)
+    described = describe(_predictor(files).get_output_names())
+    metadata = stem.with_name(f"{stem.name}.meta.json")
+    metadata.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return (*files, metadata)
 
 
-def _write_program(network: nn.Sequential, stem: Path, shape: list[int | None], rules: Rules) -> tuple[Path, Path]:
+def _write_program(network: nn.Sequential, stem: Path, shape: Shape, rules: Rules) -> tuple[Path, Path]:
     """Trace the network into ``STEM.json`` (or ``.pdmodel``) and ``STEM.pdiparams``."""
     with paddle.no_grad():
         rewrite(network, rules)
@@ -299,13 +283,7 @@ open(target, "wb").write(content)
 """
 
 
-def _write_onnx(
-    network: nn.Sequential,
-    stem: Path,
-    shape: list[int | None],
-    expected: list[list[np.ndarray]],
-    described: dict[str, Any],
-) -> tuple[Path, ...]:
+def _write_onnx(network: nn.Sequential, stem: Path, shape: Shape, describe: Describe) -> tuple[Path, ...]:
     for package in ("onnx", "onnxruntime", "paddle2onnx"):
         _need(package)
     kind = type(network[0]).__name__
@@ -319,13 +297,11 @@ def _write_onnx(
             f'export it with format="paddle", or fuse it first'
         ) from RuntimeError(done.stdout.decode(errors="replace"))
     target = stem.with_name(f"{stem.name}.onnx")
-    _finish_onnx(raw, target, shape, expected, described)
+    _finish_onnx(raw, target, describe)
     return (target,)
 
 
-def _finish_onnx(
-    raw: Path, target: Path, shape: list[int | None], expected: list[list[np.ndarray]], described: dict[str, Any]
-) -> None:
+def _finish_onnx(raw: Path, target: Path, describe: Describe) -> None:
     """Give inputs, outputs and their sides readable names, drop constants that nothing reads, add the metadata."""
     import onnx
 
@@ -333,12 +309,12 @@ def _finish_onnx(
     graph = model.graph
     count = len(graph.output)
     names = ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
-    ports = _ports(names, shape, expected)
+    described = describe(names)
     renamed = dict(zip([output.name for output in graph.output], names))
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value, port in zip([*graph.input, *graph.output], [*ports["inputs"], *ports["outputs"]]):
+    for value, port in zip([*graph.input, *graph.output], [*described["inputs"], *described["outputs"]]):
         value.CopyFrom(onnx.helper.make_tensor_value_info(port["name"], onnx.TensorProto.FLOAT, port["shape"]))
     used = _names_read(graph)
     for parts, is_used in (
@@ -349,10 +325,8 @@ def _finish_onnx(
         del parts[:]
         parts.extend(kept)
     model.producer_name, model.producer_version = "paddle_dense", __version__
-    entries = {**ports, **described}
-    onnx.helper.set_model_props(
-        model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}
-    )
+    entries = {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
+    onnx.helper.set_model_props(model, entries)
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
 
@@ -396,7 +370,7 @@ def _need(package: str) -> Any:
         ) from None
 
 
-def _ports(names: Sequence[str], shape: list[int | None], expected: list[list[np.ndarray]]) -> dict[str, Any]:
+def _ports(names: Sequence[str], shape: Shape, expected: list[list[np.ndarray]]) -> dict[str, Any]:
     """Names and shapes of what goes in and out; a side that may be any number has a name instead of one."""
     sides = ("batch", "channels", "height", "width")
     inputs = [{"name": INPUT_NAME, "shape": [side or name for side, name in zip(shape, sides)]}]

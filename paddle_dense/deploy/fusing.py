@@ -54,7 +54,12 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     runtime = "compiled" if runtime == "onnx" else runtime
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
-    _check(model)
+    if not hasattr(model, "config"):
+        kind = type(model).__name__
+        raise ValueError(f"{kind} is no network of this package: fuse one that create_model or load_model returned")
+    if hasattr(model, "fused_for"):
+        raise ValueError(f"this {type(model).__name__} is fused already: fuse the network that it was made from")
+    check_form(model, "fuse")
     with evaluation(model):
         fused = rewrite(copy.deepcopy(model), RULES[runtime])
         fused.fused_for = runtime
@@ -63,15 +68,11 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     return fused
 
 
-def _check(model: nn.Layer) -> None:
-    kind = type(model).__name__
-    if not hasattr(model, "config"):
-        raise ValueError(f"{kind} is no network of this package: fuse one that create_model or load_model returned")
-    if hasattr(model, "fused_for"):
-        raise ValueError(f"this {kind} is fused already: fuse the network that it was made from")
-    layers = model.sublayers(include_self=True)
+def check_form(model: nn.Layer, verb: str) -> None:
+    """Refuse a network in the trained form or in training mode; `verb` is what shall be done with it."""
+    kind, layers = type(model).__name__, model.sublayers(include_self=True)
     if any(isinstance(layer, LearnedConnections) for layer in layers):
-        raise ValueError(f"this {kind} is in the trained form: fuse paddle_dense.condense(model)")
+        raise ValueError(f"this {kind} is in the trained form: {verb} paddle_dense.condense(model)")
     if any(layer.training for layer in layers):
         raise ValueError(f"this {kind} is in training mode: call model.eval() first")
 
@@ -87,15 +88,11 @@ def _make_constant(fused: nn.Layer) -> None:
 
 
 def _prove(model: nn.Layer, fused: nn.Layer) -> None:
-    """Compare the outputs for random images.
-
-    Raises:
-        RuntimeError: they differ by more than rounding, or are no numbers.
-    """
+    """RuntimeError if the outputs for random images differ by more than rounding, or are no numbers."""
     like = model.parameters()[0]
     size = min(model.input_size, 64)  # no rule looks at the size
-    pictures = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
-    x = paddle.to_tensor(pictures, dtype=like.dtype, place=like.place)
+    images = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
+    x = paddle.to_tensor(images, dtype=like.dtype, place=like.place)
     worst = difference(as_arrays(fused(x)), as_arrays(model(x)))
     if not worst <= TOLERANCE:
         raise RuntimeError(

@@ -25,7 +25,7 @@ from paddle_dense.deploy.fused_layers import (
     to_array,
 )
 from paddle_dense.layers import CondenseLGC, CondenseSFR
-from paddle_dense.models import condconv, condensenet, condensenetv2, cspnet, densenet
+from paddle_dense.models import condconv, condensenet, cspnet, densenet
 from paddle_dense.surgery import Rule, Rules
 
 
@@ -131,7 +131,6 @@ _EVERYWHERE: Rules = {
 _PADDLE: Rules = {
     **_EVERYWHERE,
     condensenet.DenseLayer: condensed_for_paddle,
-    condensenetv2.DenseLayer: condensed_for_paddle,
     CondenseLGC: GatheredProduct,
     nn.AvgPool2D: lambda pool: PoolingProduct() if _halves(pool) else pool,
 }
@@ -144,7 +143,6 @@ def _folding(*pairs: tuple[str, str]) -> Rule:
 _ENGINES: Rules = {
     **_EVERYWHERE,
     condensenet.DenseLayer: condensed_for_engines,
-    condensenetv2.DenseLayer: condensed_for_engines,
     CondenseLGC: lgc_for_engines,
     densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
     densenet.DenseLayer: _folding(("conv1", "norm2")),

@@ -84,13 +84,7 @@ def _compact(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _checked_columns(name: str, array: np.ndarray, columns: str, weight: np.ndarray | None) -> int:
-    """Columns of the matrix that a compact index stands for.
-
-    Args:
-        name, array: of the index.
-        columns: the end of its name.
-        weight: of the convolution that has the same rows, if there is one.
-    """
+    """Columns of the matrix that a compact index stands for, as many rows as the convolution's `weight` next to it."""
     if not _COLUMNS.fullmatch(columns) or array.dtype != np.int32 or array.ndim != 1:
         raise WeightsError(
             f"holds tensor {shown(name)} as {array.dtype} {list(array.shape)}, where an index in the compact form is "

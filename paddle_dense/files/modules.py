@@ -61,10 +61,6 @@ def _facts(kind: str, state: Mapping[Any, Any]) -> dict[str, Any]:
 
     What is no plain value, or a long one, is described in words. "hooks" is there if calling the layer runs more than
     its class does.
-
-    Args:
-        kind: the class's dotted name.
-        state: the layer's attributes, as they are in the file.
     """
     told = {
         name: _stated(value)

@@ -48,7 +48,9 @@ def unpacked(data: memoryview) -> memoryview:
 def _unpacked_once(data: memoryview, limit: int) -> memoryview | None:
     """What an archive holds, at most `limit` bytes; None for a file that is none."""
     if data[:3] == _GZIP:
-        return _gunzipped(data, limit)
+        memory = _memory(int.from_bytes(data[-4:], "little"), limit)
+        _inflate(data, memory, 31)
+        return memory
     if data[:4] == ZIP_MAGIC:
         return _from_zip(data, limit)
     if data[257:262] == b"ustar":
@@ -86,12 +88,6 @@ def _inflate(data: memoryview, memory: memoryview, bits: int) -> None:
         raise WeightsError(f"is compressed data that is damaged: {AGAIN}") from error
     if not decoder.eof or reached != len(memory) or decoder.unused_data or at < len(data):
         raise WeightsError(f"is compressed data that is cut short or goes on after its end: {AGAIN}")
-
-
-def _gunzipped(data: memoryview, limit: int) -> memoryview:
-    memory = _memory(int.from_bytes(data[-4:], "little"), limit)
-    _inflate(data, memory, 31)
-    return memory
 
 
 def _from_zip(data: memoryview, limit: int) -> memoryview | None:
@@ -164,11 +160,7 @@ def _tar_entries(data: memoryview) -> tuple[dict[str, tuple[int, int]], list[str
 
 
 def _only_checkpoint(files: Sequence[str], links: Sequence[str]) -> str:
-    """The name of the one file in an archive that can be a checkpoint.
-
-    Raises:
-        WeightsError: there is none or another one, or something that no archive of weights has.
-    """
+    """The name of the one file in an archive that can be a checkpoint, if nothing else is odd about the archive."""
     found = listed(map(shown, [*files, *links]))
     unsafe = [name for name in files if name.startswith("/") or re.search(r"(^|[/\\])\.\.([/\\]|$)|\\|^\w:|\0", name)]
     if unsafe or links:

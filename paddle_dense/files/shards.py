@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from paddle_dense.errors import AGAIN, WeightsError, shown
+from paddle_dense.errors import AGAIN, WeightsError, naming, shown
 from paddle_dense.files.foreign import foreign_by_name
 from paddle_dense.files.packed import unpacked
 from paddle_dense.files.weights import check_name, parse_json, read_file, unique_names
@@ -50,10 +50,8 @@ class Shards:
         """
         arrays: dict[str, np.ndarray] = {}
         for shard, content in self.contents.items():
-            try:
+            with naming(f"shard {shown(shard)}", ""):
                 found = read(content)
-            except WeightsError as error:
-                raise type(error)(f"shard {shown(shard)} {error}") from error
             for name in found:
                 if self.places.get(name) != shard:
                     where = f"places in {shown(self.places[name])}" if name in self.places else "does not name"
@@ -138,7 +136,5 @@ def _read(index: Path, shard: str) -> memoryview:
         raise WeightsError(
             f"needs shard {shown(shard)}, which is a link to another folder: put the file itself next to the index"
         )
-    try:
+    with naming(f"shard {shown(shard)}", ""):
         return read_file(place)
-    except WeightsError as error:
-        raise WeightsError(f"shard {shown(shard)} {error}") from error

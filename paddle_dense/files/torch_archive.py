@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from paddle_dense.errors import WeightsError, shown
-from paddle_dense.files.weights import code_of, content_of, pickled_text
+from paddle_dense.files.weights import check_dtypes, code_of, content_of, pickled_text
 
 ALIGNMENT = 64  # bytes, as PyTorch's own files, so that torch.load(mmap=True) gives aligned tensors
 _ROOT = "archive"
@@ -42,11 +41,7 @@ def write_torch(state: Mapping[str, np.ndarray], file: BinaryIO) -> None:
     Raises:
         WeightsError: an array is of a dtype that PyTorch has no storage for.
     """
-    for name, array in state.items():
-        if code_of(array) not in _STORAGES:
-            raise WeightsError(
-                f"cannot hold tensor {shown(name)} of dtype {array.dtype}: turn it into float32 or int64"
-            )
+    check_dtypes(state, _STORAGES)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, "data.pkl", b"".join(_pickled(state)))
         _add(archive, file, "byteorder", b"little")

@@ -264,16 +264,10 @@ class _Tensor(Lazy):
         return interpret(view, _DTYPES[kind])
 
 
-def _rebuild_v2(*args: Any) -> _Tensor:
-    """Arguments: storage, offset, size, stride, requires_grad, hooks and, since PyTorch 2, flags."""
+def _rebuild(args: Sequence[Any], dtype: Any, flags: object = None) -> _Tensor:
+    """The arguments begin with storage, offset, size, stride, requires_grad and hooks."""
     _check_use(args[4], args[5])
-    return _Tensor(args[0], args[1], args[2], args[3], flags=args[6] if len(args) > 6 else None)
-
-
-def _rebuild_v3(*args: Any) -> _Tensor:
-    """As v2, with the dtype before the flags: for dtypes without a storage class of their own."""
-    _check_use(args[4], args[5])
-    return _Tensor(args[0], args[1], args[2], args[3], args[6], args[7] if len(args) > 7 else None)
+    return _Tensor(args[0], args[1], args[2], args[3], dtype, flags)
 
 
 def _check_use(requires_grad: object, hooks: object) -> None:
@@ -283,11 +277,8 @@ def _check_use(requires_grad: object, hooks: object) -> None:
 
 
 def _check_attributes(state: object) -> None:
-    """Refuse attributes by whose setting PyTorch gives a tensor other numbers; of all others the tensor stays itself.
-
-    Args:
-        state: attributes by name, or a pair of such dicts, the second for those of __slots__.
-    """
+    """Refuse attributes by whose setting PyTorch gives a tensor other numbers; with any other it stays itself."""
+    # A pair has those of __slots__ as well.
     for attributes in state if isinstance(state, tuple) and len(state) == 2 else (state,):
         if isinstance(attributes, dict) and any(name in attributes for name in _MOVING):
             raise WeightsError(_MOVED)
@@ -295,8 +286,9 @@ def _check_attributes(state: object) -> None:
 
 _REBUILD: dict[str, Callable[..., _Tensor]] = {
     "torch._utils._rebuild_tensor": _Tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_v2,
-    "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+    "torch._utils._rebuild_tensor_v2": lambda *args: _rebuild(args, None, *args[6:7]),  # flags since PyTorch 2
+    # For dtypes without a storage class of their own.
+    "torch._utils._rebuild_tensor_v3": lambda *args: _rebuild(args, args[6], *args[7:8]),
 }
 
 
@@ -313,10 +305,6 @@ def _parameter(data: object, requires_grad: object = True, hooks: object = None,
     return data
 
 
-def _first(data: object = (), *_: object) -> object:
-    return data
-
-
 _TORCH: dict[str, Callable[..., Any]] = {
     **_REBUILD,
     "torch._tensor._rebuild_from_type": _rebuild_from_type,
@@ -325,7 +313,7 @@ _TORCH: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,  # this and the next until PyTorch 0.3
     "torch.autograd.variable.Variable": _parameter,
-    "torch.Size": _first,
+    "torch.Size": lambda data=(), *_: data,
 }
 
 
@@ -403,11 +391,7 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
 
 
 def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
-    """The content and checksum of every entry, by the name under which PyTorch looks for it.
-
-    Raises:
-        WeightsError: it is damaged, or an archive that PyTorch would not write.
-    """
+    """The content and checksum of every entry, by the name under which PyTorch looks for it."""
     if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment behind it
         raise WeightsError(f"is a zip archive that is cut short or goes on after its end: {AGAIN}")
     try:

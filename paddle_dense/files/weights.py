@@ -146,11 +146,11 @@ def encoded_weights(
     with naming(path):
         suffix = os.path.splitext(path)[1].lower()
         if suffix == ".safetensors":
-            _check_state(state, _SAFETENSORS_NAMES)
+            check_dtypes(state, _SAFETENSORS_NAMES)
             _check_metadata(state, metadata or {})
             return _safetensors_chunks(state, metadata or {})
         if suffix == ".pdparams" and not metadata:
-            _check_state(state, _PDPARAMS)
+            check_dtypes(state, _PDPARAMS)
             return _pdparams_chunks(state)
         if suffix == ".pdparams":
             raise WeightsError("cannot hold metadata: write a .safetensors file instead")
@@ -283,18 +283,13 @@ def memory_for(size: int) -> mmap.mmap:
     Raises:
         WeightsError: there is less.
     """
+    flags = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     try:
-        return _memory(size)
+        if size > free_memory():
+            raise MemoryError
+        memory = mmap.mmap(-1, size, **flags)
     except (MemoryError, OSError, ValueError, OverflowError):
         raise WeightsError(f"has {size:,} bytes, more than there is memory free: read it elsewhere") from None
-
-
-def _memory(size: int) -> mmap.mmap:
-    if size > free_memory():
-        raise MemoryError
-    if os.name == "nt":
-        return mmap.mmap(-1, size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):  # where there are large pages, filling them takes a quarter of the time
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
@@ -361,13 +356,11 @@ def read_arrays(tensors: Mapping[str, Lazy], file_size: int) -> dict[str, np.nda
     """
     arrays, room = {}, _MAX_REUSE * file_size
     for name, tensor in tensors.items():
-        try:
+        with naming(f"tensor {shown(name)}", ""):
             arrays[name] = tensor.numpy(room)
             room -= arrays[name].nbytes
             if room < 0:
                 raise WeightsError(REPEATED)
-        except WeightsError as error:
-            raise WeightsError(f"tensor {shown(name)} {error}") from error
     return arrays
 
 
@@ -457,7 +450,8 @@ def pickled_text(text: str) -> bytes:
     return b"X" + len(encoded).to_bytes(4, "little") + encoded
 
 
-def _check_state(state: Mapping[str, np.ndarray], codes: Iterable[str]) -> None:
+def check_dtypes(state: Mapping[str, np.ndarray], codes: Iterable[str]) -> None:
+    """Refuse what a file cannot hold: other names than texts, other things than arrays, dtypes without a code there."""
     for name, array in state.items():
         if not _is_text(name):
             raise WeightsError(f"cannot hold a tensor named {shown(name)}: give it a name that is text")
@@ -515,10 +509,8 @@ def parse_safetensors(data: memoryview) -> dict[str, np.ndarray]:
         dtype, shape = header[name].get("dtype"), header[name].get("shape")
         if not isinstance(dtype, str) or dtype not in _SAFETENSORS:
             raise WeightsError(f"holds tensor {shown(name)} of dtype {shown(dtype)}: save it as F32")
-        try:
+        with naming(f"tensor {shown(name)}", ""):
             arrays[name] = decode(body[begin:end], _SAFETENSORS[dtype], shape)
-        except WeightsError as error:
-            raise WeightsError(f"tensor {shown(name)} {error}") from error
     if reached != len(body):
         raise WeightsError(f"holds {len(body) - reached} bytes that belong to no tensor, {DAMAGED}")
     return {name: arrays[name] for name in header}

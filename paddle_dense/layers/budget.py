@@ -49,20 +49,6 @@ class _Allowance:
             raise ValueError(f"it would have far more {self.things} than the file has tensors for")
 
 
-class _Names(_Allowance):
-    """Paddle's names for layers and parameters, as many as the allowance has."""
-
-    def __enter__(self) -> None:
-        self.generate, self.checker = unique_name.switch(self)
-
-    def __exit__(self, *_: object) -> None:
-        unique_name.switch(self.generate, self.checker)
-
-    def __call__(self, key: str) -> str:
-        self.spend(1)
-        return self.generate(key)
-
-
 _buffers: ContextVar[_Allowance | None] = ContextVar("buffers", default=None)
 
 
@@ -76,11 +62,18 @@ def within(budget: Budget | None) -> Iterator[None]:
     if budget is None:
         yield
         return
+    layers = _Allowance(_NAMES * budget.tensors + _SPARE, "layers")
+
+    def name(key: str) -> str:
+        layers.spend(1)
+        return generate(key)
+
     token = _buffers.set(_Allowance(_ELEMENTS * budget.elements + _SPARE, "numbers"))
+    generate, checker = unique_name.switch(name)
     try:
-        with _Names(_NAMES * budget.tensors + _SPARE, "layers"):
-            yield
+        yield
     finally:
+        unique_name.switch(generate, checker)
         _buffers.reset(token)
 
 

@@ -103,10 +103,15 @@ def _checked_shape(layer: Mapping[str, np.ndarray], name: str) -> tuple[int, int
     return shape[:2]
 
 
-def index_fault(index: np.ndarray, channels: int) -> str | None:
-    """What is wrong with an index of so many channels, as the end of a sentence; None if it can be used."""
-    wrong = index[(index < 0) | (index >= channels)]
-    return f"names channel {wrong[0]} of {channels}, where 0 to {channels - 1} exist" if wrong.size else None
+class ChosenInputs:
+    """What layers share whose buffer ``index`` names the channels of the input that they read."""
+
+    source_channels: int
+
+    def index_fault(self, index: np.ndarray) -> str | None:
+        """What is wrong with an `index`, as the end of a sentence; None if it can be used."""
+        wrong, last = index[(index < 0) | (index >= self.source_channels)], self.source_channels - 1
+        return f"names channel {wrong[0]} of {last + 1}, where 0 to {last} exist" if wrong.size else None
 
 
 def learned_layers(names: Mapping[str, object]) -> list[str]:

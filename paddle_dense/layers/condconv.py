@@ -20,6 +20,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Initializer, Normal, Uniform
 
+from paddle_dense.layers.conv import share
 from paddle_dense.layers.linear import linear
 
 Pair = Union[int, tuple[int, int], list[int]]
@@ -259,9 +260,8 @@ def _pair(size: Pair) -> Sequence[int]:
 
 def _kernel_shape(in_channels: int, out_channels: int, kernel_size: Pair, groups: int) -> list[int]:
     """Shape of one expert's kernel, [out, in/groups, kh, kw]."""
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(f"{in_channels} input and {out_channels} output channels must be multiples of groups={groups}")
-    return [out_channels, in_channels // groups, *_pair(kernel_size)]
+    share(out_channels, groups)
+    return [out_channels, share(in_channels, groups), *_pair(kernel_size)]
 
 
 def _parameter(layer: nn.Layer, shape: list[int], initializer: Initializer) -> Tensor:

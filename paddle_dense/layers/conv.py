@@ -21,7 +21,7 @@ def conv2d(
     otherwise.
     """
     for channels in (in_channels, out_channels):
-        share(channels, groups, "groups of a convolution")
+        share(channels, groups)
     return nn.Conv2D(
         in_channels,
         out_channels,
@@ -92,14 +92,16 @@ def tap_products(weight: Tensor, groups: int) -> Tensor:
     return taps.transpose([0, 1, 3, 2]).reshape([1, groups, -1, per_group])
 
 
-def share(channels: int, parts: int, what: str) -> int:
+def share(channels: int, parts: int, what: str = "groups of a convolution") -> int:
     """Channels of each of so many equal parts.
 
     Raises:
         ValueError: the channels do not divide into these parts; `what` says what they are.
     """
     if channels % parts:
-        raise ValueError(f"{channels} channels do not divide into {parts} {what}: change the growth rate or the number")
+        raise ValueError(
+            f"{channels} channels do not divide into {parts} {what}: change either number, or the network's growth rate"
+        )
     return channels // parts
 
 

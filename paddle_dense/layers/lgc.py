@@ -24,7 +24,7 @@ from paddle import Tensor, nn
 from paddle_dense.layers import choices
 from paddle_dense.layers.activation import activation as make_activation
 from paddle_dense.layers.budget import check_budget
-from paddle_dense.layers.choices import Arrays
+from paddle_dense.layers.choices import Arrays, ChosenInputs
 from paddle_dense.layers.conv import conv2d
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.layers.shuffle import ShuffleLayer
@@ -39,7 +39,7 @@ class LGC(LearnedConnections):
     _grouped_axis = 0
 
 
-class CondenseLGC(nn.Layer):
+class CondenseLGC(ChosenInputs, nn.Layer):
     """A condensed LGC: each group of outputs reads its own choice of inputs, [N, any, H, W] -> [N, out, H, W].
 
     The buffer ``index`` [in_channels] says which input channel each of the gathered channels is; a new layer takes them
@@ -74,10 +74,6 @@ class CondenseLGC(nn.Layer):
         x = paddle.index_select(x, self.index, axis=1)
         x = self.conv(self.activation(self.norm(x)))
         return ShuffleLayer(x, self.groups)
-
-    def index_fault(self, index: np.ndarray) -> str | None:
-        """What is wrong with an `index` [in_channels], as the end of a sentence; None if it can be used."""
-        return choices.index_fault(index, self.source_channels)
 
 
 # The names that CondenseNet's paper has for the same layers, always with ReLU.

@@ -10,9 +10,8 @@ import paddle
 from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Uniform
 
-from paddle_dense.layers import choices
 from paddle_dense.layers.budget import check_budget
-from paddle_dense.layers.choices import Arrays
+from paddle_dense.layers.choices import Arrays, ChosenInputs
 
 
 def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bool = False) -> nn.Linear:
@@ -27,7 +26,7 @@ def linear(in_features: int, out_features: int, bias: bool = True, zero_bias: bo
     )
 
 
-class CondenseLinear(nn.Layer):
+class CondenseLinear(ChosenInputs, nn.Layer):
     """A linear layer that reads a share of its inputs: [N, in_features] -> [N, out_features].
 
     CondenseNet's converter keeps the inputs with the largest L1 weight, which changes the outputs (arXiv 1711.09224).
@@ -49,10 +48,6 @@ class CondenseLinear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(paddle.index_select(x, self.index, axis=1))
-
-    def index_fault(self, index: np.ndarray) -> str | None:
-        """What is wrong with an `index`, as the end of a sentence; None if it can be used."""
-        return choices.index_fault(index, self.source_channels)
 
 
 def condense_linear(layer: Mapping[str, np.ndarray], drop_rate: float = 0.5) -> Arrays:

@@ -31,6 +31,7 @@ from paddle_dense.models.network import Network, Published, Recognised, Size, re
 from paddle_dense.models.reading import condensed_groups, count_classes, count_layers, trained_groups
 
 ANCHORS = ("features.init_conv.weight", "features.denseblock_1.denselayer_1.conv_2.conv.weight")
+PARTS = "parts (the condensation factor)"
 
 
 class DenseLayer(nn.Layer):
@@ -44,19 +45,18 @@ class DenseLayer(nn.Layer):
         group_1x1: int,
         group_3x3: int,
         condense_factor: int,
-        dropout_rate: float,
         condensed: bool,
+        dropout_rate: float = 0.0,
+        activation: str = "ReLU",
     ) -> None:
         super().__init__()
         hidden = bottleneck * growth
         if condensed:
-            gathered = share(in_channels, condense_factor, "parts (the condensation factor)") * group_1x1
-            self.conv_1: nn.Layer = CondenseConv(gathered, hidden, groups=group_1x1, source_channels=in_channels)
+            gathered = share(in_channels, condense_factor, PARTS) * group_1x1
+            self.conv_1: nn.Layer = CondenseConv(gathered, hidden, group_1x1, activation, in_channels)
         else:
-            self.conv_1 = LearnedGroupConv(
-                in_channels, hidden, groups=group_1x1, condense_factor=condense_factor, dropout_rate=dropout_rate
-            )
-        self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3)
+            self.conv_1 = LearnedGroupConv(in_channels, hidden, group_1x1, condense_factor, dropout_rate, activation)
+        self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return paddle.concat([x, self.conv_2(self.conv_1(x))], axis=1)
@@ -183,7 +183,7 @@ class CondenseNet(Network):
             growth,
             stride,
             lambda block, channels, k: DenseLayer(
-                channels, k, bottleneck, group_1x1, group_3x3, factor, dropout_rate, condensed
+                channels, k, bottleneck, group_1x1, group_3x3, factor, condensed, dropout_rate
             ),
         )
         self.describe(32 if stride == 1 else 224, self.features.channels, self.features.strides)

@@ -22,12 +22,14 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.data import Preprocessing
-from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, Conv, SELayer, linear, share
+from paddle_dense.layers import HS, SFR, CondenseSFR, SELayer, linear, share
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
+from paddle_dense.models import condensenet
 from paddle_dense.models.arguments import Count, Counts, FromZero, OptionalCount
 from paddle_dense.models.condensenet import (
     ANCHORS,
+    PARTS,
     DenseFeatures,
     default_init_stride,
     read_dense_blocks,
@@ -36,10 +38,8 @@ from paddle_dense.models.condensenet import (
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
 from paddle_dense.models.reading import unless_same
 
-_FACTOR = "parts (the condensation factor)"
 
-
-class DenseLayer(nn.Layer):
+class DenseLayer(condensenet.DenseLayer):
     """One layer: [N, in, H, W] -> [N, in + growth, H, W], the first `in` channels updated, the others new."""
 
     def __init__(
@@ -53,25 +53,16 @@ class DenseLayer(nn.Layer):
         use_se: bool,
         condensed: bool,
     ) -> None:
-        super().__init__()
         group_1x1, group_3x3, group_trans = groups
-        condense_factor, trans_factor = factors
-        hidden = bottleneck * growth
+        factor, trans_factor = factors
+        super().__init__(
+            in_channels, growth, bottleneck, group_1x1, group_3x3, factor, condensed, activation=activation
+        )
         if condensed:
-            gathered = share(in_channels, condense_factor, _FACTOR) * group_1x1
-            self.conv_1: nn.Layer = CondenseLGC(
-                gathered, hidden, groups=group_1x1, activation=activation, source_channels=in_channels
-            )
+            rows = share(in_channels, trans_factor, PARTS) * group_trans
+            self.sfr: nn.Layer = CondenseSFR(growth, in_channels, group_trans, activation, rows)
         else:
-            self.conv_1 = LGC(
-                in_channels, hidden, groups=group_1x1, condense_factor=condense_factor, activation=activation
-            )
-        self.conv_2 = Conv(hidden, growth, 3, padding=1, groups=group_3x3, activation=activation)
-        if condensed:
-            rows = share(in_channels, trans_factor, _FACTOR) * group_trans
-            self.sfr: nn.Layer = CondenseSFR(growth, in_channels, groups=group_trans, activation=activation, rows=rows)
-        else:
-            self.sfr = SFR(growth, in_channels, groups=group_trans, condense_factor=trans_factor, activation=activation)
+            self.sfr = SFR(growth, in_channels, group_trans, trans_factor, activation=activation)
         self.se = SELayer(growth, reduction=1) if use_se else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -175,14 +175,9 @@ def _dense_weight(conv: nn.Layer) -> tuple[np.ndarray, float]:
 
 
 def _by_source(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Average values per channel over the sources that made the channels.
+    """Average values per channel over the sources that made the channels: [sources, layers], NaN between parts.
 
-    Args:
-        parts: independent parts of the network; for each layer of a part one value per channel that it sees: those of
-            the part's input, and of every earlier layer of the part in turn.
-
-    Returns:
-        [sources, layers], a part's square after the other along the diagonal, NaN elsewhere.
+    A layer has one value per channel that it sees: those of the part's input, and of every earlier layer in turn.
     """
     size = sum(map(len, parts))
     matrix = np.full((size, size), np.nan)

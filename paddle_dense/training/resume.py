@@ -236,7 +236,8 @@ class Checkpoints(paddle.callbacks.Callback):
             WeightsError: the folder cannot be written to.
         """
         if distributed.get_rank() == 0 and self._saved_step != self.step:
-            write_weights(compacted(self._tensors()), self._path(), self._texts())
+            path = self.folder / f"checkpoint-{self.step:08d}.safetensors"
+            write_weights(compacted(self._tensors()), path, self._texts())
             # Not what has a higher number, which was damaged if this run began before it.
             earlier = [path for path in saved_checkpoints(self.folder) if _step(path) <= self.step]
             for path in earlier[_KEEP:]:
@@ -244,23 +245,22 @@ class Checkpoints(paddle.callbacks.Callback):
                     path.unlink(missing_ok=True)
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
-    def _path(self) -> Path:
-        return self.folder / f"checkpoint-{self.step:08d}.safetensors"
-
     def _tensors(self) -> dict[str, np.ndarray]:
-        parts = {"network": _arrays(self.model.network), "optimizer": _optimizer_arrays(self.model)}
+        network = self.model.network
+        parts = {"network": network.state_dict(), "optimizer": _accumulators(self.model._optimizer, network)}
         if self.average is not None:
-            parts["average"] = _arrays(self.average.network)
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+            parts["average"] = self.average.network.state_dict()
+        return {f"{part}.{name}": tensor.numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def _texts(self) -> dict[str, str]:
         optimizer: Any = self.model._optimizer
-        rate = optimizer._learning_rate
+        rate, network = optimizer._learning_rate, self.model.network
+        known = {"arch": network.arch, "config": network.config} if hasattr(network, "config") else {}
         scaler = getattr(self.model, "_scaler", None)
         return {
             "step": str(self.step),
             "settings": json.dumps(self.settings),
-            "network": json.dumps(_described(self.model.network)),
+            "network": json.dumps(known),
             "schedule": json.dumps(rate.state_dict() if isinstance(rate, LRScheduler) else {}),
             "scaler": json.dumps(
                 scaler.state_dict() if scaler else {}, default=lambda array: np.asarray(array).tolist()
@@ -295,10 +295,6 @@ class StepSeeds(paddle.callbacks.Callback):
         self.step += 1
 
 
-def _described(network: nn.Layer) -> dict[str, Any]:
-    return {"arch": network.arch, "config": network.config} if hasattr(network, "config") else {}
-
-
 def _step(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
@@ -314,20 +310,15 @@ def _is_of_a_run(path: Path) -> bool:
         return False
 
 
-def _arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
+def _accumulators(optimizer: Any, network: nn.Layer) -> dict[str, paddle.Tensor]:
+    """The optimizer's tensors under the names that the parameters have in the network, not under Paddle's own.
 
-
-def _optimizer_arrays(model: paddle.Model) -> dict[str, np.ndarray]:
-    """The optimizer's accumulators under the names that the parameters have in the network.
-
-    Paddle's own names hold counters of the process, so that a second network in a notebook could not be continued.
+    Those hold counters of the process, so that a second network in a notebook could not be continued.
     """
-    optimizer: Any = model._optimizer
     return {
-        f"{name}.{kind}": tensors[parameter.name].numpy()
+        f"{name}.{kind}": tensors[parameter.name]
         for kind, tensors in optimizer._accumulators.items()
-        for name, parameter in model.network.named_parameters()
+        for name, parameter in network.named_parameters()
         if parameter.name in tensors
     }
 
@@ -352,18 +343,12 @@ def _set_schedule(rate: LRScheduler, state: Mapping[str, Any], step: int) -> Non
 def _set_optimizer(optimizer: Optimizer, network: nn.Layer, arrays: Mapping[str, np.ndarray], step: int) -> None:
     if not arrays and step == 0:
         return  # there are none before the first step
-    parameters = dict(network.named_parameters())
     # Paddle makes accumulators in an optimizer's first step; what that does to the weights is put right afterwards.
     for parameter in optimizer._parameter_list:
         parameter.grad = paddle.zeros_like(parameter)
     optimizer.step()
     optimizer.clear_grad()
-    own: Any = {
-        f"{name}.{kind}": tensors[parameter.name]
-        for kind, tensors in optimizer._accumulators.items()
-        for name, parameter in parameters.items()
-        if parameter.name in tensors
-    }
+    own = _accumulators(optimizer, network)
     for key in [*arrays, *own]:
         name, _, kind = key.rpartition(".")
         what = f"{shown(kind)} of {shown(name)}"
@@ -401,9 +386,7 @@ def _set_scaler(model: paddle.Model, state: Mapping[str, Any]) -> None:
 def _scaling_like(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of a loss scaling, as Paddle takes it: only the scale and the two counts change in a run.
 
-    Args:
-        own: the state of a scaling that has just been made.
-        state: the checkpoint's; Paddle's scale is an array of one number, and a list in JSON.
+    Paddle's scale is an array of one number, and a list in JSON.
     """
     scale = state.get("scale")
     plain = {**state, "scale": scale[0] if isinstance(scale, list) and scale else scale}

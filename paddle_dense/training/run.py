@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.models.arguments import FromZero, OptionalCount, OptionalFactor, OptionalText, check_arguments
 from paddle_dense.models.network import build_network, config_keys, network_class
-from paddle_dense.process import SIGNALS, Stopped
+from paddle_dense.process import Stopped, handling_signals
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
 from paddle_dense.training.batches import TrainingBatches
@@ -149,11 +149,17 @@ class Run:
                 raise WeightsError(f"{self.saved.path} is at step {start}, and its learning rate at another: {OLDER}")
             self.saved.restore(model, average)
         checkpoints = Checkpoints(self.folder, asdict(settings), start, batches.steps_per_epoch, average=average)
+        received: list[int] = []
+
+        def stop(number: int, frame: Any) -> None:  # after the current batch
+            received.append(number)
+            checkpoints.request_stop()
+
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             pictures = Augmented(self.train_data, transforms, settings.seed)
             loader = _UntilStopped(pictures, batches, self.workers)
-            with _stop_on_signals(checkpoints) as received:
+            with handling_signals(stop):
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
                 model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
@@ -254,20 +260,3 @@ class _UntilStopped(PictureLoader):
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):
             yield from super().__iter__()
-
-
-@contextmanager
-def _stop_on_signals(checkpoints: Checkpoints) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, which are listed, end the training after the current batch instead of amid it."""
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        checkpoints.request_stop()
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -203,7 +203,7 @@ def test_the_experts_begin_as_the_originals():
 
 @pytest.mark.parametrize("kind", [CondConv2D, RoutedCondConv2D])
 def test_channels_that_do_not_divide_into_the_groups_are_an_error(kind):
-    with pytest.raises(ValueError, match="must be multiples of groups=4"):
+    with pytest.raises(ValueError, match="6 channels do not divide into 4 groups of a convolution: change either"):
         kind(6, 8, 3, groups=4)
 
 
