@@ -124,17 +124,12 @@ def check(
             "the outputs are NaN or infinite though every weight is finite, so Paddle and PyTorch cannot be compared: "
             "take an undamaged checkpoint, or convert it unchecked with --no-verify"
         )
-
     with exact_pair(reference, model) as pair:
         first = first_difference(layer_differences(*pair, batches[0], inside, own_name), options.atol)
-    where = (
-        f"first in {_place(first, layers_alone(reference, model, first.name, own_name))}"
-        if first
-        else "in no single layer"
-    )
+    where = _place(first, layers_alone(reference, model, first.name, own_name)) if first else "no single layer"
     raise WeightsError(
         f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the {measured.what}' "
-        f"scale (allowed: {options.atol:.0e}), {where}: {_advice(found, options)}"
+        f"scale (allowed: {options.atol:.0e}), first in {where}: {_advice(found, options)}"
     )
 
 
