@@ -385,11 +385,6 @@ class _Candidate:
                 state = self.spelling.reorder(state, in_pytorch)
         if found.config.get("features_only") and not self.features_only:
             notes.append("the file has no head, so the network returns its feature maps, as features_only=True")
-        if self._may_go_on():
-            notes.append(
-                f"took {shown(self.head)} for the classifier: the outputs are its own, without whatever activation the "
-                f"original network computes after it"
-            )
         if folded:
             notes.append(_FOLDED.format(listed(map(shown, folded))))
         is_inner = self.head.startswith(f"{self.network.classifier_name}.") or self.head.rpartition(".")[2].isdigit()
@@ -454,14 +449,6 @@ class _Candidate:
                 f"its pooled features"
             )
         return linear[0] if len(linear) == 1 else ""
-
-    def _may_go_on(self) -> bool:
-        """Whether the classifier is the first of several layers in its place, or has a name there.
-
-        A state_dict does not reveal what the others are. What only precedes it is dropout, as a rule.
-        """
-        inside = self.head.removeprefix(f"{self.network.classifier_name}.")
-        return inside not in ("", self.head) and not (inside.isdigit() and int(inside))
 
     def _complete_head(self, state: dict[str, np.ndarray], names: dict[str, str]) -> list[str]:
         """Give PyTorch's classifier without a bias one of zeros, which changes nothing; that in words."""
