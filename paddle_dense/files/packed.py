@@ -16,6 +16,7 @@ _GZIP = b"\x1f\x8b\x08"
 _MAX_RATIO = 100  # weights hardly shrink; what grows more than this is a bomb
 _MAX_DEPTH = 2  # a .tar.gz is two
 _MAX_ENTRIES = 1000
+_PLAIN = (0, 0o4, 0o10)  # what Unix calls folders and files, in a zip's attributes; 0 from elsewhere
 _BLOCK = 512  # bytes, of which tar archives consist
 _CHUNK = 1 << 20
 _WEIGHTS = re.compile(r"\.(pth|pt|ckpt|bin|safetensors|pdparams|tar|gz)$", re.IGNORECASE)
@@ -103,7 +104,7 @@ def _from_zip(data: memoryview, limit: int) -> memoryview | None:
         return None  # the reader of PyTorch's archives says what is wrong
     if any(_OF_PYTORCH.match(entry.orig_filename) for entry in entries):
         return None
-    links = [entry.orig_filename for entry in entries if (entry.external_attr >> 28) == 0o12]
+    links = [entry.orig_filename for entry in entries if entry.external_attr >> 28 not in _PLAIN]
     files = [entry.orig_filename for entry in entries if not entry.orig_filename.endswith("/")]
     entry = entries[[entry.orig_filename for entry in entries].index(_only_checkpoint(files, links))]
     head = bytes(data[entry.header_offset : entry.header_offset + 30])
