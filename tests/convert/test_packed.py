@@ -34,6 +34,7 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "folder.zip": lambda content: zipped(
         {"a/": b"", "a/README.md": b"x", "__MACOSX/a/._n.pth": b"x", "a/n.pth": content}
     ),
+    "project.zip": lambda content: zipped({"a/code/net.py": b"x", "a/data/0": b"x", "a/data/net.pth": content}),
     "net.pth.gz": gzip.compress,
     "net.tar": lambda content: tarred({"a/net.pth": content, "a/LICENSE": b"x"}),
     "gnu.tar": lambda content: tarred({"long" * 60 + "/net.pth": content}, form=tarfile.GNU_FORMAT),
@@ -149,6 +150,13 @@ def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
         "encrypted in a zip": (in_directory(content, 8, b"\1"), "encrypted or out of its place"),
         "tar cut short": (tarred({"net.pth": content})[:5000], "cut short or damaged"),
         "many in a tar": (tarred({f"{n}.txt": b"" for n in range(1001)}), "more than 1000 entries"),
+        "shards in a zip": (
+            zipped(
+                {"a/net-00001-of-00002.bin": content, "a/net-00002-of-00002.bin": content, "a/net.index.json": b"{"}
+            ),
+            "an archive with shards of a checkpoint, among .*: unpack it and give their index",
+        ),
+        "a shard in a tar": (tarred({"net-00001-of-00002.safetensors": content}), "an archive with shards"),
         "empty in a zip": (zipped({"net.pth": b""}), "holds an empty file"),
         "bzip2 in a zip": (archive({"net.pth": content}, zipfile.ZIP_BZIP2), "compressed in an unusual way"),
         "bzip2": (bz2.compress(content), "compressed with bzip2: unpack it"),
