@@ -16,10 +16,15 @@ _GZIP = b"\x1f\x8b\x08"
 _MAX_RATIO = 100  # weights hardly shrink; what grows more than this is a bomb
 _MAX_DEPTH = 2  # a .tar.gz is two
 _MAX_ENTRIES = 1000
+_PLAIN = (0, 0o4, 0o10)  # what Unix calls folders and files, in a zip's attributes; 0 from elsewhere
 _BLOCK = 512  # bytes, of which tar archives consist
 _CHUNK = 1 << 20
 _WEIGHTS = re.compile(r"\.(pth|pt|ckpt|bin|safetensors|pdparams|tar|gz)$", re.IGNORECASE)
-_OF_PYTORCH = re.compile(r"[^/]+/(data\.pkl$|constants\.pkl$|code/|data/|byteorder$)", re.IGNORECASE)
+# Of what PyTorch writes, and not of an archive of a project with folders data/ and code/.
+_OF_PYTORCH = re.compile(
+    r"[^/]+/(data\.pkl$|constants\.pkl$|code/__torch__|byteorder$|archive_(format|version)$)", re.IGNORECASE
+)
+ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.", re.ASCII)  # the name of a shard
 _OLD_PYTORCH = {"sys_info", "pickle", "tensors", "storages"}  # the entries of its tar archives
 _UNPACK = "unpack it and give the checkpoint itself"
 
@@ -99,7 +104,7 @@ def _from_zip(data: memoryview, limit: int) -> memoryview | None:
         return None  # the reader of PyTorch's archives says what is wrong
     if any(_OF_PYTORCH.match(entry.orig_filename) for entry in entries):
         return None
-    links = [entry.orig_filename for entry in entries if (entry.external_attr >> 28) == 0o12]
+    links = [entry.orig_filename for entry in entries if entry.external_attr >> 28 not in _PLAIN]
     files = [entry.orig_filename for entry in entries if not entry.orig_filename.endswith("/")]
     entry = entries[[entry.orig_filename for entry in entries].index(_only_checkpoint(files, links))]
     head = bytes(data[entry.header_offset : entry.header_offset + 30])
@@ -166,6 +171,8 @@ def _only_checkpoint(files: Sequence[str], links: Sequence[str]) -> str:
     if unsafe or links:
         raise WeightsError(f"holds links or names that lead out of an archive, among {found}: do not use this file")
     files = [name for name in files if not name.startswith("__MACOSX/")]
+    if any(map(ONE_OF_SEVERAL.search, files)):
+        raise WeightsError(f"is an archive with shards of a checkpoint, among {found}: unpack it and give their index")
     named = files if len(files) == 1 else [name for name in files if _WEIGHTS.search(name)]
     if len(named) != 1:
         what = "several checkpoints" if named else "a PyTorch state (NAME/data.pkl)"

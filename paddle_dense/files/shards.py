@@ -13,14 +13,13 @@ import numpy as np
 
 from paddle_dense.errors import AGAIN, WeightsError, naming, shown
 from paddle_dense.files.foreign import foreign_by_name
-from paddle_dense.files.packed import unpacked
+from paddle_dense.files.packed import ONE_OF_SEVERAL, unpacked
 from paddle_dense.files.weights import check_name, parse_json, read_file, unique_names
 
 _MAX_INDEX = 10_000_000  # bytes; one of 100,000 tensors has as many
 _MAX_SHARDS = 1000
 # Of a file, of nothing in another folder or on another drive, and of no other index.
 _NAME = re.compile(r"(?!\.{1,2}$)(?!.*\.json$)[^/\\:\0]{1,255}", re.IGNORECASE | re.DOTALL)
-_ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.", re.ASCII)
 _BAD = f"is no valid index of shards: {AGAIN}"
 _APART = "so they do not belong together: download the index and all shards again, into an empty folder"
 
@@ -80,7 +79,7 @@ def contents(path: str | os.PathLike, data: memoryview) -> memoryview | Shards:
     name = os.path.basename(os.fspath(path))
     if said := foreign_by_name(name):
         raise WeightsError(said)
-    if _ONE_OF_SEVERAL.search(name):
+    if ONE_OF_SEVERAL.search(name):
         raise WeightsError(
             "is one of several shards of a checkpoint: give the index of all of them, such as "
             "model.safetensors.index.json or pytorch_model.bin.index.json, from the same folder"

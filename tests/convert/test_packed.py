@@ -9,35 +9,23 @@ import io
 import struct
 import tarfile
 import zipfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pytest
 
+from convert import torch2paddle
 from convert.command import default_target
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import open_weights, read_checkpoint
-from tests.security.hostile import archive
+from tests.security.hostile import archive, tarred
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "cdnv2_tiny_converted.pth"
 
 
 zipped = partial(archive, compression=zipfile.ZIP_DEFLATED)
-
-
-def tarred(
-    files: dict[str, bytes], mode: str = "w", kind: bytes = tarfile.REGTYPE, form: int = tarfile.PAX_FORMAT
-) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode, format=form) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.type = len(content) if kind == tarfile.REGTYPE else 0, kind
-            info.linkname = "" if kind == tarfile.REGTYPE else "/etc/passwd"
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -46,11 +34,16 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "folder.zip": lambda content: zipped(
         {"a/": b"", "a/README.md": b"x", "__MACOSX/a/._n.pth": b"x", "a/n.pth": content}
     ),
+    "project.zip": lambda content: zipped({"a/code/net.py": b"x", "a/data/0": b"x", "a/data/net.pth": content}),
     "net.pth.gz": gzip.compress,
     "net.tar": lambda content: tarred({"a/net.pth": content, "a/LICENSE": b"x"}),
     "gnu.tar": lambda content: tarred({"long" * 60 + "/net.pth": content}, form=tarfile.GNU_FORMAT),
     "pax.tar": lambda content: tarred({"long" * 60 + "/net.pth": content}),
-    "net.tar.gz": lambda content: tarred({"net.pth": content}, "w:gz"),
+    "net.tar.gz": lambda content: gzip.compress(tarred({"net.pth": content})),
+    "net.zip.gz": lambda content: gzip.compress(zipped({"net.pth": content})),
+    "net.gz.zip": lambda content: archive({"net.pth.gz": gzip.compress(content)}),
+    "net.gz.tar": lambda content: tarred({"README": b"x", "net.pth.gz": gzip.compress(content)}),
+    "net.zip.tar": lambda content: tarred({"net.pth.zip": zipped({"net.pth": content})}),
 }
 
 
@@ -91,6 +84,23 @@ def nested_bomb() -> bytes:
     return outer
 
 
+def of_kind(name: str, content: bytes, mode: int) -> bytes:
+    """A zip archive with an entry that is a link or a device, as its mode says."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        entry = zipfile.ZipInfo(name)
+        entry.create_system, entry.external_attr = 3, mode << 16
+        archive.writestr(entry, content)
+    return file.getvalue()
+
+
+def in_directory(content: bytes, at: int, change: bytes) -> bytes:
+    """A zip archive of one checkpoint with other bytes in its directory."""
+    packed = archive({"net.pth": content})
+    return edited(packed, packed.rindex(b"PK\x01\x02") + at, change)
+
+
+@cache
 def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
     packed = gzip.compress(content)
     bomb = gzip.compress(bytes(50_000_000))
@@ -100,6 +110,16 @@ def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
         "gzip bomb that says less": (edited(bomb, -4, struct.pack("<L", 1000)), "unpacks to more than it says"),
         "zip bomb in a gzip archive": (nested_bomb(), "would unpack to 9,000,000 bytes, more than 100 times"),
         "zip bomb": (zipped({"net.pth": bytes(50_000_000)}), "would unpack to 50,000,000 bytes"),
+        "zip bomb in a zip": (
+            archive({"net.zip": zipped({"net.pth": bytes(50_000_000)})}),
+            "would unpack to 50,000,000",
+        ),
+        "gzip bomb in a tar": (tarred({"net.pth.gz": bomb}), "would unpack to 50,000,000 bytes"),
+        "gzip bomb in a zip": (archive({"net.pth.gz": bomb}), "would unpack to 50,000,000 bytes"),
+        "zip that says more": (
+            in_directory(content, 24, struct.pack("<L", 2**32 - 2)),
+            "would unpack to 4,294,967,294",
+        ),
         "gzip cut short": (packed[:-100], "would unpack|cut short|damaged|more than it says"),
         "gzip that goes on": (packed + packed, "goes on after its end"),
         "gzip damaged": (edited(packed, len(packed) // 2, b"\xff\xff\xff\xff"), "damaged|cut short"),
@@ -114,8 +134,29 @@ def bad(content: bytes) -> dict[str, tuple[bytes, str]]:
         "out of a zip": (zipped({"a/../../net.pth": content}), "lead out of an archive"),
         "a link in a tar": (tarred({"net.pth": b""}, kind=tarfile.SYMTYPE), "links or names"),
         "a hard link in a tar": (tarred({"net.pth": b""}, kind=tarfile.LNKTYPE), "links or names"),
+        **{
+            f"{what} in a tar": (tarred({"net.pth": b"", "a.pth": b""}, kind=kind), "links or names")
+            for what, kind in (("device", tarfile.CHRTYPE), ("disk", tarfile.BLKTYPE), ("pipe", tarfile.FIFOTYPE))
+        },
+        "a sparse file in a tar": (tarred({"net.pth": b""}, kind=tarfile.GNUTYPE_SPARSE), "links or names"),
+        "a link in a zip": (of_kind("net.pth", b"/etc/passwd", 0o120777), "links or names"),
+        "a device in a zip": (of_kind("net.pth", content, 0o020666), "links or names"),
+        "a pipe in a zip": (of_kind("net.pth", content, 0o010666), "links or names"),
+        "absolute in a zip": (archive({"/tmp/net.pth": content}), "lead out of an archive, among '/tmp/net.pth'"),
+        "on a drive in a zip": (archive({"C:net.pth": content}), "lead out of an archive, among 'C:net.pth'"),
+        "for Windows in a tar": (tarred({"..\\net.pth": content}), "lead out of an archive"),
+        "null in a zip": (in_directory(content, 46 + 3, b"\0"), "lead out of an archive"),
+        "twice in a tar": (tarred({"net.pth": b""})[:512] + tarred({"net.pth": content}), "'net.pth' twice"),
+        "encrypted in a zip": (in_directory(content, 8, b"\1"), "encrypted or out of its place"),
         "tar cut short": (tarred({"net.pth": content})[:5000], "cut short or damaged"),
         "many in a tar": (tarred({f"{n}.txt": b"" for n in range(1001)}), "more than 1000 entries"),
+        "shards in a zip": (
+            zipped(
+                {"a/net-00001-of-00002.bin": content, "a/net-00002-of-00002.bin": content, "a/net.index.json": b"{"}
+            ),
+            "an archive with shards of a checkpoint, among .*: unpack it and give their index",
+        ),
+        "a shard in a tar": (tarred({"net-00001-of-00002.safetensors": content}), "an archive with shards"),
         "empty in a zip": (zipped({"net.pth": b""}), "holds an empty file"),
         "bzip2 in a zip": (archive({"net.pth": content}, zipfile.ZIP_BZIP2), "compressed in an unusual way"),
         "bzip2": (bz2.compress(content), "compressed with bzip2: unpack it"),
@@ -130,3 +171,5 @@ def test_bad_archives_are_refused_in_a_sentence(tmp_path, kind):
         with pytest.raises(WeightsError, match=message) as caught:
             read(tmp_path / "net.pth")
         assert str(caught.value).startswith(f"{tmp_path / 'net.pth'}: ") and "\n" not in str(caught.value)
+    assert torch2paddle.main([str(tmp_path / "net.pth")]) == torch2paddle.FAILED
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pth"]

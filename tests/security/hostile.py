@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import marshal
+import os
 import pickle
 import struct
 import tarfile
@@ -396,6 +397,18 @@ def archive(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) ->
     return file.getvalue()
 
 
+def tarred(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE, form: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar archive; of another kind than files, its entries have no content, and lead to /etc/passwd."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(content) if kind == tarfile.REGTYPE else 0, kind
+            info.linkname = "" if kind == tarfile.REGTYPE else "/etc/passwd"
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
 def zipped(attack: Attack) -> bytes:
     return archive({"net/data.pkl": pdparams(attack), "net/byteorder": b"little", "net/version": b"3\n"})
 
@@ -741,7 +754,11 @@ WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
     "tensor.safetensors": in_safetensors,
     "npz.pth": npz,
     "npy.pth": npy,
+    "packed.pth.gz": lambda attack: gzip.compress(zipped(attack)),
+    "packed.zip": lambda attack: archive({"net/README": b"text", "net/zip.pth": zipped(attack)}, zipfile.ZIP_DEFLATED),
+    "packed.tar.gz": lambda attack: gzip.compress(tarred({"net/old3.pth": old(3)(attack)})),
 }
+PACKED = [file for file in WEIGHT_FILES if file.startswith("packed")]
 ARCHIVES = {f"{member}.tar": cifar(member) for member in (*CIFAR_10, *CIFAR_100)}
 ARCHIVES["train.tar.gz"] = cifar("train", "w:gz")
 
@@ -791,6 +808,17 @@ def folder_as_shard(folder: Path) -> str:
     return f"needs shard '{A}', which is not next to it"
 
 
+def pipe_as_shard(folder: Path) -> str:
+    os.mkfifo(folder / A)
+    index_of(folder, {"w": A})
+    return f"needs shard '{A}', which is not next to it"
+
+
+def a_million_shards(folder: Path) -> str:
+    index_of(folder, {f"w{number}": f"{number}.bin" for number in range(1_000_000)})
+    return "more than 10,000,000 bytes: do not use"
+
+
 def bad_index(message: str, places: object, **shards: dict[str, int]) -> Callable[[Path], str]:
     def build(folder: Path) -> str:
         index_of(folder, places, **shards)
@@ -819,6 +847,8 @@ INDEXES: dict[str, Callable[[Path], str]] = {
     "by an absolute path": outside(f"FOLDER/{A}"),
     "in the folder above, for Windows": outside(f"..\\{A}"),
     "on a drive": outside(f"C:{A}"),
+    "on another computer": outside(f"\\\\server\\share\\{A}"),
+    "in a folder next to it": outside(f"net/{A}"),
     "the folder itself": outside("."),
     "the folder above itself": outside(".."),
     "no name": outside(""),
@@ -827,9 +857,11 @@ INDEXES: dict[str, Callable[[Path], str]] = {
     "a number": bad_index(OTHER_NAME, {"w": 1}),
     "a link": link_outside,
     "a folder": folder_as_shard,
+    **({"a pipe": pipe_as_shard} if hasattr(os, "mkfifo") else {}),
     "10,000 shards": bad_index(
         "names more than 1,000 shards, which no checkpoint has", {f"w{n}": f"{n}.safetensors" for n in range(10_000)}
     ),
+    "1,000,000 shards": a_million_shards,
     "a large index": bad_index("more than 10,000,000 bytes: do not use", {f"w{n:0900}": A for n in range(12_000)}),
     "a deep index": bad_index(NO_INDEX, b'{"weight_map": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "an index cut short": bad_index(NO_INDEX, b'{"weight_map": {"w": "a.saf'),
@@ -855,6 +887,9 @@ INDEXES: dict[str, Callable[[Path], str]] = {
         {"v": A, "w": B},
         a={"v": 3},
         b={"v": 3, "w": 3},
+    ),
+    "tensors in each other's shards": bad_index(
+        f"shard '{A}' holds tensor 'w', which the index places in '{B}'", {"v": A, "w": B}, a={"w": 3}, b={"v": 3}
     ),
     "the index as a shard": bad_index(OTHER_NAME, {"w": "model.safetensors.index.json"}),
     "an empty shard": bad_shard("is empty", b""),

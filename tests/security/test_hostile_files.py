@@ -197,7 +197,7 @@ def test_reading_runs_nothing(tmp_path, file, reader):
     canary, path = tmp_path / "canary", tmp_path / file
     carries = {
         read_weights: ("bare.pth", "old0.pth", *STOCK["paddle.load"]),
-        read_checkpoint: ("bare.pdparams", *STOCK["torch.load"]),
+        read_checkpoint: ("bare.pdparams", *hostile.PACKED, *STOCK["torch.load"]),
         read_metadata: (),
     }[reader]
     for name, attack in attacks(canary).items():
