@@ -108,7 +108,7 @@ def in_paddle(forms: Forms, x: paddle.Tensor) -> dict[str, float]:
 def in_engines(forms: Forms, x: paddle.Tensor) -> dict[str, dict[str, float]]:
     """ONNX Runtime, and OpenVINO where it is installed."""
     batch, channels, size, _ = x.shape
-    picture = paddle.randn([batch, 3, size, size]).numpy()
+    image = paddle.randn([batch, 3, size, size]).numpy()
     runs: dict[str, dict[str, Callable[[], object]]] = {"ONNX Runtime": {}, "OpenVINO": {}}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, form) in enumerate(forms.items()):
@@ -119,10 +119,10 @@ def in_engines(forms: Forms, x: paddle.Tensor) -> dict[str, dict[str, float]]:
             except WeightsError:  # of an operator that is Paddle's alone
                 continue
             run = load_onnx(files, THREADS)
-            runs["ONNX Runtime"][name] = lambda run=run: run(picture)
+            runs["ONNX Runtime"][name] = lambda run=run: run(image)
             run_openvino = _openvino(files[0])
             if run_openvino is not None:
-                runs["OpenVINO"][name] = lambda run=run_openvino: run([picture])
+                runs["OpenVINO"][name] = lambda run=run_openvino: run([image])
         return {engine: least(of_engine) for engine, of_engine in runs.items() if of_engine}
 
 

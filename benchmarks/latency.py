@@ -220,7 +220,7 @@ def table(results: list[dict[str, Any]], speed: float) -> str:
             limit = 1000 * int(batch) * result["macs"] / speed
             lines += [
                 f"\n**{result['network']}, batch {batch}** (arithmetic limit {limit:.1f} ms)\n",
-                "| runner | ms | pictures/s | against the best peer | of the limit | largest difference |",
+                "| runner | ms | images/s | against the best peer | of the limit | largest difference |",
                 "| --- | ---: | ---: | ---: | ---: | ---: |",
             ]
             for name, row in sorted(runners.items(), key=lambda item: item[1]["ms"]):

@@ -115,7 +115,7 @@ def _convolved(x: Tensor, kernel: Sequence[int], stride: Any) -> int:
     return (kernel[0] + copied) * places
 
 
-# Numbers that a layer makes of its input for one picture. Layers inside of it count by themselves.
+# Numbers that a layer makes of its input for one image. Layers inside of it count by themselves.
 _RULES: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor], int]], ...] = (
     (
         (CondConv2D, RoutedCondConv2D),

@@ -223,7 +223,7 @@ def _ending() -> Callable[[int], NoReturn]:
         if os.getpid() == process:
             remove_unfinished()
             for child in multiprocessing.active_children():
-                # Paddle's processes that prepare pictures wait for more without end, and keep stdout open meanwhile.
+                # Paddle's processes that prepare images wait for more without end, and keep stdout open meanwhile.
                 child.kill()
             with suppress(Exception):  # it may be amid printing, or nobody reads any more
                 sys.stdout.flush()

@@ -18,8 +18,8 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
+from paddle_dense.images import read_image
 from paddle_dense.layers.sfr import grouped_convolutions
-from paddle_dense.pictures import read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
     transforms = preprocessing.transforms()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         some = paths[start : start + _IMAGES_AT_ONCE]
-        yield np.stack([transforms(read_picture(path, "L" if channels == 1 else "RGB")).numpy() for path in some])
+        yield np.stack([transforms(read_image(path, "L" if channels == 1 else "RGB")).numpy() for path in some])
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     from paddle_dense.training.resume import load_network
 
     with warnings.catch_warnings():
-        # What a file does not show, such as strides and activations, does not show in the picture either.
+        # What a file does not show, such as strides and activations, does not show in the image either.
         warnings.simplefilter("ignore")
         model = load_network(args.checkpoint)
     try:

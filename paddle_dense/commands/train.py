@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     run = Run(settings, folder, saved, args.workers, args.log_dir)
     if args.eval_only:
         accuracy = run.evaluate()
-        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} images, loss {accuracy.loss:.4f}")
+        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.images} images, loss {accuracy.loss:.4f}")
         return OK
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
@@ -196,7 +196,7 @@ def _conclude(result: Result, folder: Path) -> None:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
     for file, accuracy in zip(result.files, result.accuracies.values()):
-        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} images")
+        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.images} images")
 
 
 def _say(text: str) -> None:

@@ -245,7 +245,7 @@ class PoolingProduct(nn.Layer):
     matrix takes longer than the product saves.
     """
 
-    SMALL = 100_000  # numbers in a picture
+    SMALL = 100_000  # numbers in an image
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = x.shape[1:]

@@ -189,7 +189,7 @@ def _moved(image: Image.Image, matrix: Sequence[float], **how: Any) -> Image.Ima
     return image.transform(image.size, Image.Transform.AFFINE, matrix, **how)
 
 
-# PIL's own functions: Paddle lacks most of these, and its `rotate` cannot fill what moves into a grey picture.
+# PIL's own functions: Paddle lacks most of these, and its `rotate` cannot fill what moves into a grey image.
 _COLOURS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "autocontrast": lambda image, level: ImageOps.autocontrast(image),
     "equalize": lambda image, level: ImageOps.equalize(image),

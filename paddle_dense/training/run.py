@@ -30,7 +30,7 @@ from paddle_dense.training.condensation import (
     learned_connections,
     set_progress,
 )
-from paddle_dense.training.data import PictureData, PictureLoader, open_data
+from paddle_dense.training.data import ImageData, ImageLoader, open_data
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
@@ -157,8 +157,8 @@ class Run:
 
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
-            pictures = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(pictures, batches, self.workers)
+            images = Augmented(self.train_data, transforms, settings.seed)
+            loader = _UntilStopped(images, batches, self.workers)
             with handling_signals(stop):
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
@@ -226,7 +226,7 @@ class Run:
         return self.settings.batch_size or self.recipe.batch_size
 
 
-def _network(settings: Settings, data: PictureData) -> nn.Layer:
+def _network(settings: Settings, data: ImageData) -> nn.Layer:
     """The network of the settings, with as many outputs as the data has classes."""
     given = {"num_classes": len(data.classes), **settings.config}
     if settings.pretrained and not settings.model:
@@ -247,14 +247,14 @@ def _network(settings: Settings, data: PictureData) -> nn.Layer:
     return network
 
 
-def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
+def _preprocessing(network: nn.Layer, data: ImageData) -> Preprocessing:
     """The data's own numbers where it has some, or else those of the network's paper."""
     if data.mean is None or data.std is None or data.input_size is None:
         return network.preprocessing
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
 
 
-class _UntilStopped(PictureLoader):
+class _UntilStopped(ImageLoader):
     """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:

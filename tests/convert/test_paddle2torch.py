@@ -149,7 +149,7 @@ def test_timms_networks(capsys, tmp_path, name):
     library = peer("timm")
     network = library.create_model(name)
     if "efficientnet" in name:
-        with torch.no_grad():  # statistics of pictures, or an untrained network's gates saturate
+        with torch.no_grad():  # statistics of images, or an untrained network's gates saturate
             network.train()(torch.randn(4, 3, 96, 96))
     back = there_and_back(capsys, saved(network, tmp_path / "source.pth"), tmp_path)
     assert_identical(tensors(back), tensors(tmp_path / "source.pth"))

@@ -115,7 +115,7 @@ def test_without_a_head(network, difference, name, runtime):
 
 
 @EVERY_RUNTIME
-def test_other_pictures_than_three_channels(network, difference, runtime):
+def test_other_images_than_three_channels(network, difference, runtime):
     model, x = network("V2", in_channels=1), random_images(2, 1, 32, 32)
     assert difference(answers(fuse(model, runtime), x), answers(model, x)) < ROUNDING
 

@@ -691,11 +691,11 @@ def deep(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
-# Arguments of CSPNets whose weights are small and whose layers, on a picture of 256 x 256 pixels, are not.
+# Arguments of CSPNets whose weights are small and whose layers, on an image of 256 x 256 pixels, are not.
 _SMALLEST = {"backbone": "darknet", "depths": [1], "channels": [2], "expand_ratio": [1.0], "bottle_ratio": [1.0]}
 COSTLY_NETWORKS = {
     "wide stem": {**_SMALLEST, "stem_channels": 6000, "num_classes": 2},
-    "many channels of pictures": {**_SMALLEST, "stem_channels": 2, "in_channels": 5000, "num_classes": 2},
+    "many channels of images": {**_SMALLEST, "stem_channels": 2, "in_channels": 5000, "num_classes": 2},
     "wide stem of stride 2": {**_SMALLEST, "backbone": "resnet", "stem_channels": 6000, "num_classes": 2},
 }
 

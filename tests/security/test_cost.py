@@ -85,7 +85,7 @@ def test_commands_refuse_what_would_cost_too_much(costly, module, file, options,
 
 
 def test_the_ways_out_work(costly):
-    """Unchecked, and with smaller pictures, as the errors say."""
+    """Unchecked, and with smaller images, as the errors say."""
     target = costly.with_name("x.pdparams")
     result = run("convert.torch2paddle", costly.with_name("theirs.safetensors"), "-o", target, "--no-verify")
     assert result.returncode == 0
@@ -134,7 +134,7 @@ def test_each_pass_has_the_bounds_for_itself():
     assert not any(layer._forward_pre_hooks for layer in model.sublayers(include_self=True))
 
 
-def test_who_asks_for_larger_pictures_is_allowed_more():
+def test_who_asks_for_larger_images_is_allowed_more():
     model = create_model("condensenet50")
     check_cost(model, "no", 256)  # 64 times 40 MB
     with pytest.raises(CostError, match="out of all proportion"), affordable(model, "no"):

@@ -143,7 +143,7 @@ def read_array(path):
     found = numpy.load(path, allow_pickle=True)
     return found["w"] if hasattr(found, "files") else found
 
-def read_pictures(path):
+def read_images(path):
     part = "test" if path.rpartition("/")[2].startswith("test") else "train"
     return getattr(datasets, loader)(data_file=path, mode=part, backend="pil")
 
@@ -152,7 +152,7 @@ for loader, setup, path in json.load(sys.stdin):
         "torch.load": lambda path: torch.load(path, weights_only=False),
         "paddle.load": lambda path: paddle.load(path),
         "numpy.load": read_array,
-    }.get(loader, read_pictures)
+    }.get(loader, read_images)
     try:
         exec(setup)
         reader(path)
@@ -262,7 +262,7 @@ def test_loading_parts_of_a_file_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("file", ARCHIVES)
-def test_archives_of_pictures_run_nothing(tmp_path, file):
+def test_archives_of_images_run_nothing(tmp_path, file):
     from paddle_dense.training.data import open_data
 
     canary, path = tmp_path / "canary", tmp_path / file

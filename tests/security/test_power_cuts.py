@@ -413,9 +413,9 @@ def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
 
 
 @pytest.fixture(scope="module")
-def slow_pictures(tmp_path_factory) -> Path:
-    """Pictures that take a quarter of a second each: 300 of them to train with in one batch, and 300 to test with."""
-    from tests.test_pictures import empty_png
+def slow_images(tmp_path_factory) -> Path:
+    """Images that take a quarter of a second each: 300 of them to train with in one batch, and 300 to test with."""
+    from tests.test_images import empty_png
 
     root = tmp_path_factory.mktemp("slow")
     (root / "large.png").write_bytes(empty_png(6000, 6000))
@@ -453,13 +453,13 @@ def stopped_while_reading(arguments: list[str], folder: Path, file: Path) -> tup
 
 SOON = 5  # seconds: what is promised
 ATTEMPTS = 3  # another process may have had the machine meanwhile
-ALL_AT_ONCE = ["paddle_dense.training", "--data", "{pictures}", "--batch-size", "300"]
+ALL_AT_ONCE = ["paddle_dense.training", "--data", "{images}", "--batch-size", "300"]
 READING = {
     "training": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run"],
     "training, workers": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run", "--workers", "2"],
     "evaluation": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}"],
     "evaluation, workers": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}", "--workers", "2"],
-    "conversion": ["convert.torch2paddle", str(DIGITS), "--images", "{pictures}/train", "-o", "new.pdparams"],
+    "conversion": ["convert.torch2paddle", str(DIGITS), "--images", "{images}/train", "-o", "new.pdparams"],
 }
 
 
@@ -467,18 +467,16 @@ READING = {
 @pytest.mark.parametrize(
     "command", [name if name == "training" else pytest.param(name, marks=pytest.mark.slow) for name in READING]
 )
-def test_a_command_that_reads_pictures_ends_soon(tmp_path, slow_pictures, command):
+def test_a_command_that_reads_images_ends_soon(tmp_path, slow_images, command):
     """Training had read its batch to the end first; with other processes, whatever the command did had to wait."""
     if command == "conversion":
         pytest.importorskip("torch", reason="the check compares with PyTorch")
     net = pd_.CondenseNet(stages=[1, 1], growth=[4, 4], num_classes=1)
     pd_.save_weights(net, tmp_path / "net.safetensors")
     before = names(tmp_path)
-    arguments = [
-        argument.format(pictures=slow_pictures, net=tmp_path / "net.safetensors") for argument in READING[command]
-    ]
+    arguments = [argument.format(images=slow_images, net=tmp_path / "net.safetensors") for argument in READING[command]]
     for _ in range(ATTEMPTS):
-        seconds, status, out, err = stopped_while_reading(arguments, tmp_path, slow_pictures / "large.png")
+        seconds, status, out, err = stopped_while_reading(arguments, tmp_path, slow_images / "large.png")
         assert status == 128 + signal.SIGTERM, err
         if "training" in command:
             assert out.splitlines()[-1] == "stopped and saved at step 0: --resume run continues"

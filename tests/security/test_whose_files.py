@@ -353,7 +353,7 @@ def test_an_export_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
 
 
 @pytest.mark.parametrize("kept", ["net.pdparams", "net.json"])
-def test_a_picture_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
+def test_an_image_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
     (tmp_path / "net.png").symlink_to(kept)
     before = contents(tmp_path)
     assert train(["plot", str(pair), "--force"]) == USAGE
