@@ -48,7 +48,7 @@ _ROUNDS, _RUNS = 8, 12
 
 
 def lgc_forms(layer: nn.Layer) -> Forms:
-    """The equals of a condensed LGC and the BN behind it."""
+    """The equals of a condensed LGC and the BN after it."""
     lgc, norm = layer.conv_1, layer.conv_2.norm
     forms = {
         "as it is": nn.Sequential(lgc, norm),
@@ -76,7 +76,7 @@ def convolution_forms(layer: nn.Layer) -> Forms:
 
 
 def bn_forms(layer: nn.Layer) -> Forms:
-    """The equals of a BN behind a convolution, here a dense one of the same shape as the LGC's result."""
+    """The equals of a BN after a convolution, here a dense one of the same shape as the LGC's result."""
     norm = layer.conv_2.norm
     conv = nn.Conv2D(norm._num_features, norm._num_features, 1, bias_attr=False)
     return {"as it is": nn.Sequential(conv, norm), "bias": fold_norm(copy.deepcopy(conv), norm)}

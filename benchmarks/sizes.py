@@ -1,4 +1,4 @@
-"""Print the size of every preset, measured now, beside the published figures: ``python -m benchmarks.sizes``."""
+"""Print the size of every preset, measured now, next to the published figures: ``python -m benchmarks.sizes``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training costs: a step beside PyTorch's, CondConv for a batch beside a loop, memory-efficient DenseNet.
+"""What training costs: a step next to PyTorch's, CondConv for a batch next to a loop, memory-efficient DenseNet.
 
 python -m benchmarks.training
 """

@@ -35,7 +35,7 @@ STYLE = {"font.size": 9, "svg.hashsalt": "paddle_dense", "axes.spines.top": Fals
 
 
 def fill(layer: paddle.nn.Layer, seed: int = 0) -> paddle.nn.Layer:
-    """Draw a layer's parameters anew, the same ones on every machine."""
+    """Draw a layer's parameters again, the same ones on every machine."""
     random = np.random.default_rng(seed)
     for parameter in layer.parameters():
         parameter.set_value(random.standard_normal(parameter.shape).astype("float32"))

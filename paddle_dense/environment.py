@@ -1,6 +1,6 @@
 """The environment in which Paddle is fast on the processor it finds.
 
-Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is told that
+Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is said that
 they have AVX2, and it starts with one thread. Both are settled by environment variables that are read once, when Paddle
 loads. Besides, the C library gives every large tensor's memory back to the system and fetches it again page by page for
 the next one, which can take longer than the arithmetic. And Paddle Inference hands every tensor that it is done with to
@@ -85,5 +85,5 @@ def _processor() -> tuple[str, str]:
         return platform.processor(), "avx2"
     # In reverse, so that the first processor has the last word.
     lines = (line.partition(":") for line in reversed(_CPUINFO.read_text().splitlines()))
-    told = {name.strip(): value.strip() for name, _, value in lines}
-    return told.get("vendor_id", ""), told.get("flags", "")
+    entries = {name.strip(): value.strip() for name, _, value in lines}
+    return entries.get("vendor_id", ""), entries.get("flags", "")

@@ -196,7 +196,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, as if it were a checkout: with what ships beside the packages."""
+    """A folder to work in, as if it were a checkout: with what ships with the packages."""
     for name in ("weights", "hubconf.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

@@ -154,7 +154,7 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
     theirs, ours = [], []
     with evaluation(torch_model, paddle_model):
         for batch in batches:
-            # Paddle first: whoever bounds what the network may cost does so there.
+            # Paddle first: what the network may cost is bounded there.
             ours.append(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype())).numpy())
             theirs.append(torch_model(torch.from_numpy(batch).to(like)).cpu().numpy())
     expected, found = np.concatenate(theirs), np.concatenate(ours)

@@ -14,9 +14,9 @@ _AT_THE_START = re.compile(r"^(\d*)([-+.)=:])")
 _PLAIN = re.compile(r"[\w .,:;/=+%()-]+")
 
 
-def markdown(title: Label, told: str, overview: Table | None, entries: Sequence[Entry]) -> str:
-    """The whole report, `told` when and with which versions; the overview is for several files."""
-    lines = [f"# {_label(title)}", "", markdown_text(told), ""]
+def markdown(title: Label, when: str, overview: Table | None, entries: Sequence[Entry]) -> str:
+    """The whole report, drawn up `when` and with which versions; the overview is for several files."""
+    lines = [f"# {_label(title)}", "", markdown_text(when), ""]
     if overview:
         lines += [*_table(overview), ""]
     for entry in entries:

@@ -28,7 +28,7 @@ def parser() -> Parser:
         "`python -m paddle_dense.training plot CKPT -o FILE.png` draws which layers read which.",
         epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 or 143 stopped by a signal.",
     )
-    # What is not given must not stand beside what a continued run says.
+    # What is not given must not contradict what a continued run says.
     add = command.add_argument
     add("--model", help="a preset, or a network with --config (default: what the pretrained file holds)")
     add("--config", metavar="KEY=VALUE,...", type=key_values, help="arguments of the network, as stages=1-2-3")
@@ -169,7 +169,7 @@ def _folder(args: Any, settings: Settings) -> Path:
 
 
 def _weights(folder: Path, args: Any) -> list[Path]:
-    """The files that a run leaves beside its checkpoints."""
+    """The files that a run leaves next to its checkpoints."""
     from paddle_dense.files.sidecar import with_its_sidecar
 
     written = {"model": True, "model_ema": args.ema, "model_condensed": args.condense_at_end}

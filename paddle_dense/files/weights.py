@@ -209,7 +209,7 @@ def open_file(path: str | os.PathLike) -> BufferedReader:
 
 
 def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
-    """The bytes of a small file, such as the JSON beside weights, of which nobody knows who made it.
+    """The bytes of a small file, such as the JSON next to weights, whoever made it.
 
     Args:
         path: the file.
@@ -243,14 +243,14 @@ def parse_json(
     """
     text = content if isinstance(content, str) else str(content, "utf-8")
     try:
-        told = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole)
+        parsed = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    inside = [told]
+    inside = [parsed]
     for _ in range(_MAX_DEPTH):
         inside = [item for value in inside for item in _items(value)]
         if not inside:
-            return told
+            return parsed
     raise ValueError("nested too deeply")
 
 
@@ -318,7 +318,7 @@ def _left_of_limit() -> float:
 
 
 def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
-    """The tensors of a dict from a file; numbers and the like beside them are left out.
+    """The tensors of a dict from a file; numbers and the like among them are left out.
 
     Raises:
         WeightsError: an unknown object stands where a tensor could be, or a tensor's name is no text.

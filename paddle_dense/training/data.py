@@ -82,7 +82,7 @@ class ImageLoader:
 
     `paddle.io.DataLoader` does the work of several processes. By itself it may wait forever for an image that cannot
     be read, or hide the reason; here that is a DataError. Without other processes, images are prepared between the
-    steps and not beside them in a thread, so that nobody else draws random numbers meanwhile.
+    steps and not in a thread of their own, so that nobody else draws random numbers meanwhile.
 
     On one device it ends by `Stopped` before the next image when a command is asked to stop, even while it waits for
     other processes; several devices have to stop together.

@@ -193,7 +193,7 @@ def _by_source(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 # The image
 
-_LABELS = 30  # as many fit beside each other
+_LABELS = 30  # as many fit next to each other
 _CELL, _SIDE = 0.1, (4.6, 9.0)  # inches: a cell of the map, and its smallest and largest side
 
 

@@ -218,8 +218,8 @@ class Run:
         files = [self.folder / f"{name}.pdparams" for name in networks]
         if distributed.get_rank() == 0:
             for file, (name, network) in zip(files, networks.items()):
-                told = {"step": steps, "accuracy": accuracies[name].top1, "density": density(network)}
-                save_weights(network, file, {"training": {**asdict(self.settings), **told}})
+                figures = {"step": steps, "accuracy": accuracies[name].top1, "density": density(network)}
+                save_weights(network, file, {"training": {**asdict(self.settings), **figures}})
         return Result(steps, False, accuracies, files)
 
     def _batch_size(self) -> int:
@@ -255,7 +255,7 @@ def _preprocessing(network: nn.Layer, data: ImageData) -> Preprocessing:
 
 
 class _UntilStopped(ImageLoader):
-    """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
+    """Batches that end, as if there were no more, when the command is asked to stop while one is read."""
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):

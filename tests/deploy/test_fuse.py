@@ -271,7 +271,7 @@ def test_dense_or_gathered_by_width(network, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "CSPResNeXt", "CSPDarkNet", "CondConv"])
-def test_no_bn_is_left_behind_a_convolution(network, name):
+def test_no_bn_is_left_after_a_convolution(network, name):
     """For engines. Counted: as many BNs are gone as convolutions have got a bias."""
     model = network(name)
     fused = fuse(model, "compiled")

@@ -36,7 +36,7 @@ sys.exit(status)
     params=["wide stem", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(COSTLY_NETWORKS)[1:])]
 )
 def costly(request, tmp_path) -> Path:
-    """A small file whose network takes gigabytes, for Paddle; beside it, theirs.safetensors is the same for PyTorch."""
+    """A small file whose network takes gigabytes, for Paddle; theirs.safetensors next to it is for PyTorch."""
     state = costly_state(request.param)
     write_weights(state, tmp_path / "ours.pdparams")
     write_weights(to_torch(state), tmp_path / "theirs.safetensors", {"format": "pt"})
@@ -124,7 +124,7 @@ def test_all_networks_that_there_are_cost_little_enough(name):
 
 
 def test_each_pass_has_the_bounds_for_itself():
-    """And behind the block there are none, nor any trace of them."""
+    """And after the block there are none, nor any trace of them."""
     model = create_model("condensenet50")
     model.eval()
     x = paddle.zeros([2, 3, 32, 32])

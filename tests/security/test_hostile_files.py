@@ -32,7 +32,7 @@ ALARMS |= {"socket.connect", "ctypes.dlopen", "ctypes.call_function", "shutil.co
 # for. The others hide what nobody runs, neither there nor here.
 STOCK = {
     "torch.load": (
-        *("zip.pth", "beside.pth.tar", "module.pth", "saved_id.pth", "bare.pth"),
+        *("zip.pth", "next.pth.tar", "module.pth", "saved_id.pth", "bare.pth"),
         *(f"old{at}.pth" for at in range(5)),
     ),
     "paddle.load": (
@@ -215,7 +215,7 @@ def test_what_training_scripts_save_is_left_alone(tmp_path):
     inert = [attack for attack in attacks(canary).values() if not attack.named and not attack.setup]
     assert len(inert) >= 8
     for attack in inert:
-        path.write_bytes(hostile.zipped_beside(attack))
+        path.write_bytes(hostile.zipped_next(attack))
         with nothing_runs(canary):
             checkpoint = read_checkpoint(path)
         assert list(checkpoint.state) == ["w", "b"] and checkpoint.state["w"].tolist() == [1, 1, 1]

@@ -76,8 +76,8 @@ def test_train_and_condense(command, tmp_path):
     x = paddle.randn([3, 3, 64, 64])
     trained.eval(), condensed.eval()
     np.testing.assert_allclose(condensed(x).numpy(), trained(x).numpy(), atol=1e-6)
-    told = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
-    assert told["config"]["num_classes"] == 2 and told["training"]["step"] == 12
+    entries = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
+    assert entries["config"]["num_classes"] == 2 and entries["training"]["step"] == 12
     assert any(file.name.startswith("vdlrecords") for file in (tmp_path / "curves").iterdir())
 
 
@@ -230,10 +230,10 @@ def test_numbers_that_no_run_leaves_are_one_line_and_status_1(command, settings,
     """Some of them were tracebacks; with others a run went on at another learning rate."""
     command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
     for path in saved_checkpoints_in("run"):
-        told = read_metadata(path)
+        entries = read_metadata(path)
         for name, change in (("settings", settings), ("schedule", schedule)):
-            told[name] = json.dumps({**json.loads(told[name]), **change})
-        write_weights(read_weights(path), path, told)
+            entries[name] = json.dumps({**json.loads(entries[name]), **change})
+        write_weights(read_weights(path), path, entries)
     status, _, err = command("--resume", "run", data=False)
     assert status == 1 and err.startswith("error: run/checkpoint-00000006.safetensors"), err
     assert "remove it, and the run continues from the checkpoint before" in err and err.count("\n") == 1

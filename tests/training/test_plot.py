@@ -277,7 +277,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return (main([str(argument) for argument in arguments]), *capsys.readouterr())
 
 
-def test_the_image_stands_beside_the_checkpoint(capsys, checkpoint, matplotlib):
+def test_the_image_is_next_to_the_checkpoint(capsys, checkpoint, matplotlib):
     status, out, err = run(capsys, checkpoint)
     assert (status, err) == (OK, "")
     assert out == f"{checkpoint} -> {checkpoint.with_suffix('.png')}: CondenseNetV2\n"

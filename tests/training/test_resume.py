@@ -153,11 +153,11 @@ def test_another_file_is_no_checkpoint(tmp_path):
 
 def tampered(path, tensors=None, **texts):
     """A checkpoint in which some texts, and some tensors, are others."""
-    told = {
+    entries = {
         **read_metadata(path),
         **{key: text if isinstance(text, str) else json.dumps(text) for key, text in texts.items()},
     }
-    write_weights({**read_weights(path), **(tensors or {})}, path, told)
+    write_weights({**read_weights(path), **(tensors or {})}, path, entries)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_momenta_that_do_not_fit(tmp_path, change):
 
 @pytest.mark.parametrize("which", ["one", "all"])
 def test_momenta_that_are_missing(tmp_path, which):
-    """They had begun anew without a word."""
+    """They had begun again without a word."""
     fit(tmp_path, stop_after=1)
     path = saved_checkpoints(tmp_path)[0]
     lost = velocity(path)[0]
@@ -296,9 +296,9 @@ SCALING = {
 
 
 def test_a_loss_scaling_goes_on_where_it_was():
-    told = json.loads(json.dumps({**SCALING, "scale": [1024.0], "incr_count": 1999}))
-    found = resume._scaling_like(SCALING, told)
-    assert {**found, "scale": found["scale"].tolist()} == told
+    entries = json.loads(json.dumps({**SCALING, "scale": [1024.0], "incr_count": 1999}))
+    found = resume._scaling_like(SCALING, entries)
+    assert {**found, "scale": found["scale"].tolist()} == entries
 
 
 @pytest.mark.parametrize(
