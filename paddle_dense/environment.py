@@ -20,6 +20,7 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _FREED_AT_ONCE = "0.005"  # GB
@@ -57,24 +58,18 @@ def set_cpu_environment() -> dict[str, str]:
         raise RuntimeError("Paddle has been imported already: call set_cpu_environment() before import paddle")
     variables = {name: value for name, value in cpu_environment().items() if name not in os.environ}
     os.environ.update(variables)
-    _keep_memory()
-    return variables
-
-
-def _keep_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         library.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+    return variables
 
 
 def _usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # no such limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):  # no such limit
-        pass
     # paddle.distributed.launch says how many such processes it starts on this machine.
     return max(1, cores // int(os.environ.get("PADDLE_LOCAL_SIZE") or 1))
 

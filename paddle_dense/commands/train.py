@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
     _conclude(result, folder)
-    return STOPPED + result.signal if result.stopped else OK
+    return STOPPED + result.stopped_by if result.stopped_by else OK
 
 
 def _saved(args: Any) -> Saved | None:
@@ -192,10 +192,10 @@ def _introduce(run: Run, args: Any) -> None:
 
 
 def _conclude(result: Result, folder: Path) -> None:
-    if result.stopped:
+    if result.stopped_by:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
-    for file, accuracy in zip(result.files, result.accuracies.values()):
+    for file, accuracy in result.accuracies.items():
         _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.images} images")
 
 

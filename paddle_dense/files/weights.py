@@ -296,25 +296,18 @@ def memory_for(size: int) -> mmap.mmap:
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process can use without swapping; infinite where the system does not say."""
-    free = float("inf")
+    """Bytes that this process can use without swapping, within `ulimit -v`; infinite where no system says."""
+    free = left = float("inf")
     with suppress(OSError, ValueError, LookupError), open("/proc/meminfo", encoding="ascii") as file:
         free = int(dict(line.split(":") for line in file)["MemAvailable"].split()[0]) * 1024
-    return max(0, min(free, _left_of_limit()))
-
-
-def _left_of_limit() -> float:
-    """Bytes of addresses that `ulimit -v` leaves this process; infinite without such a limit."""
-    try:
+    with suppress(ImportError, AttributeError, OSError, ValueError, LookupError):  # on Windows, for example
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit == resource.RLIM_INFINITY:
-            return float("inf")
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return limit - int(file.read().split()[0]) * resource.getpagesize()
-    except (ImportError, AttributeError, OSError, ValueError, LookupError):  # on Windows, for example
-        return float("inf")
+        if limit != resource.RLIM_INFINITY:
+            with open("/proc/self/statm", encoding="ascii") as file:
+                left = limit - int(file.read().split()[0]) * resource.getpagesize()
+    return max(0, min(free, left))
 
 
 def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:

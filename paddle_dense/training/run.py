@@ -78,17 +78,13 @@ class Result:
 
     Attributes:
         step: batches done.
-        stopped: it was asked to stop, and can be continued.
-        accuracies: what the test images gave, for each file written.
-        files: the weight files.
-        signal: what asked it to stop, where that reached this device.
+        accuracies: what the test images gave, for each weight file written.
+        stopped_by: the signal that asked it to stop, after which it can be continued; None at the end.
     """
 
     step: int
-    stopped: bool
-    accuracies: dict[str, Accuracy]
-    files: list[Path]
-    signal: int = signal.SIGINT
+    accuracies: dict[Path, Accuracy]
+    stopped_by: int | None = None
 
 
 class Run:
@@ -164,7 +160,8 @@ class Run:
                 # Any iterable of batches will do.
                 model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
         if checkpoints.stopped:
-            return Result(checkpoints.step, True, {}, [], *received[:1])
+            # It may have reached another device alone.
+            return Result(checkpoints.step, {}, received[0] if received else signal.SIGINT)
         return self._finished(batches.total_steps, average, condense_at_end)
 
     def _prepared(self, batches: TrainingBatches) -> tuple[paddle.Model, ModelEMA | None]:
@@ -214,13 +211,13 @@ class Run:
             networks["model_ema"] = average.network
         if condense_at_end:
             networks["model_condensed"] = condense(average.network if average else self.network)
-        accuracies = {name: self.evaluate(network) for name, network in networks.items()}
-        files = [self.folder / f"{name}.pdparams" for name in networks]
+        files = {self.folder / f"{name}.pdparams": network for name, network in networks.items()}
+        accuracies = {file: self.evaluate(network) for file, network in files.items()}
         if distributed.get_rank() == 0:
-            for file, (name, network) in zip(files, networks.items()):
-                figures = {"step": steps, "accuracy": accuracies[name].top1, "density": density(network)}
+            for file, network in files.items():
+                figures = {"step": steps, "accuracy": accuracies[file].top1, "density": density(network)}
                 save_weights(network, file, {"training": {**asdict(self.settings), **figures}})
-        return Result(steps, False, accuracies, files)
+        return Result(steps, accuracies)
 
     def _batch_size(self) -> int:
         return self.settings.batch_size or self.recipe.batch_size
