@@ -20,7 +20,7 @@ test-slow: .venv/peers
 fuzz: .venv/fuzz
 	$(BIN)/python fuzz/fuzz_readers.py -max_total_time=$(FUZZ_SECONDS)
 
-# Latency in every runtime beside its peers, conversion and training: about an hour on two cores, best with nothing else.
+# Latency in every runtime next to its peers, conversion and training: about an hour on two cores, best with nothing else.
 bench: .venv/runtimes
 	mkdir -p build
 	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png
@@ -28,7 +28,7 @@ bench: .venv/runtimes
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.growth
 
-# The site, in build/site: its tables and figures anew, then the pages. It works offline.
+# The site, in build/site: its tables and figures again, then the pages. It works offline.
 docs: .venv/docs
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/figures.py

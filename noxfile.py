@@ -1,4 +1,4 @@
-"""What the project is tested with beside ``make test``: other versions of Paddle and PyTorch, the built package.
+"""What the project is tested with besides ``make test``: other versions of Paddle and PyTorch, the built package.
 
 nox --list
 nox -s paddle26                          # one session

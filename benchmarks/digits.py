@@ -39,7 +39,7 @@ def logits(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def learn(name: str, epochs: int, seed: int, folder: Path) -> dict[str, object]:
-    """Train one network and compare its trained and condensed forms on every test picture."""
+    """Train one network and compare its trained and condensed forms on every test image."""
     start = time.perf_counter()
     settings = Settings("digits", "digits", name, NETWORKS[name], epochs=epochs, seed=seed)
     run = Run(settings, folder / name)
@@ -56,7 +56,7 @@ def learn(name: str, epochs: int, seed: int, folder: Path) -> dict[str, object]:
         "seed": seed,
         "trained": result.accuracies["model"].top1,
         "condensed": result.accuracies["model_condensed"].top1,
-        "pictures": len(digits.test_labels),
+        "images": len(digits.test_labels),
         "agree": float((trained.argmax(1) == condensed.argmax(1)).mean()),
         "difference": float(np.abs(trained - condensed).max()),
         "minutes": minutes,

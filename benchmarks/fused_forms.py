@@ -48,7 +48,7 @@ _ROUNDS, _RUNS = 8, 12
 
 
 def lgc_forms(layer: nn.Layer) -> Forms:
-    """The equals of a condensed LGC and the BN behind it."""
+    """The equals of a condensed LGC and the BN after it."""
     lgc, norm = layer.conv_1, layer.conv_2.norm
     forms = {
         "as it is": nn.Sequential(lgc, norm),
@@ -76,7 +76,7 @@ def convolution_forms(layer: nn.Layer) -> Forms:
 
 
 def bn_forms(layer: nn.Layer) -> Forms:
-    """The equals of a BN behind a convolution, here a dense one of the same shape as the LGC's result."""
+    """The equals of a BN after a convolution, here a dense one of the same shape as the LGC's result."""
     norm = layer.conv_2.norm
     conv = nn.Conv2D(norm._num_features, norm._num_features, 1, bias_attr=False)
     return {"as it is": nn.Sequential(conv, norm), "bias": fold_norm(copy.deepcopy(conv), norm)}
@@ -108,7 +108,7 @@ def in_paddle(forms: Forms, x: paddle.Tensor) -> dict[str, float]:
 def in_engines(forms: Forms, x: paddle.Tensor) -> dict[str, dict[str, float]]:
     """ONNX Runtime, and OpenVINO where it is installed."""
     batch, channels, size, _ = x.shape
-    picture = paddle.randn([batch, 3, size, size]).numpy()
+    image = paddle.randn([batch, 3, size, size]).numpy()
     runs: dict[str, dict[str, Callable[[], object]]] = {"ONNX Runtime": {}, "OpenVINO": {}}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, form) in enumerate(forms.items()):
@@ -119,10 +119,10 @@ def in_engines(forms: Forms, x: paddle.Tensor) -> dict[str, dict[str, float]]:
             except WeightsError:  # of an operator that is Paddle's alone
                 continue
             run = load_onnx(files, THREADS)
-            runs["ONNX Runtime"][name] = lambda run=run: run(picture)
+            runs["ONNX Runtime"][name] = lambda run=run: run(image)
             run_openvino = _openvino(files[0])
             if run_openvino is not None:
-                runs["OpenVINO"][name] = lambda run=run_openvino: run([picture])
+                runs["OpenVINO"][name] = lambda run=run_openvino: run([image])
         return {engine: least(of_engine) for engine, of_engine in runs.items() if of_engine}
 
 

@@ -1,4 +1,4 @@
-"""How latency, training, condensing and converting grow with width, batch and picture size, on CondenseNet V2 A.
+"""How latency, training, condensing and converting grow with width, batch and image size, on CondenseNet V2 A.
 
 python -m benchmarks.growth
 """
@@ -24,7 +24,7 @@ WIDTHS, BATCHES, SIZES = (1, 2, 3), (1, 2, 4, 8, 16), (128, 192, 224, 320)
 
 
 def variants() -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """What is measured: a label, batch, picture size and the network's arguments."""
+    """What is measured: a label, batch, image size and the network's arguments."""
     growth = preset(NETWORK).config["growth"]
     for times in WIDTHS:
         yield f"growth x {times}", 1, 224, {"growth": [times * channels for channels in growth]}

@@ -1,7 +1,7 @@
-"""How fast every network is in every runtime, beside what a user would pick instead: ``make bench``.
+"""How fast every network is in every runtime, next to what a user would pick instead: ``make bench``.
 
 Each runner is a process of its own (`benchmarks.runners`); they take turns, a few runs each, so that whatever else the
-machine does meets all of them alike. Every figure is a median, beside its ratio to the best peer and to the arithmetic
+machine does meets all of them alike. Every figure is a median, next to its ratio to the best peer and to the arithmetic
 limit: the multiply-accumulates that the paper counts, at the speed of this machine's best matrix product.
 
     python -m benchmarks.latency                                  # what the README shows
@@ -108,10 +108,10 @@ def prepare(network: str, folder: Path, size: int | None = None, **config: Any) 
     else:
         model = pd_.create_model(network, **config)
     found = pd_.profile(model)
-    told = {"arch": network, "config": model.config, "input_size": size or model.input_size, "macs": found.macs}
-    (folder / "network.json").write_text(json.dumps(told))
+    described = {"arch": network, "config": model.config, "input_size": size or model.input_size, "macs": found.macs}
+    (folder / "network.json").write_text(json.dumps(described))
     np.savez(folder / "weights.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    return told
+    return described
 
 
 def suits(name: str, network: str) -> bool:
@@ -131,7 +131,7 @@ def measure(
     """All runners on one network: medians in milliseconds for each batch, and how far their answers differ."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        told = prepare(network, folder, size, **config)
+        described = prepare(network, folder, size, **config)
         workers, absent = [], {}
         for name in names:
             if not suits(name, network):
@@ -142,7 +142,7 @@ def measure(
             else:
                 absent[name] = worker.reason()
             print(f"  {name}: {absent.get(name, 'ready')}", file=sys.stderr, flush=True)
-        results: dict[str, Any] = {"network": network, "macs": told["macs"], "absent": absent, "batches": {}}
+        results: dict[str, Any] = {"network": network, "macs": described["macs"], "absent": absent, "batches": {}}
         for batch in batches:
             results["batches"][batch] = _measure_batch(workers, batch, rounds, folder, absent)
             workers = [worker for worker in workers if worker.name not in absent]
@@ -220,7 +220,7 @@ def table(results: list[dict[str, Any]], speed: float) -> str:
             limit = 1000 * int(batch) * result["macs"] / speed
             lines += [
                 f"\n**{result['network']}, batch {batch}** (arithmetic limit {limit:.1f} ms)\n",
-                "| runner | ms | pictures/s | against the best peer | of the limit | largest difference |",
+                "| runner | ms | images/s | against the best peer | of the limit | largest difference |",
                 "| --- | ---: | ---: | ---: | ---: | ---: |",
             ]
             for name, row in sorted(runners.items(), key=lambda item: item[1]["ms"]):
@@ -303,9 +303,9 @@ def main() -> None:
         print(table(results[-1:], speed), flush=True)
     print(f"\n**All of them**\n\n{overview(results)}")
     if options.json:
-        told = {"machine": machine(), "speed": speed, "results": results}
+        described = {"machine": machine(), "speed": speed, "results": results}
         with atomic_write(options.json) as file:
-            file.write(f"{json.dumps(told, indent=2)}\n".encode())
+            file.write(f"{json.dumps(described, indent=2)}\n".encode())
     if options.plot:
         plot(results, options.plot)
 

@@ -1,6 +1,6 @@
 """One way to run a network each, as a process of its own: ``python -m benchmarks.runners NAME FOLDER``.
 
-Every runtime gets the environment that is best for it, and the threads of one do not spin beside another. The process
+Every runtime gets the environment that is best for it, and no other's threads spin meanwhile. The process
 reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network until caches and threads are warm,
 then so often, and answers with the milliseconds of each of these, ``answer FILE`` saves what the network says to the
 seeded input. `benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
@@ -32,8 +32,8 @@ def _paddle_model(folder: Path) -> Any:
     from paddle_dense.models.fitting import set_state
     from paddle_dense.models.network import build_network
 
-    told = _described(folder)
-    model = build_network(told["arch"], told["config"])
+    described = _described(folder)
+    model = build_network(described["arch"], described["config"])
     set_state(model, dict(np.load(folder / "weights.npz")))
     model.eval()
     return pd_, model
@@ -103,8 +103,8 @@ def _torch_model(folder: Path) -> Any:
     from paddle_dense.models.network import network_class
     from paddle_dense.models.recognise import Architecture
 
-    told = _described(folder)
-    twin = build_twin(Architecture(told["arch"], network_class(told["arch"]), told["config"]))
+    described = _described(folder)
+    twin = build_twin(Architecture(described["arch"], network_class(described["arch"]), described["config"]))
     load_torch_state(twin, to_torch(dict(np.load(folder / "weights.npz"))))
     torch.set_num_threads(THREADS)
     return torch, twin.eval()
@@ -232,13 +232,13 @@ def main(name: str, folder: Path) -> None:
     (folder / name).mkdir(exist_ok=True)
     for file in ("network.json", "weights.npz"):
         (folder / name / file).symlink_to(folder / file)
-    told = _described(folder)
+    described = _described(folder)
     run, x = None, None
     answers.write("ready\n")
     for line in sys.stdin:
         what, value = line.split()
         if what == "batch":
-            shape = (int(value), told["config"]["in_channels"], told["input_size"], told["input_size"])
+            shape = (int(value), described["config"]["in_channels"], described["input_size"], described["input_size"])
             x = np.random.default_rng(0).standard_normal(shape, np.float32)
             run = RUNNERS[name](folder / name, int(value))
             run(x), run(x)

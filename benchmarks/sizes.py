@@ -1,4 +1,4 @@
-"""Print the size of every preset, measured now, beside the published figures: ``python -m benchmarks.sizes``."""
+"""Print the size of every preset, measured now, next to the published figures: ``python -m benchmarks.sizes``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddle_dense.models.network import Preset
 
 
 def sizes(preset: Preset) -> tuple[int, float]:
-    """Parameters, and MACs in millions as the family's paper counts them, of a preset at its own picture size."""
+    """Parameters, and MACs in millions as the family's paper counts them, of a preset at its own image size."""
     found = measured(preset)
     macs = found.macs if preset.network.__name__ in COUNT_EVERYTHING else found.executed_macs
     return found.params, macs / 1e6

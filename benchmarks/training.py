@@ -1,4 +1,4 @@
-"""What training costs: a step beside PyTorch's, CondConv for a batch beside a loop, memory-efficient DenseNet.
+"""What training costs: a step next to PyTorch's, CondConv for a batch next to a loop, memory-efficient DenseNet.
 
 python -m benchmarks.training
 """
@@ -21,7 +21,7 @@ NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 
 
 def paddle_step(network: str, batch: int, size: int | None = None, **config: object) -> Callable[[], None]:
-    """One step of SGD on the trained form in Paddle, on a batch of pictures of `size`, or of the network's own."""
+    """One step of SGD on the trained form in Paddle, on a batch of images of `size`, or of the network's own."""
     import paddle
 
     import paddle_dense as pd_
@@ -31,7 +31,7 @@ def paddle_step(network: str, batch: int, size: int | None = None, **config: obj
         config["condensed"] = False
     model = pd_.create_model(network, **config)
     optimizer = paddle.optimizer.Momentum(0.01, 0.9, model.parameters(), use_nesterov=True, weight_decay=1e-4)
-    x = paddle.to_tensor(_pictures(batch, size or model.input_size))
+    x = paddle.to_tensor(_images(batch, size or model.input_size))
     labels = paddle.to_tensor(np.arange(batch))
 
     def step() -> None:
@@ -60,7 +60,7 @@ def torch_step(network: str, batch: int, size: int | None = None, **config: obje
         config["condensed"] = False
     model = build_twin(Architecture(network, network_class(network), config)).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, weight_decay=1e-4)
-    x = torch.from_numpy(_pictures(batch, size or ours.input_size))
+    x = torch.from_numpy(_images(batch, size or ours.input_size))
     labels = torch.arange(batch)
 
     def step() -> None:
@@ -74,14 +74,14 @@ def torch_step(network: str, batch: int, size: int | None = None, **config: obje
 
 
 def condconv(batch: int, loop: bool) -> Callable[[], None]:
-    """A mixed 3x3 convolution of 64 channels on 28 x 28, a batch at once or picture by picture."""
+    """A mixed 3x3 convolution of 64 channels on 28 x 28, a batch at once or image by image."""
     import paddle
 
     import paddle_dense as pd_
 
     layer = pd_.CondConv2D(64, 64, 3, padding=1, num_experts=4)
     layer.eval()
-    x = paddle.to_tensor(_pictures(batch, 28, 64))
+    x = paddle.to_tensor(_images(batch, 28, 64))
 
     def run() -> None:
         with paddle.no_grad():
@@ -93,7 +93,7 @@ def condconv(batch: int, loop: bool) -> Callable[[], None]:
     return run
 
 
-def _pictures(batch: int, size: int, channels: int = 3) -> np.ndarray:
+def _images(batch: int, size: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, channels, size, size), np.float32)
 
 

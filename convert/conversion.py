@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert.options import Options
-from convert.origin import origin_path, recalled, remembered, restored
+from convert.origin import origin_path, read_origin, record_origin, restore_origin
 from convert.report import summarise
 from convert.result import Result
 from convert.verification import check_stated, verify
@@ -88,7 +88,7 @@ def convert_checkpoint(
         verify(file.tensors if options.reference else original, state, identified, outline, options, result)
     _conclude(result, file, target, start)
     provenance = result.provenance()
-    provenance["source"].update(remembered(identified.matched.original_names(), original, state))
+    provenance["source"].update(record_origin(identified.matched.original_names(), original, state))
     write_with_sidecar(state, target, provenance, options.force, options.compact)
     result.size, result.size_of_indices = target.stat().st_size, 0 if options.compact else saved_bytes(state)
     return result
@@ -130,7 +130,7 @@ def convert_back(
             result.container, result.left_out = file.path.suffix.lstrip("."), list(identified.matched.left_out)
             result.warnings += identified.matched.warnings()
             describe(result, outline, state, options)
-            original = restored(state, recalled(file.path, file.sidecar))
+            original = restore_origin(state, read_origin(file.path, file.sidecar))
             # What is written is what is read again: under the names that it will have.
             again = identified._replace(matched=match(original, in_pytorch=True, known=found.network))
             verify(original if options.reference else again.matched.state, state, again, outline, options, result)

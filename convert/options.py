@@ -28,10 +28,10 @@ class Options:
         key: take the weights under this key of the file instead.
         verify: run both frameworks on the same inputs.
         atol: largest difference allowed, relative to the logits' scale.
-        images: folder of images to compare on, beside the random ones.
+        images: folder of images to compare on besides the random ones.
         reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
         force: overwrite what stands at the target.
-        report: draw up what a report shows beside the result; it takes a run of both frameworks more.
+        report: draw up what a report shows besides the result; it takes a run of both frameworks more.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less, and compare without them.
     """
 

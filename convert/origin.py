@@ -1,8 +1,8 @@
 """What Paddle has no place for: the names, order and counters of the original file, kept in the sidecar.
 
 Paddle's BN counts no batches, and this project has one name for a tensor where PyTorch's libraries have several. What
-`remembered` says of a checkpoint goes into the sidecar of the Paddle file, and `restored` takes it from there, so that
-the way back gives the state_dict that the way there began with.
+`record_origin` gives goes into the sidecar of the Paddle file, and `restore_origin` is given it from there, so that the
+way back gives the state_dict that the way there began with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def origin_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:
+def record_origin(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iterable[str]) -> dict[str, Any]:
     """What the way back needs to know of a checkpoint, as the sidecar has it under ``source``.
 
     Args:
@@ -42,32 +42,32 @@ def remembered(names: Iterable[str], state: Mapping[str, np.ndarray], kept: Iter
     names, kept = list(names), list(kept)
     counts = {name.rpartition(".")[0]: _count(state[name]) for name in state if name.rpartition(".")[2] == COUNTER}
     layers = [name.rpartition(".")[0] for name in kept if name.endswith("._variance")]
-    told: dict[str, Any] = {COUNTER: None}
+    origin: dict[str, Any] = {COUNTER: None}
     if counts:
         [(usual, _)] = Counter(counts.values()).most_common(1)
         same = all(counts.get(layer) == usual for layer in layers)
-        told[COUNTER] = usual if same else {layer: counts[layer] for layer in layers if layer in counts}
+        origin[COUNTER] = usual if same else {layer: counts[layer] for layer in layers if layer in counts}
     if len(names) == len(state) and set(to_paddle(state)) == set(kept):
-        usual_names = list(restored({name: np.empty(0) for name in kept}, told))
+        usual_names = list(restore_origin({name: np.empty(0) for name in kept}, origin))
         if names != usual_names:
-            told["names"] = {
+            origin["names"] = {
                 theirs: counts[name.rpartition(".")[0]] if name.rpartition(".")[2] == COUNTER else name
                 for theirs, name in zip(names, state)
             }
-    return told
+    return origin
 
 
-def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[str, Any]:
+def read_origin(path: str | os.PathLike, sidecar: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the sidecar of a Paddle file keeps of the original file; nothing where there is none.
 
     Args:
         path: the file.
-        told: what `told_of` gave for it.
+        sidecar: what `read_sidecar` gave for it.
 
     Raises:
         WeightsError: the sidecar is not what `convert.torch2paddle` writes.
     """
-    source = (told or {}).get("source")
+    source = (sidecar or {}).get("source")
     known = {key: source[key] for key in (COUNTER, "names") if key in source} if isinstance(source, dict) else {}
     counts, names = known.get(COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
@@ -77,8 +77,8 @@ def recalled(path: str | os.PathLike, told: Mapping[str, Any] | None) -> dict[st
     return known
 
 
-def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A PyTorch state_dict from Paddle's tensors and what `recalled` says of the original file.
+def restore_origin(state: Mapping[str, np.ndarray], origin: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A PyTorch state_dict from Paddle's tensors and what `read_origin` gives of the original file.
 
     Without such knowledge the names are those of the original network and the counters are 0.
 
@@ -86,16 +86,16 @@ def restored(state: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> dict[s
         WeightsError: it belongs to other tensors.
     """
     mapped = to_torch(state)
-    counts = told.get(COUNTER, 0)
+    counts = origin.get(COUNTER, 0)
     for name in [name for name in mapped if name.rpartition(".")[2] == COUNTER]:
         count = counts.get(name.rpartition(".")[0]) if isinstance(counts, Mapping) else counts
         if count is None:
             del mapped[name]
         else:
             mapped[name] = np.array(count, np.int64)
-    if "names" not in told:
+    if "names" not in origin:
         return mapped
-    names = told["names"]
+    names = origin["names"]
     tensors = [name for name in names.values() if isinstance(name, str)]
     if sorted(tensors) != sorted(name for name in mapped if name.rpartition(".")[2] != COUNTER):
         raise WeightsError(

@@ -35,7 +35,7 @@ STYLE = {"font.size": 9, "svg.hashsalt": "paddle_dense", "axes.spines.top": Fals
 
 
 def fill(layer: paddle.nn.Layer, seed: int = 0) -> paddle.nn.Layer:
-    """Draw a layer's parameters anew, the same ones on every machine."""
+    """Draw a layer's parameters again, the same ones on every machine."""
     random = np.random.default_rng(seed)
     for parameter in layer.parameters():
         parameter.set_value(random.standard_normal(parameter.shape).astype("float32"))
@@ -43,7 +43,7 @@ def fill(layer: paddle.nn.Layer, seed: int = 0) -> paddle.nn.Layer:
 
 
 def show(axes: Axes, matrix: np.ndarray, title: str, across: str, down: str = "") -> None:
-    """A matrix as a picture: white is 0, blue and orange are the signs."""
+    """A matrix as an image: white is 0, blue and orange are the signs."""
     scale = np.abs(matrix).max() or 1.0
     axes.imshow(matrix, cmap="PuOr", vmin=-scale, vmax=scale, interpolation="nearest")
     axes.set_title(title, fontsize=9)
@@ -159,15 +159,15 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) 
 
 
 def condconv() -> Figure:
-    """Routing weights of three pictures, and the kernels that are mixed of four experts for each of them."""
-    pictures, experts, size = 3, 4, 7
+    """Routing weights of three images, and the kernels that are mixed of four experts for each of them."""
+    images, experts, size = 3, 4, 7
     layer = fill(CondConv2D(4, 1, size, padding=size // 2, num_experts=experts), seed=2)
     layer.eval()
-    x = paddle.to_tensor(np.random.default_rng(3).standard_normal([pictures, 4, 12, 12]), "float32")
-    x = x + paddle.to_tensor([[2.0, -1, 0, 0], [0, 0, 2, -2], [-1, 2, 0, 1]]).reshape([pictures, 4, 1, 1])
+    x = paddle.to_tensor(np.random.default_rng(3).standard_normal([images, 4, 12, 12]), "float32")
+    x = x + paddle.to_tensor([[2.0, -1, 0, 0], [0, 0, 2, -2], [-1, 2, 0, 1]]).reshape([images, 4, 1, 1])
     with paddle.no_grad():
         routing = layer._routing_fn(x.mean([2, 3]))
-        kernels = paddle.matmul(routing, layer.weight.flatten(1)).reshape([pictures, *layer.weight.shape[1:]])
+        kernels = paddle.matmul(routing, layer.weight.flatten(1)).reshape([images, *layer.weight.shape[1:]])
         outputs = sum(
             routing[:, e].reshape([-1, 1, 1, 1]) * paddle.nn.functional.conv2d(x, layer.weight[e], padding=size // 2)
             for e in range(experts)
@@ -180,10 +180,10 @@ def condconv() -> Figure:
     for expert in range(experts):
         show(panels[0, expert], layer.weight.numpy()[expert, 0, 0], f"expert {expert + 1}", "")
     axes = panels[1, 0]
-    for picture, colour in enumerate((BLUE, ORANGE, GREEN)):
-        axes.barh(np.arange(experts) + 0.27 * (picture - 1), routing.numpy()[picture], 0.25, color=colour)
-        show(panels[1, picture + 1], kernels.numpy()[picture, 0, 0], f"picture {picture + 1}: its kernel", "")
-        panels[1, picture + 1].title.set_color(colour)
+    for image, colour in enumerate((BLUE, ORANGE, GREEN)):
+        axes.barh(np.arange(experts) + 0.27 * (image - 1), routing.numpy()[image], 0.25, color=colour)
+        show(panels[1, image + 1], kernels.numpy()[image, 0, 0], f"image {image + 1}: its kernel", "")
+        panels[1, image + 1].title.set_color(colour)
     axes.set_yticks(range(experts), [f"expert {e + 1}" for e in range(experts)], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

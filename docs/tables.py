@@ -67,7 +67,7 @@ def _escaped(text: str) -> str:
 
 
 def presets() -> str:
-    """Every preset: size, picture, published figures."""
+    """Every preset: size, image, published figures."""
     from paddle_dense.commands.list import catalogue
 
     rows = [

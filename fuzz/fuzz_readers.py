@@ -46,7 +46,7 @@ if _fuzzing:
     import atheris
 with atheris.instrument_imports(include=["paddle_dense", "convert"]) if _fuzzing else nullcontext():
     from paddle_dense.errors import WeightsError
-    from paddle_dense.files.sidecar import described_network, is_left_over, told_of
+    from paddle_dense.files.sidecar import described_network, is_left_over, read_sidecar
     from paddle_dense.files.torch_file import read_checkpoint
     from paddle_dense.files.weights import read_metadata, read_weights
 
@@ -57,7 +57,7 @@ NUMBERS_PER_BYTE = 16  # bytes of the arrays: the same data may be used 8 times,
 SENTENCE = 2000  # characters
 SHARDS = ("torch.safetensors", "views.pth")  # next to an index
 
-# What no reader does, as Python reports it to whoever listens.
+# What no reader does, as Python reports it to a hook.
 ALARMS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.mkdir", "os.remove", "os.rename"}
 ALARMS |= {"subprocess.Popen", "pickle.find_class", "socket.connect", "ctypes.dlopen", "shutil.copyfile"}
 
@@ -108,9 +108,9 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
 def _read_sidecar(path: Path) -> Mapping[str, Any]:
     weights, state = path.with_suffix(".pdparams"), {"w": np.arange(3, dtype="f4")}
     is_left_over(path)
-    told = told_of(weights, state)
-    json.dumps(copy.deepcopy(told))  # as `info --json` does
-    found = described_network(weights, told)
+    sidecar = read_sidecar(weights, state)
+    json.dumps(copy.deepcopy(sidecar))  # as `info --json` does
+    found = described_network(weights, sidecar)
     assert found is None or (type(found[0]) is str and type(found[1]) is dict), found
     return {}
 

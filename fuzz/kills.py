@@ -25,7 +25,7 @@ import numpy as np
 
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.atomic import move_together, temporary_folder
-from paddle_dense.files.sidecar import is_left_over, told_of, write_with_sidecar
+from paddle_dense.files.sidecar import is_left_over, read_sidecar, write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 
 OLD, NEW, NONE, BROKEN = "old", "new", "none", "broken"
@@ -125,7 +125,7 @@ def at_every_step(work: Callable[[], object], folder: Path, fault: Fault = die) 
 
 
 def at_every_size(work: Callable[[], object], sizes: Sequence[int]) -> Iterator[int]:
-    """The same with a process that the system kills amid writing, when a file grows beyond each of the sizes."""
+    """The same with a process that the system kills while it writes, when a file grows beyond each of the sizes."""
 
     def limited(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -157,9 +157,9 @@ class Pair:
     def found(self) -> str:
         """Which version is there."""
         if not self.path.exists():
-            beside = self.path.with_suffix(".json")
-            return NONE if not beside.exists() or is_left_over(beside) else BROKEN
-        versions = set(read_weights(self.path)["w"].ravel()) | {(told_of(self.path) or {}).get("version")}
+            sidecar = self.path.with_suffix(".json")
+            return NONE if not sidecar.exists() or is_left_over(sidecar) else BROKEN
+        versions = set(read_weights(self.path)["w"].ravel()) | {(read_sidecar(self.path) or {}).get("version")}
         return {1: OLD, 2: NEW}.get(versions.pop(), BROKEN) if len(versions) == 1 else BROKEN
 
 
@@ -338,11 +338,11 @@ class Conversions:
         names = set(os.listdir(self.target.parent))
         if self.target.name not in names:
             return NONE if "net.json" not in names or is_left_over(self.target.with_suffix(".json")) else BROKEN
-        state, told = read_weights(self.target), told_of(self.target)
+        state, written = read_weights(self.target), read_sidecar(self.target)
         for name, expected in self.expected.items():
             kept = json.loads(self.kept[name]["net.json"])
             same = all(np.array_equal(state[key], expected[key]) for key in expected)
-            if same and told and told["source"] == kept["source"] and told["config"] == kept["config"]:
+            if same and written and written["source"] == kept["source"] and written["config"] == kept["config"]:
                 return name
         return BROKEN
 

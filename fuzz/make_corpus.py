@@ -34,7 +34,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def write_torch(folder: Path) -> None:
-    """What torch.save writes, now and before PyTorch 1.6, with and without what stands beside the weights."""
+    """What torch.save writes, now and before PyTorch 1.6, with and without what is saved with the weights."""
     import torch
 
     state = {name: torch.from_numpy(array) for name, array in arrays().items()}
@@ -85,7 +85,7 @@ def write_safetensors(folder: Path) -> None:
 
 
 def write_paddle(folder: Path) -> None:
-    """What paddle.save writes, with every protocol, and what stands beside Paddle's weights."""
+    """What paddle.save writes, with every protocol, and what is saved next to Paddle's weights."""
     import paddle
 
     state = {name: paddle.to_tensor(array) for name, array in arrays().items() if array.dtype.kind != "V"}
@@ -133,8 +133,8 @@ def write_own(folder: Path) -> None:
     from paddle_dense.files.sidecar import write_with_sidecar
 
     state = {"w": np.arange(3, dtype="f4")}
-    told = {"arch": "condensenet50", "config": {"num_classes": 5, "stages": [1, 2, 3]}, "torch": None}
-    write_with_sidecar(state, folder / "own.pdparams", told)
+    sidecar = {"arch": "condensenet50", "config": {"num_classes": 5, "stages": [1, 2, 3]}, "torch": None}
+    write_with_sidecar(state, folder / "own.pdparams", sidecar)
     own = (folder / "own.json").read_text(encoding="utf-8").rstrip()
     (folder / "replaced.json").write_text(f'{own[:-2]},\n  "previous": {own}\n}}\n', encoding="utf-8")
     (folder / "first.json").write_text(f'{own[:-2]},\n  "previous": null\n}}\n', encoding="utf-8")

@@ -16,7 +16,7 @@ What is correct depends on what the file can show:
   PyTorch's own, safetensors' own, and Python's pickle with a list of what it may import. Where they cannot read the
   file any more, the output must be that of the sound file: the damage has hit nothing that matters.
 * A zip file (.pth, .pth.tar, modules, archives) has checksums. PyTorch ignores them; the independent reader here does
-  not, so no flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are mended.
+  not, so no flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are corrected.
 * An old .pth, a .safetensors and a .pdparams file have none. A flipped bit of a tensor is another number there, and a
   correct conversion has that number; what no network can have (NaN, a negative variance) is refused.
 * Archives hold a .safetensors file, and the damage hits the archive; a .zip has checksums, a .tar has none of the
@@ -386,7 +386,7 @@ def flip_bits(kind: Kind, random: np.random.Generator) -> bytes:
     return bytes(content)
 
 
-def flip_bits_and_mend(kind: Kind, random: np.random.Generator) -> bytes:
+def flip_bits_and_correct(kind: Kind, random: np.random.Generator) -> bytes:
     """The same inside the entries of a zip archive, whose checksums are then made right; half of them in the pickle."""
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(kind.sound)) as sound, zipfile.ZipFile(changed, "w") as archive:
@@ -497,7 +497,7 @@ def edit_numbers(kind: Kind, random: np.random.Generator) -> bytes:
 
 MUTATIONS: dict[str, Callable[[Kind, np.random.Generator], bytes]] = {
     "bit flips": flip_bits,
-    "bit flips, checksums mended": flip_bits_and_mend,
+    "bit flips, checksums corrected": flip_bits_and_correct,
     "overwritten": overwrite,
     "truncation": truncate,
     "splice": splice,
@@ -634,7 +634,7 @@ def _ending(kind: Kind, path: Path, output: Path, run: Run, numbers: bool) -> st
     if run.status < 0:
         return f"killed by signal {-run.status} after {run.seconds:.1f} s"
     if len(list(path.parent.iterdir())) != 1 + len(kind.beside):
-        return "files were left beside the input"
+        return "files were left next to the input"
     if run.status == 1:
         said = len(lines) == 1 and lines[0].startswith("error: ") and path.name in lines[0] and not run.out
         if not said:

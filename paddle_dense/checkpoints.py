@@ -49,7 +49,7 @@ def load_weights(
     """Put a file's tensors into a model, in place.
 
     A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file, and a
-    network of this package takes its tensors from behind whatever prefix.
+    network of this package takes its tensors under whatever prefix.
 
     Args:
         model: any Paddle network.

@@ -1,7 +1,7 @@
 """From the trained form to the condensed form, exactly: `condense_state` for a state_dict, `condense` for a model.
 
 The trained form multiplies a dense weight by a 0/1 mask; the condensed form holds only what the mask left, as a grouped
-convolution and an index. The formulas stand beside the layers: `paddle_dense.layers.lgc`, `paddle_dense.layers.sfr`.
+convolution and an index. The formulas are with the layers: `paddle_dense.layers.lgc`, `paddle_dense.layers.sfr`.
 """
 
 from __future__ import annotations

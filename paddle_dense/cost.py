@@ -28,7 +28,7 @@ from paddle_dense.layers.sfr import grouped_convolutions
 
 _ALL, _ALL_SPARE = 128, 1 << 30
 _ONE, _ONE_SPARE = 4, 1 << 28
-_COPIES = 2  # at one time, of what a layer reads and makes: the layer before it and the one behind it have theirs
+_COPIES = 2  # at one time, of what a layer reads and makes: the layer before it and the one after it have theirs
 _BYTES = 4  # of a float32
 
 
@@ -43,8 +43,8 @@ def affordable(model: nn.Layer, fix: str, size: int | None = None, batch: int = 
     Args:
         model: a network of this package with a file's tensors.
         fix: what the user can do, the end of the error's sentence.
-        size: side of the images in pixels; the network's own unless given. Whoever asks for larger ones than that
-            is allowed as much more.
+        size: side of the images in pixels; the network's own unless given; larger ones are allowed as
+            much more.
         batch: images that go through it at once.
 
     Raises:
@@ -115,7 +115,7 @@ def _convolved(x: Tensor, kernel: Sequence[int], stride: Any) -> int:
     return (kernel[0] + copied) * places
 
 
-# Numbers that a layer makes of its input for one picture. Layers inside of it count by themselves.
+# Numbers that a layer makes of its input for one image. Layers inside of it count by themselves.
 _RULES: tuple[tuple[type | tuple[type, ...], Callable[[Any, Tensor], int]], ...] = (
     (
         (CondConv2D, RoutedCondConv2D),

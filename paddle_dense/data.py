@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Callable, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Literal
 
 import numpy as np
 
@@ -55,10 +55,6 @@ class Preprocessing:
             ]
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON takes them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
 
 CIFAR_10 = Preprocessing(32, 32, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
 
@@ -81,7 +77,7 @@ class Digits:
 # Mean and standard deviation of all training pixels once scaled up, in units of the originals' 0 to 16.
 _DIGITS_MEAN, _DIGITS_STD = 4.88, 5.18
 _DIGITS_WHITE = 16
-# The same for pictures whose values are in [0, 1], as `Preprocessing` takes them.
+# The same for images whose values are in [0, 1], as `Preprocessing` takes them.
 DIGITS_MEAN, DIGITS_STD = (_DIGITS_MEAN / _DIGITS_WHITE,), (_DIGITS_STD / _DIGITS_WHITE,)
 
 
@@ -93,13 +89,13 @@ def load_digits() -> Digits:
     """
     parts = []
     for part in ("train", "test"):
-        pictures, labels = digit_pictures(part)
-        images = np.stack([np.asarray(picture) for picture in pictures])[:, None] * _DIGITS_WHITE
+        digits, labels = digit_images(part)
+        images = np.stack([np.asarray(digit) for digit in digits])[:, None] * _DIGITS_WHITE
         parts += [((images - _DIGITS_MEAN) / _DIGITS_STD).astype(np.float32), labels]
     return Digits(*parts)
 
 
-def digit_pictures(part: str) -> tuple[list[Image], np.ndarray]:
+def digit_images(part: str) -> tuple[list[Image], np.ndarray]:
     """The handwritten digits as 32x32 PIL images of float32 (mode F) in [0, 1], and their labels, int64 [N].
 
     Args:
@@ -121,5 +117,5 @@ def digit_pictures(part: str) -> tuple[list[Image], np.ndarray]:
     chosen = train if part == "train" else test
     # Dividing by a power of two loses nothing.
     small = pixels[chosen].astype(np.float32).reshape(-1, 8, 8) / _DIGITS_WHITE
-    pictures = [Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR) for picture in small]
-    return pictures, labels[chosen].astype(np.int64)
+    digits = [Image.fromarray(digit).resize((32, 32), Image.Resampling.BILINEAR) for digit in small]
+    return digits, labels[chosen].astype(np.int64)

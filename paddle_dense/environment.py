@@ -1,6 +1,6 @@
 """The environment in which Paddle is fast on the processor it finds.
 
-Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is told that
+Paddle's CPU wheel carries an MKL from before 2020, which takes a slow path on AMD's processors unless it is said that
 they have AVX2, and it starts with one thread. Both are settled by environment variables that are read once, when Paddle
 loads. Besides, the C library gives every large tensor's memory back to the system and fetches it again page by page for
 the next one, which can take longer than the arithmetic. And Paddle Inference hands every tensor that it is done with to
@@ -20,6 +20,7 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _FREED_AT_ONCE = "0.005"  # GB
@@ -57,24 +58,18 @@ def set_cpu_environment() -> dict[str, str]:
         raise RuntimeError("Paddle has been imported already: call set_cpu_environment() before import paddle")
     variables = {name: value for name, value in cpu_environment().items() if name not in os.environ}
     os.environ.update(variables)
-    _keep_memory()
-    return variables
-
-
-def _keep_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         library.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+    return variables
 
 
 def _usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # no such limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):  # no such limit
-        pass
     # paddle.distributed.launch says how many such processes it starts on this machine.
     return max(1, cores // int(os.environ.get("PADDLE_LOCAL_SIZE") or 1))
 
@@ -85,5 +80,5 @@ def _processor() -> tuple[str, str]:
         return platform.processor(), "avx2"
     # In reverse, so that the first processor has the last word.
     lines = (line.partition(":") for line in reversed(_CPUINFO.read_text().splitlines()))
-    told = {name.strip(): value.strip() for name, _, value in lines}
-    return told.get("vendor_id", ""), told.get("flags", "")
+    entries = {name.strip(): value.strip() for name, _, value in lines}
+    return entries.get("vendor_id", ""), entries.get("flags", "")

@@ -10,6 +10,11 @@ import paddle
 from paddle import Tensor, nn
 
 
+def name_of(model: nn.Layer) -> str:
+    """What a model is called: its preset, or its class."""
+    return getattr(model, "arch", type(model).__name__)
+
+
 @contextmanager
 def evaluation(model: nn.Layer) -> Iterator[None]:
     """The model in evaluation mode and without gradients; afterwards every layer is in the mode that it was in."""

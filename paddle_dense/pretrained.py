@@ -45,14 +45,8 @@ def download(name: str) -> Path:
     if entry:
         return fetch(entry)
     elsewhere = next((entry["source"] for entry in entries), None)
-    raise WeightsError(
-        f"no Paddle weights are released for {name!r}: "
-        + (
-            f"take the PyTorch file from {elsewhere} and run python -m convert.torch2paddle on it"
-            if elsewhere
-            else "train it"
-        )
-    )
+    fix = f"take the PyTorch file from {elsewhere} and run python -m convert.torch2paddle on it"
+    raise WeightsError(f"no Paddle weights are released for {name!r}: {fix if elsewhere else 'train it'}")
 
 
 def fetch(entry: dict[str, Any]) -> Path:

@@ -195,12 +195,12 @@ def as_process(main: Callable[[], int]) -> NoReturn:
 
 
 def is_of_output(error: Exception) -> bool:
-    """Whether it is stdout that cannot be written, of which :func:`as_process` tells: whoever opens a file names it."""
+    """Whether it is stdout that cannot be written, which :func:`as_process` reports: an error of a file names it."""
     return isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and not error.filename
 
 
 def _unheard(error: OSError) -> int:
-    """The exit status of a command whose words do not arrive; it ends silently if nobody reads, as behind ``head``."""
+    """The exit status of a command whose words do not arrive; it ends silently if nobody reads, as with ``| head``."""
     if isinstance(error, BrokenPipeError):
         return UNREAD
     what = f"standard output cannot be written ({error.strerror}): redirect it"
@@ -213,19 +213,19 @@ def _ending() -> Callable[[int], NoReturn]:
     """What ends this process because of a signal; a copy of it, such as one that prepares images, ends silently."""
     process = os.getpid()
     try:
-        stderr = os.dup(2)  # where it leads now: whoever silences a framework leads it elsewhere for a while
+        stderr = os.dup(2)  # where it leads now: what silences a framework redirects it for a while
     except OSError:
         stderr = -1  # it is closed
 
     def end(number: int) -> NoReturn:
-        for other in SIGNALS:  # whoever presses Ctrl-C twice is told once
+        for other in SIGNALS:  # Ctrl-C twice is one message
             signal.signal(other, signal.SIG_IGN)
         if os.getpid() == process:
             remove_unfinished()
             for child in multiprocessing.active_children():
-                # Paddle's processes that prepare pictures wait for more without end, and keep stdout open meanwhile.
+                # Paddle's processes that prepare images wait for more without end, and keep stdout open meanwhile.
                 child.kill()
-            with suppress(Exception):  # it may be amid printing, or nobody reads any more
+            with suppress(Exception):  # it may be printing, or nobody reads any more
                 sys.stdout.flush()
             with suppress(OSError):
                 os.write(stderr, f"error: {_stopped_by(number)}\n".encode())

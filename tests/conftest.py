@@ -29,24 +29,24 @@ def data() -> Path:
     return HERE / "data"
 
 
-def beside_the_checkout(name: str) -> Path:
+def next_to_the_checkout(name: str) -> Path:
     """A folder of files too large to ship, which a clone alone has not."""
     folder = HERE.parents[1] / "shared" / name
     if not folder.is_dir():
-        pytest.skip(f"needs ../shared/{name} beside the checkout: tests/data/README.md says where its files come from")
+        pytest.skip(f"needs ../shared/{name} next to the checkout: tests/data/README.md says where its files come from")
     return folder
 
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Answers of the original implementations that are too large to ship."""
-    return beside_the_checkout("oracles")
+    return next_to_the_checkout("oracles")
 
 
 @pytest.fixture(scope="session")
 def trained_by_others() -> Path:
     """Weights that others have trained, with the original's answers, too large to ship."""
-    return beside_the_checkout("real")
+    return next_to_the_checkout("real")
 
 
 @pytest.fixture

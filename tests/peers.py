@@ -13,10 +13,10 @@ _TOOLS = Path(__file__).resolve().parents[2] / "shared" / "tools"
 
 
 def tool(name: str) -> ModuleType:
-    """Import one of the helpers beside the large oracles.
+    """Import one of the helpers next to the large oracles.
 
     `torchvision_on_cpu_torch` declares torchvision's compiled operators, without which its usual build does not import
-    beside a CPU build of PyTorch; `oracle_weights` rebuilds the weights of the full-size oracles from their names.
+    next to a CPU build of PyTorch; `oracle_weights` rebuilds the weights of the full-size oracles from their names.
     """
     sys.path.append(str(_TOOLS))
     try:

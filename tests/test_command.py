@@ -30,7 +30,7 @@ def test_whoever_calls_it_a_line_is_one_line_without_commands(capsys, say, begin
 
 
 def test_nothing_is_said_when_nobody_reads_any_more():
-    """As behind ``head``: the status is that of a process that SIGPIPE ends."""
+    """As with ``| head``: the status is that of a process that SIGPIPE ends."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(LIST, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)

@@ -46,7 +46,7 @@ def assert_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
 
 
 def test_the_result_is_the_originals_bit_for_bit(tiny_state):
-    """Indices, weights and statistics of all twelve learned layers, and everything beside them."""
+    """Indices, weights and statistics of all twelve learned layers, and everything else."""
     found = condense_state(tiny_state("trained_unconverted.pth.tar"), tiny_rule)
     assert_identical(found, tiny_state("converted.pth"))
     assert sum(name.endswith(".index") for name in found) == 12
@@ -180,7 +180,7 @@ def test_an_averaged_model_condenses_as_if_its_masks_were_whole(data, tiny, tiny
 
 
 class UsersNetwork(paddle.nn.Layer):
-    """Learned layers in every kind of container, and beside layers that stay as they are."""
+    """Learned layers in every kind of container, and next to layers that stay as they are."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ CPUINFO = "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nproc
     ("vendor", "flags", "expected"),
     [("AuthenticAMD", "avx avx2", "5"), ("AuthenticAMD", "avx", None), ("GenuineIntel", "avx avx2", None)],
 )
-def test_mkl_is_told_of_avx2_on_amd_only(tmp_path, monkeypatch, vendor, flags, expected):
+def test_mkl_is_given_avx2_on_amd_only(tmp_path, monkeypatch, vendor, flags, expected):
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor=vendor, flags=flags))
     monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
     assert cpu_environment().get("MKL_DEBUG_CPU_TYPE") == expected
@@ -58,7 +58,7 @@ def test_after_paddle_it_is_too_late():
         set_cpu_environment()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose allocator is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose allocator has settings")
 def test_freed_memory_is_kept():
     code = (
         "import resource, numpy as np\n"

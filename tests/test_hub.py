@@ -21,11 +21,11 @@ def test_list_has_the_presets_and_nothing_else():
 
 
 def test_help_tells_what_a_preset_is_and_takes():
-    told = paddle.hub.help(HUB, "cdnv2_a", source="local")
-    assert told.startswith("2.0 M parameters, 46 M MACs, 35.6 % top-1 error on ImageNet.")
-    assert "CondenseNetV2(stages=[1, 1, 4, 6, 8]" in told
-    assert "pretrained:" in told
-    assert "num_classes" in told
+    text = paddle.hub.help(HUB, "cdnv2_a", source="local")
+    assert text.startswith("2.0 M parameters, 46 M MACs, 35.6 % top-1 error on ImageNet.")
+    assert "CondenseNetV2(stages=[1, 1, 4, 6, 8]" in text
+    assert "pretrained:" in text
+    assert "num_classes" in text
 
 
 def test_load_builds_with_the_arguments():
@@ -50,7 +50,7 @@ def test_an_unknown_preset_is_an_error():
 
 
 def test_the_clones_own_package_is_taken(tmp_path):
-    """In another process, from a relative path that is left afterwards, beside whatever is installed."""
+    """In another process, from a relative path that is left afterwards, next to whatever is installed."""
     clone = tmp_path / "clone"
     clone.mkdir()
     for name in ("hubconf.py", "paddle_dense", "weights"):

@@ -27,7 +27,7 @@ from paddle_dense.models import preset
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def told(path: Path, capsys: pytest.CaptureFixture) -> dict:
+def described(path: Path, capsys: pytest.CaptureFixture) -> dict:
     """What ``info --json`` says of a file."""
     assert main(["info", "--json", str(path)]) == 0
     [line] = capsys.readouterr().out.splitlines()
@@ -38,7 +38,7 @@ def told(path: Path, capsys: pytest.CaptureFixture) -> dict:
 
 
 def test_a_condensed_pytorch_file(data, capsys):
-    found = told(data / "cdnv2_tiny_converted.pth", capsys)
+    found = described(data / "cdnv2_tiny_converted.pth", capsys)
     assert (found["arch"], found["condensed"], found["container"]) == ("CondenseNetV2", True, "state_dict")
     assert found["config"]["stages"] == [2, 2, 2] and found["config"]["num_classes"] == 10
     assert (found["params"], found["averaged"], found["connections"]) == (50_010, False, None)
@@ -55,7 +55,7 @@ def test_a_condensed_pytorch_file(data, capsys):
     ],
 )
 def test_the_trained_form(data, name, averaged, condensable, left, capsys):
-    found = told(data / name, capsys)
+    found = described(data / name, capsys)
     assert (found["condensed"], found["averaged"], found["condensable"]) == (False, averaged, condensable)
     assert found["connections"] == pytest.approx(left)
     assert condensable or any("not condensed yet" in warning for warning in found["warnings"])
@@ -63,12 +63,12 @@ def test_the_trained_form(data, name, averaged, condensable, left, capsys):
 
 def test_macs_and_params_are_those_of_profile(data, tiny, capsys):
     size = pd_.profile(pd_.CondenseNetV2(**tiny))
-    found = told(data / "cdnv2_tiny_converted.pth", capsys)
+    found = described(data / "cdnv2_tiny_converted.pth", capsys)
     assert (found["params"], found["executed_macs"]) == (size.params, size.executed_macs)
 
 
 def test_a_paddle_file_with_its_sidecar(capsys):
-    found = told(ROOT / "weights" / "cdnv2_digits.pdparams", capsys)
+    found = described(ROOT / "weights" / "cdnv2_digits.pdparams", capsys)
     assert (found["format"], found["container"]) == ("pdparams", None)
     assert found["sidecar"]["source"]["file"] == "cdnv2_digits.pth"
     assert found["sidecar"]["verified"] is True
@@ -77,11 +77,11 @@ def test_a_paddle_file_with_its_sidecar(capsys):
 
 def test_a_preset_is_named_and_the_sidecar_fills_in_what_tensors_hide(tiny, tmp_path, capsys):
     pd_.save_weights(pd_.condensenet50(num_classes=5), tmp_path / "preset.safetensors")
-    found = told(tmp_path / "preset.safetensors", capsys)
+    found = described(tmp_path / "preset.safetensors", capsys)
     assert (found["arch"], found["network"], found["input_size"]) == ("condensenet50", "CondenseNet", 32)
 
     pd_.save_weights(pd_.CondenseNetV2(**tiny), tmp_path / "tiny.pdparams")
-    found = told(tmp_path / "tiny.pdparams", capsys)
+    found = described(tmp_path / "tiny.pdparams", capsys)
     assert (found["config"]["HS_start_block"], found["warnings"]) == (1, [])
 
 
@@ -89,7 +89,7 @@ def test_a_sidecar_of_another_network_is_not_believed(tiny, tmp_path, capsys):
     pd_.save_weights(pd_.CondenseNetV2(**tiny), tmp_path / "tiny.pdparams")
     claim = {"arch": "CondenseNetV2", "config": {**tiny, "stages": [1_000_000, 2, 2]}}
     (tmp_path / "tiny.json").write_text(json.dumps(claim))
-    found = told(tmp_path / "tiny.pdparams", capsys)
+    found = described(tmp_path / "tiny.pdparams", capsys)
     assert found["config"]["stages"] == [2, 2, 2]
     assert any("the sidecar .json describes" in warning for warning in found["warnings"])
 
@@ -100,7 +100,7 @@ def test_a_sidecar_with_numbers_that_no_tensor_contradicts_and_no_network_has(st
     claim = json.loads((tmp_path / "tiny.json").read_text())
     claim["config"]["init_stride"] = stride
     (tmp_path / "tiny.json").write_text(json.dumps(claim))
-    found = told(tmp_path / "tiny.pdparams", capsys)
+    found = described(tmp_path / "tiny.pdparams", capsys)
     assert (found["params"], found["config"]["init_stride"]) == (50_010, 1)
     fault = "(init_stride=.* must be|CondenseNetV2 would leave nothing)"
     said = f"the sidecar .json describes no network of this package: {fault}"
@@ -112,23 +112,23 @@ def test_safetensors_from_pytorch_are_read_as_such(data, tmp_path, capsys):
 
     state = read_checkpoint(data / "cdnv2_tiny_converted.pth").state
     write_weights(state, tmp_path / "net.safetensors", {"format": "pt", "title": "a\x1b[31mred"})
-    found = told(tmp_path / "net.safetensors", capsys)
+    found = described(tmp_path / "net.safetensors", capsys)
     assert (found["format"], found["params"]) == ("safetensors, from PyTorch", 50_010)
     assert found["metadata"]["title"] == "a\x1b[31mred"
     assert main(["info", str(tmp_path / "net.safetensors")]) == 0
     assert "'a\\x1b[31mred'" in capsys.readouterr().out
 
 
-def test_another_packages_network_is_told_without_a_network(tmp_path, capsys):
+def test_another_packages_network_is_described_without_a_network(tmp_path, capsys):
     write_weights({"encoder.weight": np.ones((2, 3), "f4")}, tmp_path / "other.pdparams")
-    found = told(tmp_path / "other.pdparams", capsys)
+    found = described(tmp_path / "other.pdparams", capsys)
     assert (found["arch"], found["tensors"], found["numbers"]) == (None, 1, 6)
     assert "none of the known networks" in found["warnings"][0]
 
 
 def test_a_released_file_is_known_by_its_hash(data, monkeypatch, capsys):
     entry = {"name": "cdnv2_x", "source": "an address", "note": "a test's", "sha256": None}
-    prefix = told(data / "cdnv2_tiny_init.pth", capsys)["sha256"][:8]
+    prefix = described(data / "cdnv2_tiny_init.pth", capsys)["sha256"][:8]
     monkeypatch.setattr(description, "manifest", lambda: [{**entry, "sha256_prefix": prefix}, {**entry, "md5": "0"}])
     assert main(["info", str(data / "cdnv2_tiny_init.pth")]) == 0
     assert re.findall("released .*", capsys.readouterr().out) == ["released    cdnv2_x from an address: a test's"]

@@ -63,7 +63,7 @@ TWICE = {
         "features.denseblock1.denselayer1.conv1.weight",
         "features.denseblock1.denselayer1.conv.1.weight",
     ),
-    "the project's beside Paddle's": (
+    "the project's and Paddle's": (
         vision,
         "db_conv_2.conv2_1.bn_ac_func1._conv.weight",
         "features.denseblock1.denselayer1.conv1.weight",
@@ -79,7 +79,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize(("state", "name", "second"), TWICE.values(), ids=TWICE)
-@pytest.mark.parametrize("first", [True, False], ids=["in front", "behind"])
+@pytest.mark.parametrize("first", [True, False], ids=["in front", "after"])
 def test_two_names_for_one_tensor_are_refused_by_both_names(state, name, second, first):
     state = state()
     extra = {second: ones_like(state[name])}

@@ -201,7 +201,7 @@ def test_every_requirement_is_pinned(built):
 
 @pytest.fixture
 def installed(built, tmp_path) -> Callable[..., str]:
-    """``installed("-m", "convert.demo")``: what Python says in an empty folder, the wheel unpacked beside it."""
+    """``installed("-m", "convert.demo")``: what Python says in an empty folder, the wheel unpacked next to it."""
     shutil.unpack_archive(built.wheel, tmp_path / "site", "zip")
     (tmp_path / "empty").mkdir()
 

@@ -11,7 +11,7 @@ from paddle_dense.layers import HS, LGC, SFR, CondenseLGC, CondenseSFR, SELayer
 from paddle_dense.models import CondenseNetV2
 from tests.helpers import V2, arrays
 
-# layer, shape of the picture, parameters, MACs as the papers count, MACs executed
+# layer, shape of the image, parameters, MACs as the papers count, MACs executed
 BY_HAND = {
     "convolution": (nn.Conv2D(3, 8, 3, padding=1), (3, 10, 6), 3 * 8 * 9 + 8, 3 * 8 * 9 * 60, 3 * 8 * 9 * 60),
     "stride": (nn.Conv2D(3, 8, 3, stride=2, bias_attr=False), (3, 9, 9), 216, 216 * 16, 216 * 16),
@@ -99,7 +99,7 @@ def test_rows_add_up_to_the_whole():
     assert all(params or macs for _, params, macs in found.layers)
 
 
-def test_the_picture_decides_the_cost_but_not_the_size():
+def test_the_image_decides_the_cost_but_not_the_size():
     model = create_model("cdnv2_a", in_channels=1, SE_start_block=5, features_only=True)
     small, large = (profile(model, (1, size, size)) for size in (64, 128))
     assert small.params == large.params
@@ -137,7 +137,7 @@ def test_the_model_stays_as_it_was(training, randomise):
     assert not any(layer._forward_post_hooks for layer in model.sublayers(include_self=True))
 
 
-def test_a_picture_that_does_not_fit_leaves_no_trace():
+def test_an_image_that_does_not_fit_leaves_no_trace():
     model = CondenseNetV2(**V2)
     model.train()
     with pytest.raises(Exception):  # noqa: B017  what Paddle raises is Paddle's choice
@@ -147,6 +147,6 @@ def test_a_picture_that_does_not_fit_leaves_no_trace():
     assert paddle.is_grad_enabled()
 
 
-def test_the_picture_is_the_networks_own_unless_given():
+def test_the_image_is_the_networks_own_unless_given():
     digits = CondenseNetV2(**V2, in_channels=1)
     assert profile(digits).macs == profile(digits, (1, digits.input_size, digits.input_size)).macs

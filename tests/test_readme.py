@@ -107,7 +107,7 @@ def test_links_lead_somewhere(name):
 DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
 
 
-def _pictures(folder: Path) -> None:
+def _images(folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir()
@@ -187,7 +187,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "my_run.pth": _best_and_last,
     "my_biased_densenet.pth": _biased_densenet,
     "my_code:build": _my_code,
-    "photos/": _pictures,
+    "photos/": _images,
     "cdnv2_a.pdparams": _digits_in_paddle,
     "my_digits.pdparams": _digits_in_paddle,
     "runs/cdnv2_a/model.pdparams": _digits_in_paddle,
@@ -196,7 +196,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, as if it were a checkout: with what ships beside the packages."""
+    """A folder to work in, as if it were a checkout: with what ships with the packages."""
     for name in ("weights", "hubconf.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -274,7 +274,7 @@ def _another_head(shown: dict[str, Any]) -> None:
 def _odd_inputs(shown: dict[str, Any]) -> None:
     assert shown["missing"] == ["features.init_conv.weight"]
     assert shown["same"] < 1e-4
-    assert list(shown["picture"].size) == [400, 300]
+    assert list(shown["image"].size) == [400, 300]
 
 
 def _detection(shown: dict[str, Any]) -> None:
@@ -341,9 +341,9 @@ SCRIPTS = {
 # Commands that are not run here but parsed by their own parser, and why.
 PARSED = {
     r"paddle\.distributed\.launch": "needs several devices; tests/training/test_devices.py runs it",
-    r"paddle_dense\.training --model cdnv2_a": "learns from the user's pictures for days",
+    r"paddle_dense\.training --model cdnv2_a": "learns from the user's images for days",
     r"paddle_dense\.training --resume": "needs a run that was stopped; tests/training/test_resume.py has one",
-    r"paddle_dense\.training --pretrained": "learns from the user's pictures; tests/training/test_command.py does",
+    r"paddle_dense\.training --pretrained": "learns from the user's images; tests/training/test_command.py does",
     r"paddle_dense\.adapters": "needs clones of the other packages; tests/adapters runs it",
     r"^pip install": "the extras are looked up in setup.py",
     r"^make": "the targets are looked up in the Makefile",

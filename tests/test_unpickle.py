@@ -180,7 +180,7 @@ def test_attacks_are_named_and_never_run(attack, tmp_path):
     assert canary.exists()
 
 
-def test_a_pickle_behind_another_is_not_read(tmp_path):
+def test_a_pickle_after_another_is_not_read(tmp_path):
     canary = tmp_path / "canary"
     first = pickle.dumps({"a": 1})
     assert unpickle(memoryview(first + hostile_programs(f"touch {canary}")["reduce"])) == ({"a": 1}, len(first))
@@ -347,7 +347,7 @@ def pickled_array(version=b"K\x01", fortran=b"\x89", order=b"(K\x03U\x01<", made
     ids=["version", "version of the dtype", "byte order", "what is made", "a name", "of what kind", "a call of a list"],
 )
 def test_arrays_that_numpy_would_not_read(other):
-    """A flipped bit that numpy trips over had been passed over, and with it that of a number beside it."""
+    """A flipped bit that numpy trips over had been passed over, and with it that of a number next to it."""
     with pytest.raises((ValueError, TypeError)):
         pickle.loads(pickled_array(**other))
     with pytest.raises(WeightsError):

@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ImportError("this command compares with PyTorch, which is not installed: pip install torch")
 
     def work(number: int, result: Result) -> int:
-        # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
+        # Read first: a bad file is reported before Paddle is loaded, which takes seconds.
         file = open_weights(args.checkpoints[number], ema=options.ema, key=options.key)
         with importing():
             import paddle_dense.checkpoints  # noqa: F401  Paddle first: no bad file waits for PyTorch

@@ -18,8 +18,8 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
+from paddle_dense.images import read_image
 from paddle_dense.layers.sfr import grouped_convolutions
-from paddle_dense.pictures import read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
     transforms = preprocessing.transforms()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         some = paths[start : start + _IMAGES_AT_ONCE]
-        yield np.stack([transforms(read_picture(path, "L" if channels == 1 else "RGB")).numpy() for path in some])
+        yield np.stack([transforms(read_image(path, "L" if channels == 1 else "RGB")).numpy() for path in some])
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Seque
     theirs, ours = list[list[np.ndarray]](), list[list[np.ndarray]]()
     with evaluation(torch_model, paddle_model):
         for batch in batches:
-            # Paddle first: whoever bounds what the network may cost does so there.
+            # Paddle first: what the network may cost is bounded there.
             ours.append(_answers(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype()))))
             theirs.append(_answers(torch_model(torch.from_numpy(batch).to(like))))
     expected, found = ([np.concatenate(parts) for parts in zip(*answers)] for answers in (theirs, ours))

@@ -191,7 +191,7 @@ def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
         PyTorch    v' = m v + (1 - m) b n / (n - 1)
 
     so that after each pass ``(v' - m v) / (n - 1)`` is missing in Paddle. n differs from layer to layer and from batch
-    to batch, which is why a trained network's statistics cannot be mended afterwards.
+    to batch, which is why a trained network's statistics cannot be corrected afterwards.
 
     Returns:
         The hooks that do so; each ends with its `remove`.
@@ -200,7 +200,7 @@ def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
 
     before = {}
 
-    def remember(layer: nn.Layer, inputs: tuple) -> None:
+    def record(layer: nn.Layer, inputs: tuple) -> None:
         before[id(layer)] = layer._variance.clone()
 
     def correct(layer: nn.Layer, inputs: tuple, output: object) -> None:
@@ -217,7 +217,7 @@ def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
         if isinstance(layer, (BatchNorm1D, BatchNorm2D, BatchNorm3D))
         for handle in (
             # Paddle's annotations want a result of hooks, and one input.
-            layer.register_forward_pre_hook(remember),  # type: ignore[arg-type]
+            layer.register_forward_pre_hook(record),  # type: ignore[arg-type]
             layer.register_forward_post_hook(correct),  # type: ignore[arg-type]
         )
     ]

@@ -14,9 +14,9 @@ _AT_THE_START = re.compile(r"^(\d*)([-+.)=:])")
 _PLAIN = re.compile(r"[\w .,:;/=+%()-]+")
 
 
-def markdown(title: Label, told: str, overview: Table | None, entries: Sequence[Entry]) -> str:
-    """The whole report, `told` when and with which versions; the overview is for several files."""
-    lines = [f"# {_label(title)}", "", markdown_text(told), ""]
+def markdown(title: Label, when: str, overview: Table | None, entries: Sequence[Entry]) -> str:
+    """The whole report, drawn up `when` and with which versions; the overview is for several files."""
+    lines = [f"# {_label(title)}", "", markdown_text(when), ""]
     if overview:
         lines += [*_table(overview), ""]
     for entry in entries:
@@ -25,18 +25,14 @@ def markdown(title: Label, told: str, overview: Table | None, entries: Sequence[
 
 
 def _entry(entry: Entry) -> Iterator[str]:
-    yield f"## {markdown_text(entry.name)}"
-    yield ""
-    yield f"**{_label(entry.said)}**" + (f": {markdown_text(entry.error)}" if entry.error else "")
-    yield ""
+    yield f"## {markdown_text(entry.name)}\n"
+    yield f"**{_label(entry.said)}**" + (f": {markdown_text(entry.error)}\n" if entry.error else "\n")
     if entry.warnings:
-        yield "### 警告 Warnings"
-        yield ""
+        yield "### 警告 Warnings\n"
         yield from (f"- {markdown_text(warning)}" for warning in entry.warnings)
         yield ""
     for part in entry.parts:
-        yield f"### {_label(part.title)}"
-        yield ""
+        yield f"### {_label(part.title)}\n"
         for table in part.tables:
             title = _label(table.title)
             if table.folded:
@@ -47,8 +43,7 @@ def _entry(entry: Entry) -> Iterator[str]:
             yield from _table(table)
             yield ""
             if table.folded:
-                yield "</details>"
-                yield ""
+                yield "</details>\n"
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -105,7 +105,7 @@ def _contents(results: Sequence[Result]) -> dict[str, Any]:
     used = {**versions(), "Python": platform.python_version()}
     return {
         "title": TITLE,
-        "told": f"{_now()} · {', '.join(f'{name} {version}' for name, version in used.items())}",
+        "when": f"{_now()} · {', '.join(f'{name} {version}' for name, version in used.items())}",
         "overview": summary(entries, results) if len(entries) > 1 else None,
         "entries": entries,
     }

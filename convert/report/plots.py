@@ -92,7 +92,7 @@ def dots(layers: Sequence[LayerPrecision], atol: float | None) -> Dots:
 
 
 def bars(histogram: Histogram) -> Bars:
-    """The histogram with logarithmic heights, so that a single outlier is seen beside thousands."""
+    """The histogram with logarithmic heights, so that a single outlier is seen next to thousands."""
     width, largest = SIZE / len(histogram.counts), math.log1p(max(histogram.counts))
     path = ""
     for number, count in enumerate(histogram.counts):

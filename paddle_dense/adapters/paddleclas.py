@@ -8,7 +8,7 @@
       pretrained: cdnv2_a.pdparams
 
 `pretrained` is a file's path, with or without ``.pdparams``, or True for the released weights, which are downloaded;
-files are read without executing what they say. Every argument of the network can stand beside it. `class_num: 0` leaves
+files are read without executing what they say. Every argument of the network can be given, too. `class_num: 0` leaves
 the classifier out, which makes the network the `Backbone` of a `RecModel`.
 """
 

@@ -228,10 +228,10 @@ def _report(result: Mapping[str, Any]) -> str:
     for format, difference in result["max_rel_diff"].items():
         lines.append(f"  {format}: run, and equal to the network to {difference:.1e} of its outputs' scale")
     if "benchmark" in result:
-        told = result["benchmark"]
-        lines.append(f"  batch {told['batch']}, {told['size']} pixels, {told['threads']} threads, medians:")
-        first = next(iter(told["milliseconds"].values()))
-        for name, milliseconds in told["milliseconds"].items():
+        timed = result["benchmark"]
+        lines.append(f"  batch {timed['batch']}, {timed['size']} pixels, {timed['threads']} threads, medians:")
+        first = next(iter(timed["milliseconds"].values()))
+        for name, milliseconds in timed["milliseconds"].items():
             lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
     return "\n".join(map(printable, lines))
 

@@ -48,7 +48,7 @@ class Info:
         params, macs, executed_macs: as `paddle_dense.profile` counts, for an image of `input_size`.
         input_size: side of the images in pixels.
         released: names and sources of the released checkpoints that this file is, by its hash.
-        sidecar: where it came from, as the file ``NAME.json`` beside it tells.
+        sidecar: where it came from, as the file ``NAME.json`` next to it says.
         metadata: the texts in the header of a .safetensors file.
         warnings: what the user should know, one sentence each.
     """

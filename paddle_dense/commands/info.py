@@ -93,8 +93,8 @@ def report(info: Info) -> str:
         add("other sets", f"{listed(map(shown, info.sets[1:]))} (torch2paddle --key NAME takes another)")
     for entry in info.released:
         add("released", f"{entry['name']} from {entry['source']}: {entry['note']}")
-    for label, told in (("sidecar", info.sidecar), ("header", info.metadata)):
-        for key, value in _told_lines(told or {}):
+    for label, entries in (("sidecar", info.sidecar), ("header", info.metadata)):
+        for key, value in _entry_lines(entries or {}):
             add(label, f"{key}: {value}")
     add("sha256", info.sha256)
     for warning in info.warnings:
@@ -102,10 +102,10 @@ def report(info: Info) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a file tells of itself, one line for each entry."""
+def _entry_lines(entries: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a file says of itself, one line for each entry."""
     lines = []
-    for key, value in told.items():
+    for key, value in entries.items():
         if isinstance(value, dict):
             value = [", ".join(f"{_value(name)} {_value(part)}" for name, part in value.items() if part is not None)]
         elif not isinstance(value, list):

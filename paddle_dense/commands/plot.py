@@ -40,11 +40,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"{clash} with -o")
     refuse_existing(target, args.force)
     load_paddle()
+    from paddle_dense.evaluation import name_of
     from paddle_dense.training.plot import plot_connectivity
     from paddle_dense.training.resume import load_network
 
     with warnings.catch_warnings():
-        # What a file does not show, such as strides and activations, does not show in the picture either.
+        # What a file does not show, such as strides and activations, does not show in the image either.
         warnings.simplefilter("ignore")
         model = load_network(args.checkpoint)
     try:
@@ -53,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
         raise
     except ValueError as error:  # the file's network has no connections to draw
         raise WeightsError(f"{args.checkpoint}: {error}") from error
-    print(printable(f"{args.checkpoint} -> {target}: {getattr(model, 'arch', type(model).__name__)}"))
+    print(printable(f"{args.checkpoint} -> {target}: {name_of(model)}"))
     return OK
 
 

@@ -28,7 +28,7 @@ def parser() -> Parser:
         "`python -m paddle_dense.training plot CKPT -o FILE.png` draws which layers read which.",
         epilog="Exit status: 0 done, 1 a file is bad, 2 wrong usage, 130 or 143 stopped by a signal.",
     )
-    # What is not given must not stand beside what a continued run says.
+    # What is not given must not contradict what a continued run says.
     add = command.add_argument
     add("--model", help="a preset, or a network with --config (default: what the pretrained file holds)")
     add("--config", metavar="KEY=VALUE,...", type=key_values, help="arguments of the network, as stages=1-2-3")
@@ -78,12 +78,12 @@ def _run(args: argparse.Namespace) -> int:
     run = Run(settings, folder, saved, args.workers, args.log_dir)
     if args.eval_only:
         accuracy = run.evaluate()
-        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.pictures} images, loss {accuracy.loss:.4f}")
+        _say(f"accuracy {accuracy.top1:.2%} on {accuracy.images} images, loss {accuracy.loss:.4f}")
         return OK
     _introduce(run, args)
     result = run.train(condense_at_end=args.condense_at_end)
     _conclude(result, folder)
-    return STOPPED + result.signal if result.stopped else OK
+    return STOPPED + result.stopped_by if result.stopped_by else OK
 
 
 def _saved(args: Any) -> Saved | None:
@@ -169,7 +169,7 @@ def _folder(args: Any, settings: Settings) -> Path:
 
 
 def _weights(folder: Path, args: Any) -> list[Path]:
-    """The files that a run leaves beside its checkpoints."""
+    """The files that a run leaves next to its checkpoints."""
     from paddle_dense.files.sidecar import with_its_sidecar
 
     written = {"model": True, "model_ema": args.ema, "model_condensed": args.condense_at_end}
@@ -192,11 +192,11 @@ def _introduce(run: Run, args: Any) -> None:
 
 
 def _conclude(result: Result, folder: Path) -> None:
-    if result.stopped:
+    if result.stopped_by:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
-    for file, accuracy in zip(result.files, result.accuracies.values()):
-        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.pictures} images")
+    for file, accuracy in result.accuracies.items():
+        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.images} images")
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -147,7 +147,7 @@ def _describe(
         if input_size is not None:
             resize = preprocessing.resize * input_size // preprocessing.input_size
             preprocessing = replace(preprocessing, input_size=input_size, resize=resize)
-        described["preprocessing"] = preprocessing.as_dict()
+        described["preprocessing"] = asdict(preprocessing)
     if labels is not None:
         described["labels"] = list(labels)
     described.update(metadata or {})

@@ -48,7 +48,7 @@ def convolution(weight: np.ndarray, like: Tensor, bias: np.ndarray | None = None
 
 
 def fold_norm(conv: nn.Layer, norm: nn.BatchNorm2D) -> nn.Layer:
-    """One convolution for a convolution and the batch normalisation behind it.
+    """One convolution for a convolution and the batch normalisation after it.
 
     ``s * (W * x + b) + t = (s W) * x + (s b + t)``. The kernels that a `RoutedCondConv2D` mixes are all scaled:
     ``s * (sum_e r_e W_e) * x + t = (sum_e r_e (s W_e)) * x + t``.
@@ -108,9 +108,9 @@ def fused_sfr(sfr: CondenseSFR) -> nn.Sequential:
 
 
 class GroupedRows:
-    """The weights of a condensed LGC and of a batch normalisation behind it, as float64 arrays.
+    """The weights of a condensed LGC and of a batch normalisation after it, as float64 arrays.
 
-    Output row r = g * n + k of the grouped convolution, n rows a group, is channel ``k * G + g`` behind the shuffle.
+    Output row r = g * n + k of the grouped convolution, n rows a group, is channel ``k * G + g`` after the shuffle.
     A batch normalisation there scales that row and shifts it.
 
     Attributes:
@@ -120,7 +120,7 @@ class GroupedRows:
         shift: t of it, [G, in/G].
         weight: the rows, those of a group together, [G, out/G, in/G].
         bias: what is added to each row, [G, out/G]; zeros where no BN follows.
-        channels: channel of each row behind the shuffle, [G, out/G].
+        channels: channel of each row after the shuffle, [G, out/G].
     """
 
     def __init__(self, lgc: CondenseLGC, norm: nn.BatchNorm2D | None) -> None:
@@ -137,12 +137,12 @@ class GroupedRows:
             self.bias = shift[self.channels]
 
     def in_channel_order(self, rows: np.ndarray) -> np.ndarray:
-        """Rows [G, out/G, ...] in the order of the channels behind the shuffle: [out, ...]."""
+        """Rows [G, out/G, ...] in the order of the channels after the shuffle: [out, ...]."""
         return rows.swapaxes(0, 1).reshape([-1, *rows.shape[2:]])
 
 
 class GatheredProduct(nn.Layer):
-    """A condensed LGC, and the BN behind it, as one batched matrix product: [N, in, H, W] -> [N, out, H, W].
+    """A condensed LGC, and the BN after it, as one batched matrix product: [N, in, H, W] -> [N, out, H, W].
 
     For Paddle's own kernels, where a product with G matrices is one call and a grouped convolution G of them, and where
     adding a bias costs more than a whole batch normalisation. So the bias takes part in the product: every group
@@ -172,7 +172,7 @@ class GatheredProduct(nn.Layer):
 
 
 class GatheredConvolution(nn.Layer):
-    """A condensed LGC, and the BN behind it, as a grouped convolution with bias: [N, in, H, W] -> [N, out, H, W].
+    """A condensed LGC, and the BN after it, as a grouped convolution with bias: [N, in, H, W] -> [N, out, H, W].
 
     For engines that compile the graph.
     """
@@ -196,7 +196,7 @@ class GatheredConvolution(nn.Layer):
 
 
 def dense_lgc(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Sequential | None:
-    """A condensed LGC, and the BN behind it, as one dense 1x1 convolution that reads all inputs, most at zero weight.
+    """A condensed LGC, and the BN after it, as one dense 1x1 convolution that reads all inputs, most at zero weight.
 
     BN and activation work on each channel by itself, so they can come before the gathering, which the zeros then do.
     That needs every input channel to have one BN, however often it is gathered; None if it has several, as in a network
@@ -245,7 +245,7 @@ class PoolingProduct(nn.Layer):
     matrix takes longer than the product saves.
     """
 
-    SMALL = 100_000  # numbers in a picture
+    SMALL = 100_000  # numbers in an image
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = x.shape[1:]

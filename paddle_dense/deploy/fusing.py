@@ -27,8 +27,8 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     =====================================  ============================  ==============================
     SFR: shuffle, groups and scatter       one dense 1x1 convolution     one dense 1x1 convolution
     LGC: gather, groups, shuffle           gather and batched product    dense 1x1 or grouped, by width
-    BN behind an LGC                       folded, without a bias        folded
-    any other BN behind a convolution      stays: cheaper than a bias    folded
+    BN after an LGC                        folded, without a bias        folded
+    any other BN after a convolution       stays: cheaper than a bias    folded
     grouped 3x3 convolution                product, then spreading       fewer groups that fill the lanes
     grouped 3x3, one output a group        stays                         depthwise, then sums
     1x1 convolution, then average pooling  pooling first                 pooling first

@@ -62,7 +62,7 @@ LANES = 8
 
 
 def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Layer:
-    """A condensed LGC, and the BN behind it, for engines."""
+    """A condensed LGC, and the BN after it, for engines."""
     dense = dense_lgc(lgc, norm) if lgc.source_channels <= DENSE_UP_TO else None
     return GatheredConvolution(lgc, norm) if dense is None else dense
 

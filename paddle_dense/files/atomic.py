@@ -172,7 +172,7 @@ class NewFile:
 
 @contextmanager
 def new_file(path: PathLike) -> Iterator[NewFile]:
-    """A file beside `path` that can take its name by `put_in_place`, and is gone afterwards if it has not.
+    """A file next to `path` that can take its name by `put_in_place`, and is gone afterwards if it has not.
 
     Raises:
         WeightsError: the file cannot be written there.
@@ -207,16 +207,16 @@ def sync_folder(folder: PathLike) -> None:
 
 
 @contextmanager
-def temporary_folder(beside: PathLike) -> Iterator[Path]:
+def temporary_folder(target: PathLike) -> Iterator[Path]:
     """A folder for files that are not finished, gone afterwards; what a dead run left is swept like its files.
 
     Args:
-        beside: a file to come; the folder is made where it shall be.
+        target: a file to come; the folder is made where it shall be.
 
     Raises:
         WeightsError: it cannot be made there.
     """
-    inside = Path(beside).absolute().parent
+    inside = Path(target).absolute().parent
     missing = [folder for folder in (inside, *inside.parents) if not folder.exists()]
     path = _temporary_name(inside)
 
@@ -235,7 +235,7 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
                 if alone:
                     _claim(_opened(path, closing), alone)
         except OSError as error:
-            raise unwritable(beside, error) from error
+            raise unwritable(target, error) from error
         yield Path(path)
 
 

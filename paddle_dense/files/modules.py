@@ -62,15 +62,15 @@ def _facts(kind: str, state: Mapping[Any, Any]) -> dict[str, Any]:
     What is no plain value, or a long one, is described in words. "hooks" is there if calling the layer runs more than
     its class does.
     """
-    told = {
+    facts = {
         name: _stated(value)
         for name, value in state.items()
         if isinstance(name, str) and name[:1] != "_" and len(name) <= _MAX_TEXT
     }
     if "forward" in state or any(state.get(hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
-        told["hooks"] = True
-    told["class"] = kind
-    return told
+        facts["hooks"] = True
+    facts["class"] = kind
+    return facts
 
 
 def _stated(value: object) -> object:

@@ -15,7 +15,7 @@ from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.foreign import foreign, is_optimizer
 from paddle_dense.files.names import pytorch_sign
 from paddle_dense.files.shards import Shards, contents
-from paddle_dense.files.sidecar import in_one_moment, told_of
+from paddle_dense.files.sidecar import in_one_moment, read_sidecar
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
 from paddle_dense.files.weights import (
     PYTORCH_MAGIC,
@@ -105,7 +105,7 @@ def open_weights(
     def read() -> dict[str, Any] | None:
         opened.clear()  # before memory is needed for it again
         opened.append(_read(path, framework, ema, hashes, key))
-        return None if opened[0].checkpoint else told_of(path, opened[0].tensors)
+        return None if opened[0].checkpoint else read_sidecar(path, opened[0].tensors)
 
     try:
         sidecar = in_one_moment(path, read)

@@ -106,10 +106,10 @@ def _places(data: memoryview) -> dict[str, str] | None:
     if len(head) > _MAX_INDEX:
         raise WeightsError(f"is an index of shards with more than {_MAX_INDEX:,} bytes: do not use this file")
     try:
-        told: Any = parse_json(head, unique_names)
+        index: Any = parse_json(head, unique_names)
     except ValueError as error:
         raise WeightsError(_BAD) from error
-    places = told.get("weight_map")
+    places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise WeightsError(_BAD)
     for name, shard in places.items():

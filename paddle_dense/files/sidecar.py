@@ -46,10 +46,10 @@ def sidecar_path(path: PathLike) -> Path:
     return Path(path).with_suffix(".json")
 
 
-def unreadable_sidecar(beside: Path) -> WeightsError:
+def unreadable_sidecar(json_file: Path) -> WeightsError:
     """The error for a sidecar that is not what this package writes."""
     return WeightsError(
-        f"{beside} is not a readable sidecar: fix or delete it; the network is then recognised from the tensors"
+        f"{json_file} is not a readable sidecar: fix or delete it; the network is then recognised from the tensors"
     )
 
 
@@ -77,21 +77,21 @@ def write_with_sidecar(
     Raises:
         WeightsError: they cannot be written, or another file has the sidecar's name; what stood there is unchanged.
     """
-    beside, content = sidecar_path(path), encoded_weights(compacted(state) if compact else state, path)
+    json_file, content = sidecar_path(path), encoded_weights(compacted(state) if compact else state, path)
     with new_file(path) as weights, ThreadPoolExecutor(1) as while_writing:
         sha256 = while_writing.submit(tensors_sha256, state)
         weights.write(content)
-        told = {**sidecar, _TENSORS: sha256.result()}
+        complete = {**sidecar, _TENSORS: sha256.result()}
         # All that may not fit on the disk is there before anything changes.
-        with new_file(beside) as interim, new_file(beside) as final, turn(os.path.dirname(weights.target)):
-            before = _content(beside)
+        with new_file(json_file) as interim, new_file(json_file) as final, turn(os.path.dirname(weights.target)):
+            before = _content(json_file)
             if before is not None and not force and not _is_own(_parsed(before)):
                 raise WeightsError(
-                    f"{beside} has the name that the sidecar of {os.fspath(path)} would have, and was not written "
+                    f"{json_file} has the name that the sidecar of {os.fspath(path)} would have, and was not written "
                     f"here: give the weights another name"
                 )
-            final.write([_text(told)])
-            interim.write([_text({**told, _PREVIOUS: _previous(before, weights.target)})])
+            final.write([_text(complete)])
+            interim.write([_text({**complete, _PREVIOUS: _previous(before, weights.target)})])
             try:
                 if sidecar or before is not None:
                     interim.put_in_place()
@@ -100,35 +100,35 @@ def write_with_sidecar(
                 if weights.in_place and sidecar:
                     final.put_in_place()
                 elif weights.in_place or before is None:
-                    beside.unlink(missing_ok=True)
+                    json_file.unlink(missing_ok=True)
                 else:
                     final.write([before])
                     final.put_in_place()
 
 
-def described_network(path: PathLike, told: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network in what `told_of` gave, or None where it names none.
+def described_network(path: PathLike, sidecar: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
+    """Name and config of the network in what `read_sidecar` gave, or None where it names none.
 
     Raises:
         WeightsError: it is not what `save_weights` writes.
     """
-    if told is None or "arch" not in told:
+    if sidecar is None or "arch" not in sidecar:
         return None
-    found = network_in(told)
+    found = network_in(sidecar)
     if found is None:
         raise unreadable_sidecar(sidecar_path(path))
     return found
 
 
-def network_in(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def network_in(sidecar: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and config of the network that some JSON describes, or None if they are nothing that a network has."""
-    arch, config = told.get("arch"), told.get("config")
+    arch, config = sidecar.get("arch"), sidecar.get("config")
     if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
         return None
     return str(arch), config
 
 
-def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any] | None:
+def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any] | None:
     """All that a file's sidecar states of it, or None where there is no sidecar.
 
     A sidecar that does not say which tensors it belongs to, one written by hand for example, is used.
@@ -141,26 +141,26 @@ def told_of(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> di
         OtherTensorsError: the sidecar describes other tensors.
         WeightsError: it is no JSON object.
     """
-    beside = sidecar_path(path)
+    json_file = sidecar_path(path)
     try:
-        status = beside.stat()
+        status = json_file.stat()
     except OSError:
         return None
     is_small = stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SIZE
-    told = _parsed(_content(beside)) if is_small else None
-    if told is None:
-        raise unreadable_sidecar(beside)
-    if _TENSORS not in told:
-        return told
+    sidecar = _parsed(_content(json_file)) if is_small else None
+    if sidecar is None:
+        raise unreadable_sidecar(json_file)
+    if _TENSORS not in sidecar:
+        return sidecar
     found = tensors_sha256(read_weights(path) if state is None else state)
-    while isinstance(told, dict) and told.get(_TENSORS, found) != found:
-        if _PREVIOUS not in told:
+    while isinstance(sidecar, dict) and sidecar.get(_TENSORS, found) != found:
+        if _PREVIOUS not in sidecar:
             raise OtherTensorsError(
-                f"{beside} describes other tensors than {os.fspath(path)} holds: delete it, and the network is then "
+                f"{json_file} describes other tensors than {os.fspath(path)} holds: delete it, and the network is then "
                 f"recognised from the tensors, or convert the checkpoint again"
             )
-        told = told[_PREVIOUS]
-    return told if isinstance(told, dict) else None
+        sidecar = sidecar[_PREVIOUS]
+    return sidecar if isinstance(sidecar, dict) else None
 
 
 def in_one_moment(path: PathLike, read: Callable[[], Read]) -> Read:
@@ -192,46 +192,46 @@ def _is_plain(value: object) -> bool:
     return len(value) <= _MAX_NUMBERS if isinstance(value, str) else isinstance(value, (int, float, type(None)))
 
 
-def is_left_over(beside: Path) -> bool:
+def is_left_over(json_file: Path) -> bool:
     """Whether a sidecar is all that a dead run has written, which had not put its weights there yet."""
-    if beside.suffix != ".json" or any(os.path.lexists(beside.with_suffix(suffix)) for suffix in _SUFFIXES):
+    if json_file.suffix != ".json" or any(os.path.lexists(json_file.with_suffix(suffix)) for suffix in _SUFFIXES):
         return False
     try:
-        return _is_first(_parsed(_content(beside)))
+        return _is_first(_parsed(_content(json_file)))
     except WeightsError:  # larger than any sidecar, or not to be read
         return False
 
 
 def _previous(before: bytes | None, weights: str) -> dict[str, Any] | None:
     """What the sidecar that is about to be replaced states of weights that may be there."""
-    told = _parsed(before)
-    return None if _is_first(told) and not os.path.lexists(weights) else told
+    sidecar = _parsed(before)
+    return None if _is_first(sidecar) and not os.path.lexists(weights) else sidecar
 
 
-def _is_first(told: dict[str, Any] | None) -> bool:
+def _is_first(sidecar: dict[str, Any] | None) -> bool:
     """Whether this is a sidecar of weights that are being written where none stood before."""
-    return told is not None and _is_own(told) and told.get(_PREVIOUS, told) is None
+    return sidecar is not None and _is_own(sidecar) and sidecar.get(_PREVIOUS, sidecar) is None
 
 
-def _is_own(told: dict[str, Any] | None) -> bool:
+def _is_own(sidecar: dict[str, Any] | None) -> bool:
     """Whether some JSON bears the mark of what `write_with_sidecar` writes."""
-    return told is not None and isinstance(told.get(_TENSORS), str) and bool(_SHA256.fullmatch(told[_TENSORS]))
+    return sidecar is not None and isinstance(sidecar.get(_TENSORS), str) and bool(_SHA256.fullmatch(sidecar[_TENSORS]))
 
 
-def _text(told: Mapping[str, Any]) -> bytes:
+def _text(sidecar: Mapping[str, Any]) -> bytes:
     # A file name that is no valid text becomes an escape of JSON.
-    return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return (json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def _content(beside: Path) -> bytes | None:
-    with naming(beside):
-        return read_bounded(beside, _MAX_SIZE) if beside.is_file() else None
+def _content(json_file: Path) -> bytes | None:
+    with naming(json_file):
+        return read_bounded(json_file, _MAX_SIZE) if json_file.is_file() else None
 
 
 def _parsed(content: bytes | None) -> dict[str, Any] | None:
     """A JSON object, or None for anything else."""
     try:
-        told = parse_json(content or b"")
+        sidecar = parse_json(content or b"")
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return sidecar if isinstance(sidecar, dict) else None

@@ -366,7 +366,7 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
             raise WeightsError(f"is a program of torch.export (.pt2): load it with torch.export.load and {_SAVE}")
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
     root = roots[0]
-    # PyTorch can be told to write no checksums; then all of them are 0.
+    # PyTorch can write no checksums; then all of them are 0.
     has_checksums = any(checksum for _, checksum in records.values())
     if not has_checksums:
         warnings.append("the file has no checksums, so damage to it cannot be noticed")
@@ -392,7 +392,7 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
 
 def _zip_records(data: memoryview) -> dict[str, tuple[memoryview, int]]:
     """The content and checksum of every entry, by the name under which PyTorch looks for it."""
-    if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment behind it
+    if data[-22:-18] != b"PK\x05\x06":  # of the directory's end, which may have a comment after it
         raise WeightsError(f"is a zip archive that is cut short or goes on after its end: {AGAIN}")
     try:
         memory = cast("IO[bytes]", data.obj)  # what `data` views can be read like a file
@@ -442,12 +442,12 @@ def _check_end(data: memoryview, directory: int, count: int) -> None:
     the end points, or the record for large archives, which in turn stands where its locator says.
     """
     *_, entries, size, begin, _ = struct.unpack("<4s4H2LH", data[-22:])
-    told, end = [(entries, begin)], len(data) - 22
+    stated, end = [(entries, begin)], len(data) - 22
     if data[-42:-38] == b"PK\x06\x07":
         end -= 76  # of the record and its locator
         *_, entries, size, begin = struct.unpack("<4sQ2H2L4Q", bytes(data[-98:-42]).ljust(56))
-        told = [(entries, begin), struct.unpack("<QL", data[-34:-22])]
-    if told not in ([(count, directory)], [(count, directory), (end, 1)]) or directory + size != end:
+        stated = [(entries, begin), struct.unpack("<QL", data[-34:-22])]
+    if stated not in ([(count, directory)], [(count, directory), (end, 1)]) or directory + size != end:
         raise WeightsError("is a zip archive whose end points to another directory of entries: do not use this file")
 
 

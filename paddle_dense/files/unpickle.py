@@ -27,14 +27,14 @@ _MAX_STEPS = 4_000_000  # a large checkpoint with its optimizer takes some 100 0
 _MAX_NAME = 500
 _MAX_LONG = 1024  # bytes of an integer
 _MAX_DIGITS = 2500
-_MAX_INDEX = 10  # digits; whoever could choose long ones could choose many with the same hash
+_MAX_INDEX = 10  # digits; with longer ones a file could have many of the same hash
 _MANY_NUMBERS = 1 << 16  # of the memo, which a file may give without having that many objects
 _MAX_DIMS = 32
 _MAX_ELEMENTS = 2**48
 _NUMERIC = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _NEWLINE = re.compile(rb"\n")
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
-_ESCAPE = re.compile(rb"""\\([\\'"abfnrtv]|x[0-9A-Fa-f]{2})?""")  # a backslash, and what a repr puts behind one
+_ESCAPE = re.compile(rb"""\\([\\'"abfnrtv]|x[0-9A-Fa-f]{2})?""")  # a backslash, and what a repr puts after one
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 # What no training script saves. Without the underscore that a private twin begins with: _io, _socket, _ctypes.

@@ -209,7 +209,7 @@ def open_file(path: str | os.PathLike) -> BufferedReader:
 
 
 def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
-    """The bytes of a small file, such as the JSON beside weights, of which nobody knows who made it.
+    """The bytes of a small file, such as the JSON next to weights, whoever made it.
 
     Args:
         path: the file.
@@ -243,14 +243,14 @@ def parse_json(
     """
     text = content if isinstance(content, str) else str(content, "utf-8")
     try:
-        told = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole)
+        parsed = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    inside = [told]
+    inside = [parsed]
     for _ in range(_MAX_DEPTH):
         inside = [item for value in inside for item in _items(value)]
         if not inside:
-            return told
+            return parsed
     raise ValueError("nested too deeply")
 
 
@@ -296,29 +296,22 @@ def memory_for(size: int) -> mmap.mmap:
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process can use without swapping; infinite where the system does not say."""
-    free = float("inf")
+    """Bytes that this process can use without swapping, within `ulimit -v`; infinite where no system says."""
+    free = left = float("inf")
     with suppress(OSError, ValueError, LookupError), open("/proc/meminfo", encoding="ascii") as file:
         free = int(dict(line.split(":") for line in file)["MemAvailable"].split()[0]) * 1024
-    return max(0, min(free, _left_of_limit()))
-
-
-def _left_of_limit() -> float:
-    """Bytes of addresses that `ulimit -v` leaves this process; infinite without such a limit."""
-    try:
+    with suppress(ImportError, AttributeError, OSError, ValueError, LookupError):  # on Windows, for example
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit == resource.RLIM_INFINITY:
-            return float("inf")
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return limit - int(file.read().split()[0]) * resource.getpagesize()
-    except (ImportError, AttributeError, OSError, ValueError, LookupError):  # on Windows, for example
-        return float("inf")
+        if limit != resource.RLIM_INFINITY:
+            with open("/proc/self/statm", encoding="ascii") as file:
+                left = limit - int(file.read().split()[0]) * resource.getpagesize()
+    return max(0, min(free, left))
 
 
 def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Lazy]:
-    """The tensors of a dict from a file; numbers and the like beside them are left out.
+    """The tensors of a dict from a file; numbers and the like among them are left out.
 
     Raises:
         WeightsError: an unknown object stands where a tensor could be, or a tensor's name is no text.

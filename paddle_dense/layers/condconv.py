@@ -169,7 +169,7 @@ class CondConv2D(nn.Layer):
 
 
 class RoutedCondConv2D(nn.Layer):
-    """A `CondConv2D` that is told the routing: [B, in, H, W] and [B, E] -> [B, out, H', W'].
+    """A `CondConv2D` that is given the routing: [B, in, H, W] and [B, E] -> [B, out, H', W'].
 
     Its weight is [E, out * in/groups * kh * kw], as in the released EfficientNet-CondConv checkpoints, and drawn as
     there from N(0, sqrt(2 / fan_out)) with ``fan_out = kh * kw * out / groups``.

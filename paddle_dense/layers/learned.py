@@ -170,10 +170,7 @@ class LearnedConnections(nn.Layer):
         return self._per_group(weight * weight).clip(min=1e-6).sqrt().sum()
 
     def mask_fault(self, mask: np.ndarray) -> str | None:
-        """What is wrong with a `_mask` [out, in, 1, 1], as the end of a sentence; None if it can be used.
-
-        An exponential moving average of a mask, near 0 and 1, can be used once it is rounded.
-        """
+        """What is wrong with a `_mask` [out, in, 1, 1], as the end of a sentence; None if, rounded, it can be used."""
         fault = binary_fault(mask)
         members = np.moveaxis(mask[:, :, 0, 0], self._grouped_axis, 0) > 0.5
         members = members.reshape(-1, self.groups, members.shape[1])

@@ -1,4 +1,4 @@
-"""Channel shuffles: the two permutations that sit beside a grouped convolution."""
+"""Channel shuffles: the two permutations that go with a grouped convolution."""
 
 from __future__ import annotations
 

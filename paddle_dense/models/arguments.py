@@ -15,7 +15,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Annotated, Any, Callable, Optional, Union, get_args, get_origin, get_type_hints
 
-# What `int | None` is, since Python 3.10, beside `Optional[int]`.
+# What `int | None` is, since Python 3.10, besides `Optional[int]`.
 _UNIONS = (Union, getattr(types, "UnionType", Union))
 
 

@@ -9,6 +9,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_dense.errors import WeightsError, shown
+from paddle_dense.evaluation import name_of
 from paddle_dense.files.names import STATISTICS
 
 _IN_PYTORCH = {ours: theirs for theirs, ours in STATISTICS.items()}
@@ -44,7 +45,7 @@ def check_state(
             network has: an index of channels that do not exist, a mask of other values than 0 and 1, NaN, ...
     """
     expected = model.state_dict()
-    network = _network_name(model)
+    network = name_of(model)
     for name in expected:
         if name not in state and name not in fresh:
             raise WeightsError(
@@ -71,17 +72,13 @@ def fitting_tensors(
     state: Mapping[str, np.ndarray], model: nn.Layer, allow_nonfinite: bool = False
 ) -> dict[str, np.ndarray]:
     """Those of a file's tensors that have a place of their shape in the model, otherwise as `check_state`."""
-    expected, network = model.state_dict(), _network_name(model)
+    expected, network = model.state_dict(), name_of(model)
     loaded = {
         name: _fitting(name, value, expected[name], network)
         for name, value in state.items()
         if name in expected and value.shape == tuple(expected[name].shape)
     }
     return _checked_numbers(loaded, model, allow_nonfinite)
-
-
-def _network_name(model: nn.Layer) -> str:
-    return getattr(model, "arch", type(model).__name__)
 
 
 def quoted(name: str) -> str:

@@ -100,7 +100,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
             ValueError: an argument is of another kind than its annotation says, or out of range.
         """
         super().__init__()
-        # Lists are copied: a model's config is its own, whoever changes the preset's or the caller's.
+        # Lists are copied: a model's config is its own, though the preset's or the caller's may change.
         config: dict[str, Any] = {
             key: list(value) if isinstance(value, (list, tuple)) else value
             for key, value in ((key, arguments[key]) for key in config_keys(type(self)))

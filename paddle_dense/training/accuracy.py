@@ -11,7 +11,7 @@ from paddle.io import Dataset
 from paddle.nn import functional as F
 
 from paddle_dense.evaluation import evaluation
-from paddle_dense.training.data import PictureLoader
+from paddle_dense.training.data import ImageLoader
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Accuracy:
     Attributes:
         loss: mean cross entropy.
         top1: share of the images whose class is the first answer.
-        pictures: how many there were, every one counted once.
+        images: how many there were, every one counted once.
     """
 
     loss: float
     top1: float
-    pictures: int
+    images: int
 
 
 def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, workers: int = 0) -> Accuracy:
@@ -45,11 +45,11 @@ def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, 
         raise ValueError("there is no image to evaluate on: add some to the test part of the data")
     mine = range(distributed.get_rank(), len(dataset), distributed.get_world_size())
     batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-    # Whole numbers and a sum in float64: the result does not depend on how the pictures were shared.
+    # Whole numbers and a sum in float64: the result does not depend on how the images were shared.
     sums = np.zeros(3)
     with evaluation(network):
-        for pictures, labels in PictureLoader(dataset, batches, workers):
-            logits = network(pictures)
+        for images, labels in ImageLoader(dataset, batches, workers):
+            logits = network(images)
             losses = F.cross_entropy(logits.astype("float32"), labels, reduction="none")
             sums += (losses.numpy().sum(dtype="f8"), (logits.argmax(1) == labels).sum().item(), len(labels))
     if distributed.is_initialized():

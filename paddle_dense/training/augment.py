@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -189,7 +189,7 @@ def _moved(image: Image.Image, matrix: Sequence[float], **how: Any) -> Image.Ima
     return image.transform(image.size, Image.Transform.AFFINE, matrix, **how)
 
 
-# PIL's own functions: Paddle lacks most of these, and its `rotate` cannot fill what moves into a grey picture.
+# PIL's own functions: Paddle lacks most of these, and its `rotate` cannot fill what moves into a grey image.
 _COLOURS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "autocontrast": lambda image, level: ImageOps.autocontrast(image),
     "equalize": lambda image, level: ImageOps.equalize(image),
@@ -232,11 +232,8 @@ class Augmented(Dataset):
         """Sample `number` of an epoch, for the index (epoch, number), or for `number` in epoch 0."""
         epoch, number = index if isinstance(index, tuple) else (0, index)
         image, label = self.data[number]
-        if self.seed is None:
+        with nullcontext() if self.seed is None else _seeded(self.seed, epoch, number):
             array = self.transform(image)
-        else:
-            with _seeded(self.seed, epoch, number):
-                array = self.transform(image)
         if isinstance(array, paddle.Tensor):
             array = array.numpy()
         return array.astype(np.float32, copy=False), np.int64(label)

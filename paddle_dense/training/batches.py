@@ -17,7 +17,7 @@ class TrainingBatches(BatchSampler):
     end of an epoch is left out.
 
     Args:
-        pictures: how many there are.
+        images: how many there are.
         batch_size: images in a batch, over all devices.
         epochs: passes over the data.
         seed: of the permutations.
@@ -31,18 +31,18 @@ class TrainingBatches(BatchSampler):
         ValueError: the batch cannot be divided among the devices, or is larger than the data.
     """
 
-    def __init__(self, pictures: int, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
+    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
         self.rank, devices = distributed.get_rank(), distributed.get_world_size()
         if batch_size % devices:
             raise ValueError(f"a batch of {batch_size} images cannot be divided among {devices} devices: change it")
-        if batch_size > pictures:
-            raise ValueError(f"a batch of {batch_size} is more than the {pictures} training images: make it smaller")
-        self.pictures = pictures
+        if batch_size > images:
+            raise ValueError(f"a batch of {batch_size} is more than the {images} training images: make it smaller")
+        self.images = images
         self.share = batch_size // devices
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
-        self.steps_per_epoch = pictures // batch_size
+        self.steps_per_epoch = images // batch_size
         self.total_steps = self.steps_per_epoch * epochs
 
     # Paddle's has plain numbers; a loader hands on to the dataset whatever stands in the lists.
@@ -50,9 +50,9 @@ class TrainingBatches(BatchSampler):
         for step in range(self.start_step, self.total_steps):
             epoch, number = divmod(step, self.steps_per_epoch)
             if number == 0 or step == self.start_step:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
             first = number * self.batch_size + self.rank * self.share
-            yield [(epoch, int(picture)) for picture in order[first : first + self.share]]
+            yield [(epoch, int(image)) for image in order[first : first + self.share]]
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step

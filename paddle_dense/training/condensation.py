@@ -59,7 +59,7 @@ class CondensationCallback(paddle.callbacks.Callback):
     """Lets a network lose connections while `paddle.Model.fit` trains it (CondenseNet, arXiv 1711.09224, section 3.2).
 
     Before each batch it tells every learned layer the share of training that is done; C - 1 times during the first
-    half, the least important connections go. With gradient accumulation they go between two updates, not amid one. A
+    half, the least important connections go. With gradient accumulation they go between two updates, not within one. A
     `CondensationLoss` that has no network yet is given the one in training.
 
     Args:

@@ -21,15 +21,15 @@ from paddle.vision.datasets import Cifar10, cifar
 from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
-from paddle_dense.data import CIFAR_10, DIGITS_MEAN, DIGITS_STD, digit_pictures
+from paddle_dense.data import CIFAR_10, DIGITS_MEAN, DIGITS_STD, digit_images
 from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
 from paddle_dense.files.unpickle import Lazy, describe, unpickle
 from paddle_dense.files.weights import open_file
-from paddle_dense.pictures import read_picture
+from paddle_dense.images import read_image
 from paddle_dense.process import Stopped, stop_if_asked
 
 
-class PictureData(Dataset):
+class ImageData(Dataset):
     """Images with their classes: ``data[i]`` is (PIL image, number of its class).
 
     Attributes:
@@ -46,7 +46,7 @@ class PictureData(Dataset):
     std: Sequence[float] | None = None
 
 
-def open_data(name: str | os.PathLike, part: str) -> PictureData:
+def open_data(name: str | os.PathLike, part: str) -> ImageData:
     """The images to train on, or to test on.
 
     Args:
@@ -64,25 +64,25 @@ def open_data(name: str | os.PathLike, part: str) -> PictureData:
     if part not in ("train", "test"):
         raise ValueError(f"there is no part {part!r} of the data: take train or test")
     if name == "digits":
-        return DigitPictures(part)
+        return DigitImages(part)
     if name in ("cifar10", "cifar100"):
-        return CifarPictures(_downloaded(name), part)
+        return CifarImages(_downloaded(name), part)
     if os.path.isdir(name):
-        return PictureFolder(name, part)
+        return ImageFolder(name, part)
     if os.path.exists(name):
-        return CifarPictures(name, part)
+        return CifarImages(name, part)
     raise ValueError(
         f"there is no data {os.fspath(name)}: give digits, cifar10, cifar100, a CIFAR archive, or a folder with "
         f"train/CLASS/ and val/CLASS/"
     )
 
 
-class PictureLoader:
+class ImageLoader:
     """Batches of a dataset: float32 images [N, C, H, W] and int64 classes [N].
 
     `paddle.io.DataLoader` does the work of several processes. By itself it may wait forever for an image that cannot
     be read, or hide the reason; here that is a DataError. Without other processes, images are prepared between the
-    steps and not beside them in a thread, so that nobody else draws random numbers meanwhile.
+    steps and not in a thread of their own, so that nobody else draws random numbers meanwhile.
 
     On one device it ends by `Stopped` before the next image when a command is asked to stop, even while it waits for
     other processes; several devices have to stop together.
@@ -127,7 +127,7 @@ class PictureLoader:
 class _Reporting(Dataset):
     """A loader's images, or a DataError's sentence, or the number of the signal that stops it, instead of raising."""
 
-    def __init__(self, loader: PictureLoader) -> None:
+    def __init__(self, loader: ImageLoader) -> None:
         self.loader = loader
 
     def __getitem__(self, index: Any) -> Any:
@@ -147,11 +147,11 @@ def _collate(samples: list[Any]) -> list[np.ndarray]:
 
 
 def _stack(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
-    pictures, labels = zip(*samples)
-    return [np.stack(pictures), np.array(labels, np.int64)]
+    images, labels = zip(*samples)
+    return [np.stack(images), np.array(labels, np.int64)]
 
 
-class DigitPictures(PictureData):
+class DigitImages(ImageData):
     """scikit-learn's handwritten digits, split as `paddle_dense.data.load_digits` does; images of float32 (mode F)."""
 
     in_channels = 1
@@ -159,23 +159,23 @@ class DigitPictures(PictureData):
     mean, std = DIGITS_MEAN, DIGITS_STD
 
     def __init__(self, part: str) -> None:
-        self.pictures, labels = digit_pictures(part)
+        self.images, labels = digit_images(part)
         self.labels = labels.tolist()
         self.classes = [str(digit) for digit in range(10)]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.pictures[index], self.labels[index]
+        return self.images[index], self.labels[index]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
-# Folders of pictures
+# Folders of images
 
 _TEST_FOLDERS = ("val", "validation", "test")
 
 
-class PictureFolder(PictureData):
+class ImageFolder(ImageData):
     """The images below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/), in RGB.
 
     As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take images many times where a
@@ -194,7 +194,7 @@ class PictureFolder(PictureData):
         self.classes = _same_classes(train, test)
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            paths = list(_pictures_below(folder / name))
+            paths = list(_images_below(folder / name))
             if part == "train" and not paths:
                 raise DataError(f"{folder / name}: holds no images: add some, or remove the class from both parts")
             self.samples += [(path, label) for path in paths]
@@ -203,7 +203,7 @@ class PictureFolder(PictureData):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
-        return read_picture(path), label
+        return read_image(path), label
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -236,7 +236,7 @@ def _is_class(entry: os.DirEntry) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _pictures_below(folder: Path) -> Iterator[str]:
+def _images_below(folder: Path) -> Iterator[str]:
     seen = set()
     for path, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         status = os.stat(path)
@@ -272,7 +272,7 @@ _FILES_LIMIT = 1000
 _BROKEN = (OSError, EOFError, LookupError, OverflowError, RecursionError, ValueError)
 
 
-class CifarPictures(PictureData, Cifar10):
+class CifarImages(ImageData, Cifar10):
     """Paddle's CIFAR-10 or CIFAR-100, whichever the archive holds, read without running its pickles.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from paddle import Tensor, nn
 
+from paddle_dense.evaluation import name_of
 from paddle_dense.files.atomic import PathLike, atomic_write
 from paddle_dense.layers import LGC, SFR, CondenseLGC, CondenseSFR
 from paddle_dense.layers.learned import LearnedConnections
@@ -101,7 +102,7 @@ def plot_connectivity(model: nn.Layer, path: PathLike) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in PLOT_FORMATS:
         raise ValueError(f"{os.fspath(path)} is no name of an image: end the name in {' or '.join(PLOT_FORMATS)}")
-    figure = _figure(connectivity(model), _name(model))
+    figure = _figure(connectivity(model), name_of(model))
     with atomic_write(path) as file:
         figure.savefig(file, format=suffix[1:], dpi=150)
 
@@ -121,7 +122,7 @@ def _dense_blocks(model: nn.Layer) -> list[list[_DenseLayer]]:
     ]
     if not any(blocks):
         raise ValueError(
-            f"{_name(model)} has no dense layers to plot: take a CondenseNet, CondenseNetV2, DenseNet or CSPDenseNet"
+            f"{name_of(model)} has no dense layers to plot: take a CondenseNet, CondenseNetV2, DenseNet or CSPDenseNet"
         )
     return blocks
 
@@ -143,10 +144,6 @@ def _dense_layer(block: int, number: int, layer: nn.Layer) -> _DenseLayer:
         reactivates = updates.mean(axis=1)
         connections += (left, updates.size)
     return _DenseLayer(f"{block}-{number}", block, weight.mean(axis=0), reactivates, connections)
-
-
-def _name(model: nn.Layer) -> str:
-    return getattr(model, "arch", type(model).__name__)
 
 
 def _absolute(weight: Tensor) -> np.ndarray:
@@ -191,9 +188,9 @@ def _by_source(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return matrix
 
 
-# The picture
+# The image
 
-_LABELS = 30  # as many fit beside each other
+_LABELS = 30  # as many fit next to each other
 _CELL, _SIDE = 0.1, (4.6, 9.0)  # inches: a cell of the map, and its smallest and largest side
 
 

@@ -64,7 +64,7 @@ class Progress(paddle.callbacks.Callback):
         figures = self._figures(logs)
         try:
             self.accuracy = self.evaluate()
-        except Stopped:  # the callbacks behind this one save the step and end the training
+        except Stopped:  # the callbacks after this one save the step and end the training
             self.accuracy = None
             return
         for metric in self.model._metrics:

@@ -69,11 +69,11 @@ class Saved:
         Raises:
             WeightsError: the checkpoint names no network of this package, or its tensors do not fit it.
         """
-        state, told = self._part("network"), network_in(self.network)
+        state, known = self._part("network"), network_in(self.network)
         with naming(self.path):
-            if told is None:
+            if known is None:
                 raise WeightsError("does not say which network it holds: take another checkpoint")
-            architecture = Architecture(told[0], nn.Layer, told[1], budget=Budget.of(state))
+            architecture = Architecture(known[0], nn.Layer, known[1], budget=Budget.of(state))
             try:
                 outline = architecture.outline()
             except ValueError as error:
@@ -226,7 +226,7 @@ class Checkpoints(paddle.callbacks.Callback):
             self.model.num_iters = 1
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.stopped = self.stopped or self._any_rank_stops()  # also when it was asked amid the reading of a batch
+        self.stopped = self.stopped or self._any_rank_stops()  # also when it was asked while a batch was read
         self.save()
 
     def save(self) -> None:
@@ -325,11 +325,11 @@ def _accumulators(optimizer: Any, network: nn.Layer) -> dict[str, paddle.Tensor]
 
 def _set_schedule(rate: LRScheduler, state: Mapping[str, Any], step: int) -> None:
     """Put the learning rate back to where it was; where it is a function of the step alone, the file must agree."""
-    told = _numbers_like(rate.state_dict(), state)
-    done, last = told.get("last_epoch", 0), told.get("last_lr", 0)
+    numbers = _numbers_like(rate.state_dict(), state)
+    done, last = numbers.get("last_epoch", 0), numbers.get("last_lr", 0)
     if type(done) is not int or not 0 <= done <= step or last < 0:
         raise WeightsError(f"holds learning rate {last} after {done} of {step} steps, which no run has: {OLDER}")
-    rate.set_state_dict(cast("Any", told))
+    rate.set_state_dict(cast("Any", numbers))
     if not isinstance(rate, (WarmupCosine, PiecewiseDecay)):
         return
     # The cosine's last steps are differences of nearly equal numbers, which another machine may round otherwise.
@@ -390,9 +390,9 @@ def _scaling_like(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str,
     """
     scale = state.get("scale")
     plain = {**state, "scale": scale[0] if isinstance(scale, list) and scale else scale}
-    told = _numbers_like({**own, "scale": 1.0}, plain)
+    numbers = _numbers_like({**own, "scale": 1.0}, plain)
     counts = {"incr_count": own["incr_every_n_steps"], "decr_count": own["decr_every_n_nan_or_inf"]}
-    for name, value in told.items():
+    for name, value in numbers.items():
         if name == "scale":
             possible = value > 0
         elif name in counts:
@@ -401,7 +401,7 @@ def _scaling_like(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str,
             possible = value == own[name]
         if not possible:
             raise WeightsError(f"holds a loss scaling with {name} {value}, which no run here has: {OLDER}")
-    return {**told, "scale": np.asarray([told["scale"]], "float32")}
+    return {**numbers, "scale": np.asarray([numbers["scale"]], "float32")}
 
 
 def _numbers_like(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from paddle_dense.training.condensation import (
     learned_connections,
     set_progress,
 )
-from paddle_dense.training.data import PictureData, PictureLoader, open_data
+from paddle_dense.training.data import ImageData, ImageLoader, open_data
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
@@ -78,17 +78,13 @@ class Result:
 
     Attributes:
         step: batches done.
-        stopped: it was asked to stop, and can be continued.
-        accuracies: what the test images gave, for each file written.
-        files: the weight files.
-        signal: what asked it to stop, where that reached this device.
+        accuracies: what the test images gave, for each weight file written.
+        stopped_by: the signal that asked it to stop, after which it can be continued; None at the end.
     """
 
     step: int
-    stopped: bool
-    accuracies: dict[str, Accuracy]
-    files: list[Path]
-    signal: int = signal.SIGINT
+    accuracies: dict[Path, Accuracy]
+    stopped_by: int | None = None
 
 
 class Run:
@@ -157,14 +153,15 @@ class Run:
 
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
-            pictures = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(pictures, batches, self.workers)
+            images = Augmented(self.train_data, transforms, settings.seed)
+            loader = _UntilStopped(images, batches, self.workers)
             with handling_signals(stop):
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
                 model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
         if checkpoints.stopped:
-            return Result(checkpoints.step, True, {}, [], *received[:1])
+            # It may have reached another device alone.
+            return Result(checkpoints.step, {}, received[0] if received else signal.SIGINT)
         return self._finished(batches.total_steps, average, condense_at_end)
 
     def _prepared(self, batches: TrainingBatches) -> tuple[paddle.Model, ModelEMA | None]:
@@ -214,19 +211,19 @@ class Run:
             networks["model_ema"] = average.network
         if condense_at_end:
             networks["model_condensed"] = condense(average.network if average else self.network)
-        accuracies = {name: self.evaluate(network) for name, network in networks.items()}
-        files = [self.folder / f"{name}.pdparams" for name in networks]
+        files = {self.folder / f"{name}.pdparams": network for name, network in networks.items()}
+        accuracies = {file: self.evaluate(network) for file, network in files.items()}
         if distributed.get_rank() == 0:
-            for file, (name, network) in zip(files, networks.items()):
-                told = {"step": steps, "accuracy": accuracies[name].top1, "density": density(network)}
-                save_weights(network, file, {"training": {**asdict(self.settings), **told}})
-        return Result(steps, False, accuracies, files)
+            for file, network in files.items():
+                figures = {"step": steps, "accuracy": accuracies[file].top1, "density": density(network)}
+                save_weights(network, file, {"training": {**asdict(self.settings), **figures}})
+        return Result(steps, accuracies)
 
     def _batch_size(self) -> int:
         return self.settings.batch_size or self.recipe.batch_size
 
 
-def _network(settings: Settings, data: PictureData) -> nn.Layer:
+def _network(settings: Settings, data: ImageData) -> nn.Layer:
     """The network of the settings, with as many outputs as the data has classes."""
     given = {"num_classes": len(data.classes), **settings.config}
     if settings.pretrained and not settings.model:
@@ -247,15 +244,15 @@ def _network(settings: Settings, data: PictureData) -> nn.Layer:
     return network
 
 
-def _preprocessing(network: nn.Layer, data: PictureData) -> Preprocessing:
+def _preprocessing(network: nn.Layer, data: ImageData) -> Preprocessing:
     """The data's own numbers where it has some, or else those of the network's paper."""
     if data.mean is None or data.std is None or data.input_size is None:
         return network.preprocessing
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
 
 
-class _UntilStopped(PictureLoader):
-    """Batches that end, as if there were no more, when the command is asked to stop amid reading one."""
+class _UntilStopped(ImageLoader):
+    """Batches that end, as if there were no more, when the command is asked to stop while one is read."""
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):

@@ -71,7 +71,7 @@ def test_files_of_the_original_implementations(path):
     checkpoint = read_checkpoint(path)
     state = saved if checkpoint.container == "bare" else saved[checkpoint.container]
     assert_same(checkpoint, {name.replace("module.", "", 1): tensor for name, tensor in state.items()})
-    assert len(checkpoint.warnings) == (checkpoint.container == "state_dict_ema")  # the plain ones are beside them
+    assert len(checkpoint.warnings) == (checkpoint.container == "state_dict_ema")  # the plain ones are next to them
 
 
 def test_the_original_files_are_there():
@@ -197,7 +197,7 @@ def test_old_storage_views(tmp_path):
 
 
 class OldParameter:
-    """A Parameter as PyTorch 0.3 pickled it: made anew of its data, with a state of three parts."""
+    """A Parameter as PyTorch 0.3 pickled it: made again of its data, with a state of three parts."""
 
     def __init__(self, data: torch.Tensor) -> None:
         self.data = data
@@ -248,7 +248,7 @@ def test_unsigned_integers_share_a_storage_with_bytes(tmp_path):
 
 
 def trained() -> dict:
-    """What training scripts save beside the weights."""
+    """What training scripts save with the weights."""
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     optimizer.step()
@@ -309,7 +309,7 @@ def test_averaged_weights_are_taken_under_every_usual_name_and_the_others_are_na
     assert_same(plain_only, saved[plain])
 
 
-def test_an_averaged_model_of_pytorch_beside_the_plain_one_is_taken(tmp_path):
+def test_an_averaged_model_of_pytorch_next_to_the_plain_one_is_taken(tmp_path):
     net = network()
     averaged = torch.optim.swa_utils.AveragedModel(net)
     path = save({"model": net.state_dict(), "ema_model": averaged.state_dict()}, tmp_path / "net.pth")
@@ -443,8 +443,8 @@ def test_a_state_dict_two_dicts_deep(tmp_path, form):
     """As Composer saves it, among the state of everything else."""
     state = network().state_dict()
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
-    beside = {"optimizers": {"SGD": {"state": {name: {"momentum": t} for name, t in state.items()}}}}
-    checkpoint = read_checkpoint(save({"state": {"model": wrapped, **beside}, "rng": []}, tmp_path / "net.pth", form))
+    others = {"optimizers": {"SGD": {"state": {name: {"momentum": t} for name, t in state.items()}}}}
+    checkpoint = read_checkpoint(save({"state": {"model": wrapped, **others}, "rng": []}, tmp_path / "net.pth", form))
     assert checkpoint.container == "state.model" and checkpoint.warnings == []
     assert_same(checkpoint, state)
 
@@ -470,11 +470,11 @@ def test_averaged_weights_without_a_single_tensor_are_damaged(tmp_path, form, la
     assert_same(read_checkpoint(path, ema=False), state)
 
 
-def test_what_stands_beside_weights_is_no_second_set(tmp_path):
+def test_what_is_saved_with_weights_is_no_second_set(tmp_path):
     """The optimizer, its momenta, a discriminator, one object under two names, the settings of an average."""
     state = network().state_dict()
-    beside = {"discriminator": {"conv.weight": torch.ones(2)}, "alias": state, "ema": {"decay": 0.9}, "ema_on": True}
-    checkpoint = read_checkpoint(save({**trained(), **beside, "state_dict": state}, tmp_path / "net.pth"))
+    others = {"discriminator": {"conv.weight": torch.ones(2)}, "alias": state, "ema": {"decay": 0.9}, "ema_on": True}
+    checkpoint = read_checkpoint(save({**trained(), **others, "state_dict": state}, tmp_path / "net.pth"))
     assert checkpoint.container == "state_dict" and checkpoint.warnings == []
 
 
@@ -592,12 +592,12 @@ class Attack:
 
 
 @both_formats
-@pytest.mark.parametrize("place", ["beside", "inside", "instead"])
+@pytest.mark.parametrize("place", ["next to it", "inside", "instead"])
 def test_hostile_files_run_nothing(tmp_path, form, place):
     canary, state = tmp_path / "canary", {"w": torch.ones(3)}
     attack = Attack(canary)
     saved = {
-        "beside": {"state_dict": state, "x": attack},
+        "next to it": {"state_dict": state, "x": attack},
         "inside": {"state_dict": {**state, "x": attack}},
         "instead": attack,
     }[place]
@@ -620,7 +620,7 @@ def test_any_pickle_of_an_old_file_can_be_the_hostile_one(tmp_path, at):
     assert not canary.exists()
 
 
-def test_pickles_behind_the_end_are_not_read(tmp_path):
+def test_pickles_after_the_end_are_not_read(tmp_path):
     canary = tmp_path / "canary"
     path = save({"w": torch.ones(3)}, tmp_path / "net.pth", LEGACY)
     path.write_bytes(path.read_bytes() + pickle.dumps(Attack(canary), 2))

@@ -149,7 +149,7 @@ def test_timms_networks(capsys, tmp_path, name):
     library = peer("timm")
     network = library.create_model(name)
     if "efficientnet" in name:
-        with torch.no_grad():  # statistics of pictures, or an untrained network's gates saturate
+        with torch.no_grad():  # statistics of images, or an untrained network's gates saturate
             network.train()(torch.randn(4, 3, 96, 96))
     back = there_and_back(capsys, saved(network, tmp_path / "source.pth"), tmp_path)
     assert_identical(tensors(back), tensors(tmp_path / "source.pth"))
@@ -157,7 +157,7 @@ def test_timms_networks(capsys, tmp_path, name):
 
 
 def test_condconv_comes_back_in_the_order_of_its_file(capsys, tmp_path):
-    """timm lists the routing behind the convolutions, Paddle's network before them."""
+    """timm lists the routing after the convolutions, Paddle's network before them."""
     preset = paddle_dense.models.network.preset("tf_efficientnet_cc_b0_4e")
     state = condconv.EfficientNetCondConv(**preset.config, num_classes=3).state_dict()
     state = dict(sorted(state.items(), key=lambda item: ".routing_fn." in item[0]))
@@ -363,9 +363,9 @@ def test_pytorch_files_are_refused(capsys, data, tmp_path):
 )
 def test_a_sidecar_that_tells_nonsense_is_one_sentence(capsys, converted, source):
     sidecar = converted.with_suffix(".json")
-    told = json.loads(sidecar.read_text())
-    told["source"].update(source)
-    sidecar.write_text(json.dumps(told))
+    entries = json.loads(sidecar.read_text())
+    entries["source"].update(source)
+    sidecar.write_text(json.dumps(entries))
     status, _, err = run(paddle2torch, capsys, converted, "--no-verify")
     assert status == FAILED and "sidecar" in err and err.count("\n") == 1
     assert not converted.with_suffix(".pth").exists()

@@ -138,7 +138,7 @@ def test_a_state_that_does_not_fit_names_the_tensor(pair):
             forward.load_torch_state(twin, changed)
 
 
-def test_grey_and_colour_pictures_become_batches(tmp_path):
+def test_grey_and_colour_images_become_batches(tmp_path):
     from PIL import Image
 
     for number in range(9):
@@ -148,6 +148,6 @@ def test_grey_and_colour_pictures_become_batches(tmp_path):
         batches = list(forward.image_batches(tmp_path, preprocessing, channels))
         assert [batch.shape for batch in batches] == [(8, channels, 32, 32), (1, channels, 32, 32)]
         assert batches[0].dtype == np.float32
-        # The first picture is black, and nothing but its normalisation remains.
+        # The first image is black, and nothing but its normalisation remains.
         black = -np.array(preprocessing.mean) / np.array(preprocessing.std)
         np.testing.assert_allclose(batches[0][0].mean(axis=(1, 2)), black, rtol=1e-5)

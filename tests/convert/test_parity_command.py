@@ -279,13 +279,13 @@ def test_without_pytorch_it_is_one_sentence(tmp_path):
     assert done.stderr == "error: this command compares with PyTorch, which is not installed: pip install torch\n"
 
 
-def test_pictures_are_compared_too(compare, checkpoint, tmp_path):
+def test_images_are_compared_too(compare, checkpoint, tmp_path):
     from PIL import Image
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "pictures" / "one.png")
-    status, [result], _ = compare(checkpoint(), "--images", tmp_path / "pictures", "--steps", 0)
+    Image.fromarray(pixels).save(tmp_path / "images" / "one.png")
+    status, [result], _ = compare(checkpoint(), "--images", tmp_path / "images", "--steps", 0)
     assert status == OK and result["inputs"] == 5 and result["steps"] == []
 
 

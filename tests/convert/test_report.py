@@ -201,23 +201,23 @@ def test_markdown_and_json_say_the_same(section, tmp_path):
     write_report(tmp_path / "a.md", [section])
     write_report(tmp_path / "a.json", [section])
     text = (tmp_path / "a.md").read_text(encoding="utf-8")
-    [told] = json.loads((tmp_path / "a.json").read_text())["inputs"]
-    assert told["parity"]["max_rel_diff"] == section.parity.max_rel_diff
+    [entries] = json.loads((tmp_path / "a.json").read_text())["inputs"]
+    assert entries["parity"]["max_rel_diff"] == section.parity.max_rel_diff
     assert f"`{section.parity.max_rel_diff:.2e}`" in text
-    assert len(told["layers"]) == len(section.layers)
+    assert len(entries["layers"]) == len(section.layers)
     assert sum(line.startswith("| `features.") for line in text.splitlines()) >= len(section.layers)
-    assert told["config"]["stages"] == [2, 2, 2]
-    assert told["error"] is None
-    assert len(told["weights"]["tensors"]) == len(section.weights.tensors)
+    assert entries["config"]["stages"] == [2, 2, 2]
+    assert entries["error"] is None
+    assert len(entries["weights"]["tensors"]) == len(section.weights.tensors)
 
 
 def test_json_has_null_where_there_is_no_number(tmp_path):
     write_report(tmp_path / "a.json", [hostile_section()])
     text = (tmp_path / "a.json").read_text(encoding="ascii")
-    [told] = json.loads(text, parse_constant=pytest.fail)["inputs"]
-    assert told["parity"]["max_abs_diff"] is None
-    assert told["layers"][0]["name"] == HOSTILE
-    assert told["weights"]["tensors"][0]["nonfinite"] == 1
+    [entries] = json.loads(text, parse_constant=pytest.fail)["inputs"]
+    assert entries["parity"]["max_abs_diff"] is None
+    assert entries["layers"][0]["name"] == HOSTILE
+    assert entries["weights"]["tensors"][0]["nonfinite"] == 1
 
 
 @pytest.mark.parametrize(
@@ -300,13 +300,13 @@ def test_a_failed_check_is_reported_with_its_layers(capsys, good, monkeypatch):
     _, err = capsys.readouterr()
     assert status == torch2paddle.FAILED
     assert err.count("\n") == 1
-    [told] = json.loads(Path("report.json").read_text())["inputs"]
-    assert told["error"] in err
-    assert not told["verified"]
-    assert told["output"] is None
-    apart = [layer["name"] for layer in told["layers"] if layer["float64"] > 1e-5]
+    [entries] = json.loads(Path("report.json").read_text())["inputs"]
+    assert entries["error"] in err
+    assert not entries["verified"]
+    assert entries["output"] is None
+    apart = [layer["name"] for layer in entries["layers"] if layer["float64"] > 1e-5]
     assert apart[0] == "features.relu0"
-    assert told["layers"][0] == {
+    assert entries["layers"][0] == {
         "name": "features.conv0",
         "float32": pytest.approx(0, abs=1e-6),
         "float64": pytest.approx(0, abs=1e-14),

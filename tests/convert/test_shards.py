@@ -41,8 +41,8 @@ def write_shards(folder: Path, index: str) -> Path:
             )
         else:
             torch.save(tensors, folder / shard)
-    told = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / index).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    entries = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / index).write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder / index
 
 

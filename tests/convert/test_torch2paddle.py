@@ -264,21 +264,21 @@ def test_a_difference_writes_nothing_and_names_the_first_layer(capsys, tmp_path,
         assert status == USAGE and said in err and err.count("\n") == 1
 
 
-def test_pictures_are_compared_through_the_networks_own_transforms(capsys, tmp_path):
+def test_images_are_compared_through_the_networks_own_transforms(capsys, tmp_path):
     from PIL import Image
 
     torch.save(trained_twin(SMALL).state_dict(), tmp_path / "a.pth")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     random = np.random.default_rng(0)
     for number, size in enumerate([(40, 60), (100, 33), (64, 64)]):
-        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(pictures / f"{number}.png")
+        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(images / f"{number}.png")
 
-    status, [result], _ = convert(capsys, tmp_path / "a.pth", "--images", pictures)
+    status, [result], _ = convert(capsys, tmp_path / "a.pth", "--images", images)
     assert status == OK and result["verified"]
 
-    (pictures / "broken.jpg").write_bytes(b"not a picture")
-    status, _, err = convert(capsys, tmp_path / "a.pth", "--images", pictures, "--force")
+    (images / "broken.jpg").write_bytes(b"not an image")
+    status, _, err = convert(capsys, tmp_path / "a.pth", "--images", images, "--force")
     assert status == FAILED and err.count("\n") == 1
     assert "broken.jpg: cannot be read as an image: replace it or take it out" in err
 
@@ -288,20 +288,20 @@ def test_pictures_are_compared_through_the_networks_own_transforms(capsys, tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
-def test_pictures_that_wait_or_run_or_grow_are_one_line_and_status_1(capsys, tmp_path):
+def test_images_that_wait_or_run_or_grow_are_one_line_and_status_1(capsys, tmp_path):
     """They hung the conversion or ended in a traceback."""
-    from tests.test_pictures import CANNOT, empty_png, eps
+    from tests.test_images import CANNOT, empty_png, eps
 
     torch.save(trained_twin(SMALL).state_dict(), tmp_path / "a.pth")
     for name, said in (("pipe", CANNOT), ("eps", CANNOT), ("large", "pixels, or more than there is memory free for")):
-        picture = tmp_path / name / "x.jpg"
-        picture.parent.mkdir()
+        image = tmp_path / name / "x.jpg"
+        image.parent.mkdir()
         if name == "pipe":
-            os.mkfifo(picture)
+            os.mkfifo(image)
         else:
-            picture.write_bytes(eps() if name == "eps" else empty_png(14000, 14000))
-        status, _, err = convert(capsys, tmp_path / "a.pth", "--images", picture.parent)
-        assert status == FAILED and f"{picture}: " in err and said in err and err.count("\n") == 1
+            image.write_bytes(eps() if name == "eps" else empty_png(14000, 14000))
+        status, _, err = convert(capsys, tmp_path / "a.pth", "--images", image.parent)
+        assert status == FAILED and f"{image}: " in err and said in err and err.count("\n") == 1
     assert not (tmp_path / "a.pdparams").exists()
 
 

@@ -306,7 +306,7 @@ def pytorch_running_variance(model):
 
 
 def test_the_running_variance_becomes_pytorchs():
-    """With batches and pictures of different sizes, so that no one factor would do."""
+    """With batches and images of different sizes, so that no one factor would do."""
     theirs, ours, plain = torch.nn.BatchNorm2d(3), paddle.nn.BatchNorm2D(3), paddle.nn.BatchNorm2D(3)
     random = np.random.default_rng(0)
     with pytorch_running_variance(ours):
@@ -383,8 +383,8 @@ def test_the_first_steps_are_the_originals(data, tiny, tiny_state, difference):
 def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny):
     """In float64, where the definition of the running variance is all that is left of a difference."""
     oracle = np.load(data / "cdnv2_tiny_lockstep.npz")
-    pictures, classes = oracle["X"][:2], oracle["Y"][:2]
-    batches = list(zip(pictures, map(paddle.to_tensor, classes)))
+    images, classes = oracle["X"][:2], oracle["Y"][:2]
+    batches = list(zip(images, map(paddle.to_tensor, classes)))
     twin, model = pair("CondenseNetV2", {**tiny, "condensed": False})
     with forward.exact_pair(twin, model) as (twin, corrected):
         plain = forward.paddle_in_double_precision(corrected)
@@ -394,15 +394,15 @@ def test_logits_after_training_are_pytorchs_with_its_running_variance(data, tiny
         momentum, decay = float(np.float32(0.9)), float(np.float32(1e-4))
         optimizer = torch.optim.SGD(twin.parameters(), 0.05, momentum, weight_decay=decay, nesterov=True)
         layers = [module for module in twin.modules() if hasattr(module, "set_progress")]
-        for step, (x, y) in enumerate(zip(pictures, classes)):
+        for step, (x, y) in enumerate(zip(images, classes)):
             for layer in layers:
                 layer.set_progress(step / 24)
             loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(x).double()), torch.from_numpy(y))
             optimizer.zero_grad()
             (loss + 1e-5 * sum(layer.group_lasso() for layer in layers)).backward()
             optimizer.step()
-        assert forward.compare(twin, corrected, pictures[:1]).max_rel_diff < 1e-12
-        assert forward.compare(twin, plain, pictures[:1]).max_rel_diff > 1e-5
+        assert forward.compare(twin, corrected, images[:1]).max_rel_diff < 1e-12
+        assert forward.compare(twin, plain, images[:1]).max_rel_diff > 1e-5
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_both_frameworks_answer_the_same_in_every_size(kind, randomise, differen
     twin, ours = pair(name, config, randomise)
     rounding = 1e-6 if name.startswith("Condense") else 1e-5
     if "one block" in kind:
-        rounding = 1e-5  # its logits are small beside what they are sums of; its gradients are compared in float64
+        rounding = 1e-5  # its logits are small next to what they are sums of; its gradients are compared in float64
     for height, width in ((32, 32), (33, 47), (64, 96)):
         x = random_images(2, config.get("in_channels", 3), height, width)
         assert difference(answers(ours, x), answers(twin, x)) < rounding
@@ -266,7 +266,7 @@ def test_condconv2d_pads_alike(padding_mode, randomise, difference):
 
 @pytest.mark.parametrize("change", [{"same_padding": False}, {"bn_eps": 1e-5}])
 def test_what_no_file_shows_changes_the_answers(change, randomise, difference):
-    """So a guess must be told to the user."""
+    """So the user must hear of a guess."""
     entry, x = preset("tf_efficientnet_cc_b0_4e"), random_images(4, 3, 64, 64, dtype="float64")
     twin = condconv_twin(entry, x, randomise)
     other = loaded(twin_class("EfficientNetCondConv")(**{**entry.config, **change}).double(), arrays(twin))

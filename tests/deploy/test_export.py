@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,12 @@ def test_digits_in_onnx_with_what_they_mean(capfd, tmp_path, onnxruntime):
     ((given,), (taken,)) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape) == ("image", ["batch", 1, 32, 32])
     assert (taken.name, taken.shape) == ("output", ["batch", 10])
-    told = session.get_modelmeta().custom_metadata_map
-    assert (told["arch"], told["author"], told["paddle_dense"]) == ("CondenseNetV2", "me", pd_.__version__)
-    assert json.loads(told["labels"]) == labels
-    assert json.loads(told["config"]) == model.config
-    assert json.loads(told["preprocessing"]) == model.preprocessing.as_dict()
-    assert json.loads(told["inputs"]) == [{"name": "image", "shape": ["batch", 1, 32, 32]}]
+    entries = session.get_modelmeta().custom_metadata_map
+    assert (entries["arch"], entries["author"], entries["paddle_dense"]) == ("CondenseNetV2", "me", pd_.__version__)
+    assert json.loads(entries["labels"]) == labels
+    assert json.loads(entries["config"]) == model.config
+    assert json.loads(entries["preprocessing"]) == json.loads(json.dumps(asdict(model.preprocessing)))
+    assert json.loads(entries["inputs"]) == [{"name": "image", "shape": ["batch", 1, 32, 32]}]
 
     digits = load_digits()
     (logits,) = session.run(None, {"image": digits.test_images})
@@ -138,10 +139,10 @@ def test_static_paddle_files_say_so(tmp_path, network):
     exported = export(model, tmp_path / "v1.5", input_size=128, batch=2)
     assert [file.name for file in exported] == [f"v1.5{PROGRAM_SUFFIX}", "v1.5.pdiparams", "v1.5.meta.json"]
     assert 0 < exported.max_rel_diff < 2e-6
-    told = json.loads(exported[2].read_text())
-    assert told["inputs"] == [{"name": "image", "shape": [2, 3, 128, 128]}]
-    assert [output["shape"] for output in told["outputs"]] == [[2, 10]]
-    assert (told["preprocessing"]["input_size"], told["preprocessing"]["resize"]) == (128, 146)
+    entries = json.loads(exported[2].read_text())
+    assert entries["inputs"] == [{"name": "image", "shape": [2, 3, 128, 128]}]
+    assert [output["shape"] for output in entries["outputs"]] == [[2, 10]]
+    assert (entries["preprocessing"]["input_size"], entries["preprocessing"]["resize"]) == (128, 146)
 
 
 def test_the_model_stays_as_it_is(tmp_path, network, difference):

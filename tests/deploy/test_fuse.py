@@ -115,7 +115,7 @@ def test_without_a_head(network, difference, name, runtime):
 
 
 @EVERY_RUNTIME
-def test_other_pictures_than_three_channels(network, difference, runtime):
+def test_other_images_than_three_channels(network, difference, runtime):
     model, x = network("V2", in_channels=1), random_images(2, 1, 32, 32)
     assert difference(answers(fuse(model, runtime), x), answers(model, x)) < ROUNDING
 
@@ -271,7 +271,7 @@ def test_dense_or_gathered_by_width(network, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "CSPResNeXt", "CSPDarkNet", "CondConv"])
-def test_no_bn_is_left_behind_a_convolution(network, name):
+def test_no_bn_is_left_after_a_convolution(network, name):
     """For engines. Counted: as many BNs are gone as convolutions have got a bias."""
     model = network(name)
     fused = fuse(model, "compiled")

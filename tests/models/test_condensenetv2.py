@@ -88,7 +88,7 @@ def test_the_pyramid_is_what_the_blocks_answer(condensed, randomise, difference)
 
 
 @pytest.mark.parametrize("stages, expected", [([1, 1, 1], 1), ([1] * 4, 1), ([1] * 5, 2)])
-def test_the_first_convolution_halves_imagenet_pictures_only(stages, expected):
+def test_the_first_convolution_halves_imagenet_images_only(stages, expected):
     config = {**V2, "stages": stages, "growth": [8] * len(stages)}
     assert CondenseNetV2(**config, features_only=True).feature_strides[0] == expected
     assert CondenseNetV2(**config, init_stride=4, features_only=True).feature_strides[0] == 4

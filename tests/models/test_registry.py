@@ -63,14 +63,14 @@ def test_a_model_owns_its_config():
     ("name", "interpolation"), [("cdnv2_a", "bicubic"), ("cdnv2_b", "bicubic"), ("cdnv2_c", "bilinear")]
 )
 def test_transforms_are_those_of_the_published_figures(name, interpolation):
-    image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow: pip install Pillow")
+    image = pytest.importorskip("PIL.Image", reason="images are read with Pillow: pip install Pillow")
     model, transforms = create_model(name, return_transforms=True, num_classes=2)
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), "u1")
-    picture = image.fromarray(pixels)
-    x = transforms(picture)
+    photo = image.fromarray(pixels)
+    x = transforms(photo)
     assert x.shape == [3, 224, 224]
     assert x.dtype == paddle.float32
-    resized = picture.resize((341, 256), getattr(image, interpolation.upper()))
+    resized = photo.resize((341, 256), getattr(image, interpolation.upper()))
     expected = np.asarray(resized, "f4")[16:240, 58:282] / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert np.abs(x.numpy() - expected.transpose(2, 0, 1)).max() < 1e-5
@@ -95,8 +95,8 @@ def test_a_network_records_every_argument():
     assert model.arch == "CondenseNetV2"
 
 
-def test_a_network_of_no_paper_says_how_its_pictures_are_prepared():
-    image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow: pip install Pillow")
+def test_a_network_of_no_paper_says_how_its_images_are_prepared():
+    image = pytest.importorskip("PIL.Image", reason="images are read with Pillow: pip install Pillow")
     model = CondenseNetV2(**SMALL)
     assert model.preprocessing.input_size == 32
     x = model.preprocessing.transforms()(image.fromarray(np.full((50, 70), 255, "u1")))

@@ -261,7 +261,7 @@ def attacks(canary: Path) -> dict[str, Attack]:
         "as a key": Attack(b"}" + call(SYSTEM, command) + b"Ns"),
         "as a state": Attack(name("argparse", "Namespace") + b")\x81}" + text("x") + call(SYSTEM, command) + b"sb"),
         "as a persistent id": Attack(call(SYSTEM, command) + b"Q", real=False),
-        "behind much else": Attack(b"N0" * 1000 + call(SYSTEM, command)),
+        "after much else": Attack(b"N0" * 1000 + call(SYSTEM, command)),
         "bytes that are a pickle": Attack(value(nested), named=False, real=False),
     }
 
@@ -413,7 +413,7 @@ def zipped(attack: Attack) -> bytes:
     return archive({"net/data.pkl": pdparams(attack), "net/byteorder": b"little", "net/version": b"3\n"})
 
 
-def zipped_beside(attack: Attack) -> bytes:
+def zipped_next(attack: Attack) -> bytes:
     """Weights under "state_dict", and the attack where a training script leaves other things."""
     body = b"}" + text("state_dict") + value(WEIGHTS) + b"s" + text("x") + attack.body + b"s"
     return archive({"net/data.pkl": program(body, attack.protocol), "net/version": b"3\n"})
@@ -434,7 +434,7 @@ def storage(attack: Attack) -> bytes:
 
 
 def old(at: int) -> Callable[[Attack], bytes]:
-    """PyTorch's old format, five pickles in a row, one of which is the attack; 5 for one behind them."""
+    """PyTorch's old format, five pickles in a row, one of which is the attack; 5 for one after them."""
 
     def build(attack: Attack) -> bytes:
         parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True})]
@@ -489,13 +489,13 @@ def npz(attack: Attack) -> bytes:
     return archive({"w.npy": npy(attack)})
 
 
-def behind(attack: Attack) -> bytes:
-    """Good weights, and a second pickle behind them."""
+def after(attack: Attack) -> bytes:
+    """Good weights, and a second pickle after them."""
     return program(value(WEIGHTS), 4) + attack.program
 
 
 def two_archives(attack: Attack) -> bytes:
-    """A good archive behind a hostile one, as `cat` makes it."""
+    """A good archive after a hostile one, as `cat` makes it."""
     return zipped(attack) + archive({"net/data.pkl": program(value(WEIGHTS), 4), "net/version": b"3\n"})
 
 
@@ -603,7 +603,7 @@ def two_directories() -> bytes:
     at = start = hidden.index(b"PK\x01\x02")
     directory = bytearray(hidden[:-22])
     count = 0
-    while at < len(directory):  # what it tells of begins behind the header of net/x
+    while at < len(directory):  # what it describes begins after the header of net/x
         begin = struct.unpack("<L", directory[at + 42 : at + 46])[0]
         directory[at + 42 : at + 46] = struct.pack("<L", begin + hidden_start)
         at += 46 + sum(struct.unpack("<3H", directory[at + 28 : at + 34]))
@@ -704,11 +704,11 @@ def deep(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
-# Arguments of CSPNets whose weights are small and whose layers, on a picture of 256 x 256 pixels, are not.
+# Arguments of CSPNets whose weights are small and whose layers, on an image of 256 x 256 pixels, are not.
 _SMALLEST = {"backbone": "darknet", "depths": [1], "channels": [2], "expand_ratio": [1.0], "bottle_ratio": [1.0]}
 COSTLY_NETWORKS = {
     "wide stem": {**_SMALLEST, "stem_channels": 6000, "num_classes": 2},
-    "many channels of pictures": {**_SMALLEST, "stem_channels": 2, "in_channels": 5000, "num_classes": 2},
+    "many channels of images": {**_SMALLEST, "stem_channels": 2, "in_channels": 5000, "num_classes": 2},
     "wide stem of stride 2": {**_SMALLEST, "backbone": "resnet", "stem_channels": 6000, "num_classes": 2},
 }
 
@@ -736,12 +736,12 @@ WEIGHT_FILES: dict[str, Callable[[Attack], bytes]] = {
     "names.pdparams": under("StructuredToParameterName@@"),
     "slices.pdparams": under("UnpackBigParamInfor@@"),
     "tuple.pdparams": in_tuple,
-    "behind.pdparams": behind,
+    "after.pdparams": after,
     "npy.pdparams": npy,
     "npz.pdparams": npz,
     "bare.pth": bare,
     "zip.pth": zipped,
-    "beside.pth.tar": zipped_beside,
+    "next.pth.tar": zipped_next,
     "storage.pth": storage,
     "module.pth": in_module,
     "saved_id.pth": in_saved_id,
@@ -765,8 +765,8 @@ ARCHIVES["train.tar.gz"] = cifar("train", "w:gz")
 
 def index_of(folder: Path, places: object, **shards: dict[str, int]) -> None:
     """An index of shards and its shards, ``a=`` in a.safetensors, each with some zeros by name."""
-    told = places if isinstance(places, bytes) else json.dumps({"metadata": {}, "weight_map": places}).encode()
-    (folder / "model.safetensors.index.json").write_bytes(told)
+    content = places if isinstance(places, bytes) else json.dumps({"metadata": {}, "weight_map": places}).encode()
+    (folder / "model.safetensors.index.json").write_bytes(content)
     for shard, sizes in shards.items():
         (folder / f"{shard}.safetensors").write_bytes(zeros(sizes))
 

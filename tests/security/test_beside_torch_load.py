@@ -42,7 +42,7 @@ torch = pytest.importorskip("torch", reason="the loader to compare with: pip ins
 nn = torch.nn
 FILES = 300
 
-# Reads the files whose names it is given and says of each when it is done, so that one more process can go on behind a
+# Reads the files whose names it is given and says of each when it is done, so that one more process can go on after a
 # file that ended this one. Tensors go into an archive of numpy's: those of the dict itself under "", and those of each
 # dict in it under its key.
 LOADER = """

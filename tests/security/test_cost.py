@@ -36,7 +36,7 @@ sys.exit(status)
     params=["wide stem", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(COSTLY_NETWORKS)[1:])]
 )
 def costly(request, tmp_path) -> Path:
-    """A small file whose network takes gigabytes, for Paddle; beside it, theirs.safetensors is the same for PyTorch."""
+    """A small file whose network takes gigabytes, for Paddle; theirs.safetensors next to it is for PyTorch."""
     state = costly_state(request.param)
     write_weights(state, tmp_path / "ours.pdparams")
     write_weights(to_torch(state), tmp_path / "theirs.safetensors", {"format": "pt"})
@@ -85,7 +85,7 @@ def test_commands_refuse_what_would_cost_too_much(costly, module, file, options,
 
 
 def test_the_ways_out_work(costly):
-    """Unchecked, and with smaller pictures, as the errors say."""
+    """Unchecked, and with smaller images, as the errors say."""
     target = costly.with_name("x.pdparams")
     result = run("convert.torch2paddle", costly.with_name("theirs.safetensors"), "-o", target, "--no-verify")
     assert result.returncode == 0
@@ -124,7 +124,7 @@ def test_all_networks_that_there_are_cost_little_enough(name):
 
 
 def test_each_pass_has_the_bounds_for_itself():
-    """And behind the block there are none, nor any trace of them."""
+    """And after the block there are none, nor any trace of them."""
     model = create_model("condensenet50")
     model.eval()
     x = paddle.zeros([2, 3, 32, 32])
@@ -134,7 +134,7 @@ def test_each_pass_has_the_bounds_for_itself():
     assert not any(layer._forward_pre_hooks for layer in model.sublayers(include_self=True))
 
 
-def test_who_asks_for_larger_pictures_is_allowed_more():
+def test_who_asks_for_larger_images_is_allowed_more():
     model = create_model("condensenet50")
     check_cost(model, "no", 256)  # 64 times 40 MB
     with pytest.raises(CostError, match="out of all proportion"), affordable(model, "no"):

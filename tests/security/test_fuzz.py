@@ -500,5 +500,5 @@ def test_sidecars_end_well(examples):
     )
 
     @search(examples * 2, sidecars | JSON, st.sampled_from([b"", b"", b"", b"\xff", b"}", b"\xef\xbb\xbf"]))
-    def ends_well(told, before):
-        check("sidecar", before + json.dumps(told).encode(), memory=True)
+    def ends_well(entries, before):
+        check("sidecar", before + json.dumps(entries).encode(), memory=True)

@@ -32,7 +32,7 @@ ALARMS |= {"socket.connect", "ctypes.dlopen", "ctypes.call_function", "shutil.co
 # for. The others hide what nobody runs, neither there nor here.
 STOCK = {
     "torch.load": (
-        *("zip.pth", "beside.pth.tar", "module.pth", "saved_id.pth", "bare.pth"),
+        *("zip.pth", "next.pth.tar", "module.pth", "saved_id.pth", "bare.pth"),
         *(f"old{at}.pth" for at in range(5)),
     ),
     "paddle.load": (
@@ -143,7 +143,7 @@ def read_array(path):
     found = numpy.load(path, allow_pickle=True)
     return found["w"] if hasattr(found, "files") else found
 
-def read_pictures(path):
+def read_images(path):
     part = "test" if path.rpartition("/")[2].startswith("test") else "train"
     return getattr(datasets, loader)(data_file=path, mode=part, backend="pil")
 
@@ -152,7 +152,7 @@ for loader, setup, path in json.load(sys.stdin):
         "torch.load": lambda path: torch.load(path, weights_only=False),
         "paddle.load": lambda path: paddle.load(path),
         "numpy.load": read_array,
-    }.get(loader, read_pictures)
+    }.get(loader, read_images)
     try:
         exec(setup)
         reader(path)
@@ -215,7 +215,7 @@ def test_what_training_scripts_save_is_left_alone(tmp_path):
     inert = [attack for attack in attacks(canary).values() if not attack.named and not attack.setup]
     assert len(inert) >= 8
     for attack in inert:
-        path.write_bytes(hostile.zipped_beside(attack))
+        path.write_bytes(hostile.zipped_next(attack))
         with nothing_runs(canary):
             checkpoint = read_checkpoint(path)
         assert list(checkpoint.state) == ["w", "b"] and checkpoint.state["w"].tolist() == [1, 1, 1]
@@ -262,7 +262,7 @@ def test_loading_parts_of_a_file_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("file", ARCHIVES)
-def test_archives_of_pictures_run_nothing(tmp_path, file):
+def test_archives_of_images_run_nothing(tmp_path, file):
     from paddle_dense.training.data import open_data
 
     canary, path = tmp_path / "canary", tmp_path / file

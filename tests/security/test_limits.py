@@ -247,13 +247,13 @@ DEEP = {
 
 
 @pytest.mark.parametrize("body", DEEP.values(), ids=DEEP)
-@pytest.mark.parametrize("place", ["instead", "beside", "as a tensor", "as a key", "as a shape"])
+@pytest.mark.parametrize("place", ["instead", "next to it", "as a tensor", "as a key", "as a shape"])
 def test_deep_nesting_in_files(tmp_path, place, body):
     """What is nested without end is neither compared, shown nor copied; it may be there where nobody looks."""
     good = value({"w": np.ones(2, "f4")})
     saved = {
         "instead": body,
-        "beside": b"}" + text("state_dict") + good + b"s" + text("x") + body + b"s",
+        "next to it": b"}" + text("state_dict") + good + b"s" + text("x") + body + b"s",
         "as a tensor": good + text("x") + body + b"s",
         "as a key": good + body + b"Ns",
         "as a shape": b"}" + text("x") + call(REBUILD, storage(), value(0), body, body, b"NN") + b"s",
@@ -313,7 +313,7 @@ ZIPS = {
     "two archives": (GOOD + GOOD, "bytes that belong to none of its entries"),
     "a comment": (GOOD[:-2] + struct.pack("<H", 100) + b"x" * 100, "goes on after its end"),
     "an archive as a comment": (GOOD[:-2] + struct.pack("<H", len(GOOD)) + GOOD, "belong to none of its entries"),
-    "bytes behind it": (GOOD + b"x" * 100, "goes on after its end"),
+    "bytes after it": (GOOD + b"x" * 100, "goes on after its end"),
     "bytes between": (GOOD.replace(CENTRAL, b"x" * 100 + CENTRAL, 1), "no entry where"),
     "compressed": (repacked(lambda entry: None, compression=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
     "compressed with bzip2": (repacked(lambda entry: None, compression=zipfile.ZIP_BZIP2), "compressed or encrypted"),
@@ -435,9 +435,9 @@ def saved(tmp_path) -> Path:
 
 def tell(path: Path, **config: object) -> None:
     """Change the config in a sidecar."""
-    told = json.loads(path.with_suffix(".json").read_text())
-    told["config"].update(config)
-    path.with_suffix(".json").write_text(json.dumps(told))
+    entries = json.loads(path.with_suffix(".json").read_text())
+    entries["config"].update(config)
+    path.with_suffix(".json").write_text(json.dumps(entries))
 
 
 @pytest.mark.parametrize(
@@ -479,8 +479,8 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
     """Also where nobody looks for arguments: `info --json` prints what else a sidecar says."""
     from paddle_dense.commands.info import main
 
-    told = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
-    saved.with_suffix(".json").write_text(told)
+    content = saved.with_suffix(".json").read_text().rstrip()[:-1] + f', "note": {deep(depth)}}}'
+    saved.with_suffix(".json").write_text(content)
     with pytest.raises(WeightsError, match=r"net\.json is not a readable sidecar: fix or delete it"):
         load_model(saved)
     assert main(["--json", str(saved)]) == 0
@@ -488,7 +488,7 @@ def test_what_is_nested_too_deeply_is_no_sidecar(saved, depth):
 
 @posix
 @pytest.mark.parametrize("size", [1 << 21, 1 << 36], ids=["2 MB", "64 GB"])
-def test_json_beside_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
+def test_json_next_to_a_target_is_read_up_to_a_bound(saved, tmp_path, size):
     """It may be anybody's and of any size: it is in the way, and costs no memory."""
     from convert.conversion import check_targets
     from convert.options import Options
@@ -543,8 +543,8 @@ def test_settings_of_a_run_that_are_nested_too_deeply(tmp_path):
 
 
 def test_numbers_with_many_digits_in_a_sidecar(saved):
-    told = saved.with_suffix(".json").read_text().replace('"fc_channel": 16', '"fc_channel": 1' + "0" * 900_000)
-    saved.with_suffix(".json").write_text(told)
+    content = saved.with_suffix(".json").read_text().replace('"fc_channel": 16', '"fc_channel": 1' + "0" * 900_000)
+    saved.with_suffix(".json").write_text(content)
     start = time.process_time()
     with pytest.raises(WeightsError):
         load_model(saved)
@@ -587,8 +587,8 @@ GIANT = [
 )
 def test_a_config_of_a_giant_network_is_refused_before_it_is_built(saved, arch, config):
     tell(saved, **config)
-    beside = saved.with_suffix(".json")
-    beside.write_text(beside.read_text().replace('"CondenseNetV2"', f'"{arch}"'))
+    sidecar = saved.with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace('"CondenseNetV2"', f'"{arch}"'))
     said = refused(load_model, saved, factor=0, spare=30 * MEGABYTE)
     assert "sidecar .json describes no network" in said or "tensor '" in said
 
@@ -639,10 +639,10 @@ SMALL = {
 @pytest.mark.parametrize(("arch", "config", "message"), ABSURD, ids=lambda value: str(value)[:60])
 def test_numbers_with_which_a_network_could_not_run_are_refused_when_it_is_loaded(saved, arch, config, message):
     """The tensors' shapes do not show them: such a network had been built and failed, or answered NaN, when it ran."""
-    beside = saved.with_suffix(".json")
-    told = json.loads(beside.read_text())
-    base = told["config"] if arch == "CondenseNetV2" else SMALL[arch]
-    beside.write_text(json.dumps({**told, "arch": arch, "config": {**base, **config}}))
+    sidecar = saved.with_suffix(".json")
+    entries = json.loads(sidecar.read_text())
+    base = entries["config"] if arch == "CondenseNetV2" else SMALL[arch]
+    sidecar.write_text(json.dumps({**entries, "arch": arch, "config": {**base, **config}}))
     with pytest.raises(WeightsError, match=message) as caught:
         load_model(saved)
     said = str(caught.value)

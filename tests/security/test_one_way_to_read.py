@@ -104,8 +104,8 @@ def _dotted(node: ast.AST, aliases: dict[str, str]) -> str | None:
 
 
 def _allows_pickle(call: ast.Call) -> bool:
-    told = {keyword.arg: keyword.value for keyword in call.keywords}
-    return None in told or len(call.args) > 2 or getattr(told.get("allow_pickle"), "value", False) is not False
+    entries = {keyword.arg: keyword.value for keyword in call.keywords}
+    return None in entries or len(call.args) > 2 or getattr(entries.get("allow_pickle"), "value", False) is not False
 
 
 @functools.cache

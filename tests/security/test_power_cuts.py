@@ -23,7 +23,7 @@ from fuzz.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import atomic as writing
 from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
-from paddle_dense.files.sidecar import described_network, is_left_over, told_of, write_with_sidecar
+from paddle_dense.files.sidecar import described_network, is_left_over, read_sidecar, write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.process import FAILED, OK
 
@@ -76,24 +76,24 @@ def describe(path: Path, version: int) -> None:
     write_with_sidecar({"w": np.full(3, version, "f4")}, path, {"arch": "net", "config": {"version": version}})
 
 
-def read_sidecar(path: Path, state: dict | None = None) -> tuple:
-    return described_network(path, told_of(path, state))
+def described(path: Path, state: dict | None = None) -> tuple:
+    return described_network(path, read_sidecar(path, state))
 
 
 def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
     path = tmp_path / "net.pdparams"
     describe(path, 1)
-    assert read_sidecar(path) == ("net", {"version": 1})
+    assert described(path) == ("net", {"version": 1})
     write_weights({"w": np.zeros(3, "f4")}, path)
     with pytest.raises(WeightsError, match=r"net.json describes other tensors than .*net.pdparams holds: delete it"):
-        read_sidecar(path)
+        described(path)
 
 
 def test_a_model_is_not_rebuilt_from_a_sidecar_of_others(tmp_path):
     shutil.copy(DIGITS.with_suffix(".json"), tmp_path / "net.json")
-    told = json.loads((tmp_path / "net.json").read_text())
-    told["tensors_sha256"] = "0" * 64
-    (tmp_path / "net.json").write_text(json.dumps(told))
+    entries = json.loads((tmp_path / "net.json").read_text())
+    entries["tensors_sha256"] = "0" * 64
+    (tmp_path / "net.json").write_text(json.dumps(entries))
     shutil.copy(DIGITS.with_suffix(".pdparams"), tmp_path / "net.pdparams")
     with pytest.raises(WeightsError, match="describes other tensors"):
         pd_.load_model(tmp_path / "net.pdparams")
@@ -102,9 +102,7 @@ def test_a_model_is_not_rebuilt_from_a_sidecar_of_others(tmp_path):
 def test_the_same_tensors_in_another_format_share_a_sidecar(tmp_path):
     for suffix in (".pdparams", ".safetensors"):
         describe(tmp_path / f"net{suffix}", 1)
-    assert (
-        read_sidecar(tmp_path / "net.pdparams") == read_sidecar(tmp_path / "net.safetensors") == ("net", {"version": 1})
-    )
+    assert described(tmp_path / "net.pdparams") == described(tmp_path / "net.safetensors") == ("net", {"version": 1})
 
 
 def test_what_a_first_conversion_left_is_in_nobodys_way(tmp_path):
@@ -123,7 +121,7 @@ def test_what_a_first_conversion_left_is_in_nobodys_way(tmp_path):
     assert in_a_fork(dies_before_the_weights) == signal.SIGKILL
     assert not pair.path.exists() and is_left_over(pair.path.with_suffix(".json"))
     convert_checkpoint(DIGITS, pair.path, Options(verify=False))
-    assert told_of(pair.path)["arch"] == "CondenseNetV2" and names(tmp_path) == ["net.json", "net.pdparams"]
+    assert read_sidecar(pair.path)["arch"] == "CondenseNetV2" and names(tmp_path) == ["net.json", "net.pdparams"]
     with pytest.raises(WeightsError, match="exists already"):
         convert_checkpoint(DIGITS, pair.path, Options(verify=False))
 
@@ -194,13 +192,13 @@ def test_two_writers_at_once_never_mix(tmp_path):
         ended += [status for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in pids[len(ended) :][:1]) if pid]
         state = read_weights(path)
         try:
-            told = read_sidecar(path, state)
+            network = described(path, state)
         except WeightsError:  # replaced between the two readings
             continue
         matches += 1
-        assert told == ("net", {"version": state["w"][0]})
+        assert network == ("net", {"version": state["w"][0]})
     assert ended == [0, 0, 0] and matches
-    assert read_sidecar(path)[1]["version"] == read_weights(path)["w"][0] > 0
+    assert described(path)[1]["version"] == read_weights(path)["w"][0] > 0
     assert names(tmp_path) == ["net.json", "net.pdparams"]
 
 
@@ -248,7 +246,7 @@ def test_a_folder_in_the_way_of_an_export_changes_nothing(tmp_path, occupied):
 
 
 def asks_to_be_stopped(tmp_path: Path, number: int) -> str:
-    """``--reference`` with code that sends this process a signal, amid a conversion."""
+    """``--reference`` with code that sends this process a signal during a conversion."""
     (tmp_path / f"stops{number}.py").write_text(f"import os\ndef build(): os.kill(os.getpid(), {number})\n")
     return f"stops{number}:build"
 
@@ -413,9 +411,9 @@ def test_signals_end_a_training_with_a_checkpoint(tmp_path, capfd, number):
 
 
 @pytest.fixture(scope="module")
-def slow_pictures(tmp_path_factory) -> Path:
-    """Pictures that take a quarter of a second each: 300 of them to train with in one batch, and 300 to test with."""
-    from tests.test_pictures import empty_png
+def slow_images(tmp_path_factory) -> Path:
+    """Images that take a quarter of a second each: 300 of them to train with in one batch, and 300 to test with."""
+    from tests.test_images import empty_png
 
     root = tmp_path_factory.mktemp("slow")
     (root / "large.png").write_bytes(empty_png(6000, 6000))
@@ -453,13 +451,13 @@ def stopped_while_reading(arguments: list[str], folder: Path, file: Path) -> tup
 
 SOON = 5  # seconds: what is promised
 ATTEMPTS = 3  # another process may have had the machine meanwhile
-ALL_AT_ONCE = ["paddle_dense.training", "--data", "{pictures}", "--batch-size", "300"]
+ALL_AT_ONCE = ["paddle_dense.training", "--data", "{images}", "--batch-size", "300"]
 READING = {
     "training": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run"],
     "training, workers": [*ALL_AT_ONCE, *TRAIN[2:], "-o", "run", "--workers", "2"],
     "evaluation": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}"],
     "evaluation, workers": [*ALL_AT_ONCE, "--eval-only", "--pretrained", "{net}", "--workers", "2"],
-    "conversion": ["convert.torch2paddle", str(DIGITS), "--images", "{pictures}/train", "-o", "new.pdparams"],
+    "conversion": ["convert.torch2paddle", str(DIGITS), "--images", "{images}/train", "-o", "new.pdparams"],
 }
 
 
@@ -467,18 +465,16 @@ READING = {
 @pytest.mark.parametrize(
     "command", [name if name == "training" else pytest.param(name, marks=pytest.mark.slow) for name in READING]
 )
-def test_a_command_that_reads_pictures_ends_soon(tmp_path, slow_pictures, command):
+def test_a_command_that_reads_images_ends_soon(tmp_path, slow_images, command):
     """Training had read its batch to the end first; with other processes, whatever the command did had to wait."""
     if command == "conversion":
         pytest.importorskip("torch", reason="the check compares with PyTorch")
     net = pd_.CondenseNet(stages=[1, 1], growth=[4, 4], num_classes=1)
     pd_.save_weights(net, tmp_path / "net.safetensors")
     before = names(tmp_path)
-    arguments = [
-        argument.format(pictures=slow_pictures, net=tmp_path / "net.safetensors") for argument in READING[command]
-    ]
+    arguments = [argument.format(images=slow_images, net=tmp_path / "net.safetensors") for argument in READING[command]]
     for _ in range(ATTEMPTS):
-        seconds, status, out, err = stopped_while_reading(arguments, tmp_path, slow_pictures / "large.png")
+        seconds, status, out, err = stopped_while_reading(arguments, tmp_path, slow_images / "large.png")
         assert status == 128 + signal.SIGTERM, err
         if "training" in command:
             assert out.splitlines()[-1] == "stopped and saved at step 0: --resume run continues"
@@ -526,7 +522,7 @@ def test_a_full_disk_leaves_the_old_pair(small_disk):
 
 
 @pytest.mark.parametrize("format", ["paddle", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_a_full_disk_is_told_of_though_paddle_says_nothing(small_disk, format):
+def test_a_full_disk_is_reported_though_paddle_says_nothing(small_disk, format):
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="writes ONNX: pip install paddle_dense[deploy]")
         try:

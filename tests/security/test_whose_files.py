@@ -1,4 +1,4 @@
-"""Whose a file is: foreign JSON, inputs of other names and pipes stay, and a reader beside a writer gets one pair."""
+"""Whose a file is: foreign JSON, inputs of other names and pipes stay, and a reader next to a writer gets one pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paddle_dense.commands.description import describe_weights
 from paddle_dense.commands.train import main as train
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.atomic import atomic_write, file_key, move_together, new_file, temporary_folder
-from paddle_dense.files.sidecar import in_one_moment, is_left_over, told_of, write_with_sidecar
+from paddle_dense.files.sidecar import in_one_moment, is_left_over, read_sidecar, write_with_sidecar
 from paddle_dense.files.torch_file import read_checkpoint
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.process import FAILED, OK, USAGE
@@ -86,20 +86,20 @@ def theirs(tmp_path) -> Path:
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_a_conversion_replaces_foreign_json_only_with_force(digits, capsys, content):
     """Any object with `"previous": null` had counted as what a dead run of ours left."""
-    beside = digits.with_suffix(".json")
-    beside.write_text(content)
-    assert not is_left_over(beside)
+    sidecar = digits.with_suffix(".json")
+    sidecar.write_text(content)
+    assert not is_left_over(sidecar)
     before = contents(digits.parent)
     assert torch2paddle.main([str(digits), "--no-verify"]) == FAILED
     assert "net.json exists already: " in one_line(capsys) and contents(digits.parent) == before
     assert torch2paddle.main([str(digits), "--no-verify", "--force"]) == OK
-    assert json.loads(beside.read_text())["arch"] == "CondenseNetV2"
+    assert json.loads(sidecar.read_text())["arch"] == "CondenseNetV2"
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("ours", [True, False], ids=["network of this package", "other network"])
 def test_saving_weights_replaces_no_foreign_json(tmp_path, content, ours):
-    """It had been replaced without a word, and had been removed beside weights that need no sidecar."""
+    """It had been replaced without a word, and had been removed next to weights that need no sidecar."""
     model = load_model(DIGITS.with_suffix(".pdparams")) if ours else paddle.nn.Linear(2, 3)
     (tmp_path / "net.json").write_text(content)
     before = contents(tmp_path)
@@ -113,20 +113,20 @@ def test_saving_weights_replaces_no_foreign_json(tmp_path, content, ours):
 def test_a_sidecar_of_other_weights_is_no_left_over(tmp_path):
     """A run that died between its weights and the last form of their sidecar leaves a good pair."""
     write_with_sidecar({"w": np.ones(3, "f4")}, tmp_path / "net.safetensors", {"version": 1})
-    beside = tmp_path / "net.json"
-    beside.write_text(json.dumps({**json.loads(beside.read_text()), "previous": None}))
-    assert told_of(tmp_path / "net.safetensors")["version"] == 1
-    assert not is_left_over(beside)
+    sidecar = tmp_path / "net.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "previous": None}))
+    assert read_sidecar(tmp_path / "net.safetensors")["version"] == 1
+    assert not is_left_over(sidecar)
     (tmp_path / "net.safetensors").unlink()
-    assert is_left_over(beside)
+    assert is_left_over(sidecar)
 
 
 def test_a_sidecar_without_the_mark_is_still_read(pair):
     """One from before there was one, or written by hand."""
-    told = json.loads(pair.with_suffix(".json").read_text())
-    del told["tensors_sha256"]
-    pair.with_suffix(".json").write_text(json.dumps(told))
-    assert load_model(pair).config == told["config"]
+    entries = json.loads(pair.with_suffix(".json").read_text())
+    del entries["tensors_sha256"]
+    pair.with_suffix(".json").write_text(json.dumps(entries))
+    assert load_model(pair).config == entries["config"]
 
 
 @pytest.mark.parametrize("occupied", ["model.pdparams", "model.json", "model_condensed.pdparams", "model_ema.pdparams"])
@@ -191,7 +191,7 @@ WORK = {
 
 @pytest.mark.parametrize("command", WORK)
 def test_a_file_is_read_once(tmp_path, digits, pair, theirs, command):
-    """Whoever replaces the input meanwhile changes neither the numbers nor the sha256 that is told of them."""
+    """Replacing the input meanwhile changes neither the numbers nor the sha256 that is given of them."""
     pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
     name, work = WORK[command]
     target = tmp_path / "out" / ("net.pth" if command == "paddle2torch" else "net.pdparams")
@@ -309,7 +309,7 @@ def test_two_spellings_of_one_target(tmp_path, monkeypatch, capsys):
 
 
 def test_a_target_that_turns_out_to_be_that_of_another(tmp_path):
-    """As `A.pdparams` beside `a.pdparams` on a disk that folds case, once the first is there."""
+    """As `A.pdparams` next to `a.pdparams` on a disk that folds case, once the first is there."""
     outputs = [tmp_path / "a.pdparams", tmp_path / "A.pdparams"]
     assert file_key(outputs[0]) != file_key(outputs[1])
     refuse_written(outputs, 1)
@@ -353,7 +353,7 @@ def test_an_export_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
 
 
 @pytest.mark.parametrize("kept", ["net.pdparams", "net.json"])
-def test_a_picture_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
+def test_an_image_replaces_nothing_that_is_read(tmp_path, pair, capsys, kept):
     (tmp_path / "net.png").symlink_to(kept)
     before = contents(tmp_path)
     assert train(["plot", str(pair), "--force"]) == USAGE
@@ -426,23 +426,23 @@ def test_no_command_replaces_a_pipe(tmp_path, digits, pair, capsys, monkeypatch,
     assert sorted(os.listdir()) == before and Path(occupied).is_fifo()
 
 
-# Reading beside a writer
+# Reading next to a writer
 
 
 def replacing(path: Path) -> int:
     """A process that replaces weights and their sidecar, without a pause, by two versions in turn."""
-    state, told = read_weights(path), told_of(path)
+    state, entries = read_weights(path), read_sidecar(path)
     pid = os.fork()
     if pid:
         return pid
     while True:
         for version in (1, 2):
             changed = {**state, "fc.bias": np.full_like(state["fc.bias"], version)}
-            write_with_sidecar(changed, path, {**told, "version": version})
+            write_with_sidecar(changed, path, {**entries, "version": version})
 
 
 def test_a_model_is_loaded_while_it_is_replaced(pair):
-    """Five of 150 had been told to remove a good sidecar."""
+    """Five of 150 had been asked to remove a good sidecar."""
     state = read_weights(pair)
     pid = replacing(pair)
     try:
@@ -463,7 +463,7 @@ def test_weights_and_sidecar_are_of_one_version(pair):
 
     def read() -> tuple[float, int | None]:
         state = read_weights(pair)
-        return state["fc.bias"][0], told_of(pair, state).get("version")
+        return state["fc.bias"][0], read_sidecar(pair, state).get("version")
 
     pid = replacing(pair)
     try:
@@ -476,7 +476,7 @@ def test_weights_and_sidecar_are_of_one_version(pair):
     assert {(1, 1), (2, 2)} <= set(found) and all(bias == version for bias, version in found if version)
 
 
-def test_the_way_back_beside_a_writer(pair, capsys):
+def test_the_way_back_next_to_a_writer(pair, capsys):
     pid = replacing(pair)
     try:
         for number in range(20):
@@ -487,7 +487,7 @@ def test_the_way_back_beside_a_writer(pair, capsys):
         os.waitpid(pid, 0)
 
 
-def test_a_pair_that_does_not_belong_together_is_told_of_at_once(pair):
+def test_a_pair_that_does_not_belong_together_is_reported_at_once(pair):
     """After a second reading, not after waiting."""
     write_weights({"w": np.zeros(3, "f4")}, pair)
     start = time.monotonic()

@@ -81,7 +81,7 @@ def one_optimizer(kind: str, folder: Path) -> None:
 
 
 def step(optimizers: list[paddle.optimizer.Optimizer], networks: list[paddle.nn.Layer]) -> None:
-    """Three batches through all networks, each with pictures of its own."""
+    """Three batches through all networks, each with images of its own."""
     for number in range(STEPS):
         for seed, network in enumerate(networks):
             x, y = batch(10 * number + seed)
@@ -114,7 +114,7 @@ def prepared(network: paddle.nn.Layer) -> paddle.Model:
 
 
 def batch(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four pictures and their classes."""
+    """Four images and their classes."""
     random = np.random.default_rng(number)
     return random.standard_normal((4, 3, 32, 32)).astype("float32"), random.integers(0, 4, (4, 1))
 

@@ -15,7 +15,7 @@ from paddle_dense.training.accuracy import measure_accuracy
 STEPS, BATCH = 8, 8
 
 
-class Pictures(paddle.io.Dataset):
+class Images(paddle.io.Dataset):
     """Eleven of them, which two devices cannot share evenly."""
 
     def __len__(self):
@@ -67,16 +67,16 @@ def main(folder):
     optimizer = paddle.optimizer.Momentum(0.05, 0.9, net.parameters(), use_nesterov=True, weight_decay=1e-4)
     model.prepare(optimizer, CondensationLoss(nn.CrossEntropyLoss(), 1e-3))
     random = np.random.default_rng(0)
-    pictures = random.standard_normal((STEPS, BATCH, 1, 32, 32)).astype("f4")
+    images = random.standard_normal((STEPS, BATCH, 1, 32, 32)).astype("f4")
     labels = random.integers(0, 10, (STEPS, BATCH))
     mine = slice(rank * BATCH // devices, (rank + 1) * BATCH // devices)
-    data = [[paddle.to_tensor(x[mine]), paddle.to_tensor(y[mine])] for x, y in zip(pictures, labels)]
+    data = [[paddle.to_tensor(x[mine]), paddle.to_tensor(y[mine])] for x, y in zip(images, labels)]
     model.fit(data, epochs=1, verbose=0, callbacks=[CondensationCallback(verbose=False), watch])
-    accuracy = measure_accuracy(net, Pictures(), batch_size=4)
+    accuracy = measure_accuracy(net, Images(), batch_size=4)
     said = {
         "losses": watch.losses,
         "choices": watch.choices,
-        "pictures": accuracy.pictures,
+        "images": accuracy.images,
         "test_loss": accuracy.loss,
         "top1": accuracy.top1,
         "weights": {name: np.asarray(tensor.numpy(), "f8").sum() for name, tensor in net.state_dict().items()},

@@ -1,4 +1,4 @@
-"""What is done to training pictures, and that it depends on the seed, the epoch and the sample alone."""
+"""What is done to training images, and that it depends on the seed, the epoch and the sample alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paddle_dense.training.augment import (
     eval_transforms,
     train_transforms,
 )
-from paddle_dense.training.data import PictureLoader
+from paddle_dense.training.data import ImageLoader
 
 # Standardising with these leaves a channel's values as they are, in [0, 1].
 PLAIN = Preprocessing(32, 32, mean=(0, 0, 0), std=(1, 1, 1))
@@ -35,13 +35,13 @@ def noise(seed: int = 0, size: tuple[int, int] = (32, 32), mode: str = "RGB") ->
 
 
 def scene(mode: str = "RGB") -> Image.Image:
-    """Something with edges and slopes, as pictures have."""
+    """Something with edges and slopes, as images have."""
     image = Image.radial_gradient("L").resize((48, 48)).crop((0, 0, 40, 32))
     image.paste(200, (5, 5, 15, 20))
     return Image.merge("RGB", (image, image.transpose(Image.FLIP_LEFT_RIGHT), image.rotate(30))).convert(mode)
 
 
-class Pictures:
+class Images:
     def __init__(self, images: list[Image.Image]) -> None:
         self.images = images
 
@@ -53,8 +53,8 @@ class Pictures:
 
 
 def augmented(augmentation: Augmentation, image: Image.Image, preprocessing: Preprocessing, count: int) -> np.ndarray:
-    """[count, C, H, W]: one picture augmented again and again."""
-    data = Augmented(Pictures([image]), train_transforms(augmentation, preprocessing), seed=0)
+    """[count, C, H, W]: one image augmented again and again."""
+    data = Augmented(Images([image]), train_transforms(augmentation, preprocessing), seed=0)
     return np.stack([data[epoch, 0][0] for epoch in range(count)])
 
 
@@ -63,7 +63,7 @@ def augmented(augmentation: Augmentation, image: Image.Image, preprocessing: Pre
 
 @pytest.fixture(scope="module")
 def data() -> Augmented:
-    return Augmented(Pictures([noise(n) for n in range(12)]), train_transforms(EVERYTHING, PLAIN), seed=3)
+    return Augmented(Images([noise(n) for n in range(12)]), train_transforms(EVERYTHING, PLAIN), seed=3)
 
 
 def test_a_sample_is_the_same_in_any_order_and_any_process(data):
@@ -71,7 +71,7 @@ def test_a_sample_is_the_same_in_any_order_and_any_process(data):
     alone = [np.stack([data[index][0] for index in batch]) for batch in epochs]
     shuffled = random.sample(range(6), 6)
     for workers in (0, 2):
-        batches = dict(zip(shuffled, PictureLoader(data, [epochs[number] for number in shuffled], workers)))
+        batches = dict(zip(shuffled, ImageLoader(data, [epochs[number] for number in shuffled], workers)))
         for number, expected in enumerate(alone):
             np.testing.assert_array_equal(batches[number][0].numpy(), expected)
             assert batches[number][1].tolist() == [index % 10 for _, index in epochs[number]]
@@ -80,10 +80,10 @@ def test_a_sample_is_the_same_in_any_order_and_any_process(data):
 def test_everything_that_matters_changes_a_sample(data):
     sample = data[1, 2][0]
     np.testing.assert_array_equal(data[1, 2][0], sample)
-    same_picture = Augmented(Pictures([noise(2)] * 12), data.transform, seed=3)
-    np.testing.assert_array_equal(same_picture[1, 2][0], sample)
+    same_image = Augmented(Images([noise(2)] * 12), data.transform, seed=3)
+    np.testing.assert_array_equal(same_image[1, 2][0], sample)
     other_seed = Augmented(data.data, data.transform, seed=4)
-    for other in (data[0, 2], data[2, 2], same_picture[1, 3], same_picture[2, 1], other_seed[1, 2]):
+    for other in (data[0, 2], data[2, 2], same_image[1, 3], same_image[2, 1], other_seed[1, 2]):
         assert np.abs(other[0] - sample).mean() > 0.01
     np.testing.assert_array_equal(data[2][0], data[0, 2][0])
 
@@ -105,7 +105,7 @@ def test_the_generators_go_on_as_if_nothing_had_been(transform):
     found = []
     for draw in draws:
         with suppress(TypeError):  # None cannot be called
-            Augmented(Pictures([noise()]), transform, seed=0)[0]
+            Augmented(Images([noise()]), transform, seed=0)[0]
         found.append(draw())
     assert found == undisturbed
 
@@ -114,7 +114,7 @@ def test_the_random_numbers_of_a_sample_never_change():
     def draw(image: Image.Image) -> np.ndarray:
         return np.array([random.random(), random.gauss(0, 1), np.random.uniform(), np.random.randint(1000)])
 
-    sample = Augmented(Pictures([noise()] * 8), draw, seed=5)[3, 7][0]
+    sample = Augmented(Images([noise()] * 8), draw, seed=5)[3, 7][0]
     np.testing.assert_allclose(sample, [0.17298109, -1.23145908, 0.79387016, 354], rtol=1e-6)
 
 
@@ -126,14 +126,14 @@ def test_the_random_numbers_of_a_sample_never_change():
     [Preprocessing(24, 28), Preprocessing(32, 36, "bicubic"), Preprocessing(32, 32, mean=(0.5,), std=(0.5,))],
     ids=["bilinear", "bicubic", "grey"],
 )
-def test_pictures_for_the_test_are_prepared_as_the_network_asks(preprocessing):
+def test_images_for_the_test_are_prepared_as_the_network_asks(preprocessing):
     image = noise(size=(61, 47), mode="RGB" if len(preprocessing.mean) == 3 else "L")
     array = eval_transforms(preprocessing)(image)
     expected = preprocessing.transforms()(image)
     assert list(array.shape) == expected.shape
     np.testing.assert_allclose(array, expected.numpy(), rtol=0, atol=1e-6)
     # Augmented takes Paddle's transforms as well; without a seed it leaves the generators alone.
-    sample = Augmented(Pictures([image]), preprocessing.transforms())[0][0]
+    sample = Augmented(Images([image]), preprocessing.transforms())[0][0]
     np.testing.assert_array_equal(sample, expected.numpy())
 
 
@@ -144,12 +144,12 @@ def test_resized_crops_have_the_size_that_was_asked_for():
     ramp = Image.linear_gradient("L").resize((256, 256))
     images = augmented(Augmentation("resized", (0.25, 0.36)), ramp, GREY, 60)[:, 0]
     assert images.shape == (60, 32, 32)
-    height = (images[:, -1] - images[:, 0]).mean(1)  # of the crop, as a share of the picture's
+    height = (images[:, -1] - images[:, 0]).mean(1)  # of the crop, as a share of the image's
     width_to_height = (3 / 4) ** 0.5
     assert 0.5 * width_to_height - 0.05 < height.min() < 0.5 < 0.6 < height.max() < 0.6 / width_to_height + 0.02
 
 
-def test_padded_crops_are_parts_of_the_picture_with_a_black_border():
+def test_padded_crops_are_parts_of_the_image_with_a_black_border():
     image = noise()
     bordered = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1) / np.float32(255)
     corners = [(top, left) for top in range(9) for left in range(9)]
@@ -158,7 +158,7 @@ def test_padded_crops_are_parts_of_the_picture_with_a_black_border():
     assert len(found) > 75
 
 
-def test_pictures_of_another_size_are_scaled_first():
+def test_images_of_another_size_are_scaled_first():
     for crop in ("pad", "affine"):
         for size in ((80, 50), (9, 16)):
             assert augmented(Augmentation(crop), noise(size=size), PLAIN, 1).shape == (1, 3, 32, 32)
@@ -185,7 +185,7 @@ def test_affine_moves_what_is_white_a_little_and_fills_with_black():
 # The rest
 
 
-def test_every_second_picture_is_mirrored():
+def test_every_second_image_is_mirrored():
     image = scene().crop((0, 0, 32, 32))
     plain = eval_transforms(PLAIN)(image)
     flips = 0
@@ -218,7 +218,7 @@ def test_erased_rectangles_are_noise():
     assert erased[share > 0][0].sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
 
 
-def test_everything_works_on_grey_pictures():
+def test_everything_works_on_grey_images():
     for image in (noise(mode="L"), Image.fromarray(np.random.default_rng(0).random((32, 32), np.float32))):
         for crop in ("resized", "pad", "affine"):
             augmentation = Augmentation(crop, flip=True, rand_augment=(2, 9, 0.5), color_jitter=0.4)

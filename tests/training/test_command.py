@@ -23,9 +23,9 @@ SMALL = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_strid
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of two classes, dark and bright: 12 pictures to train on, 6 to test on."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A folder of two classes, dark and bright: 12 images to train on, 6 to test on."""
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 3)):
         for name, light in (("dark", 40), ("bright", 200)):
@@ -38,12 +38,12 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def command(pictures, tmp_path, monkeypatch, capsys):
+def command(images, tmp_path, monkeypatch, capsys):
     """``command("--epochs", 3)`` runs the command in an empty folder; returns (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, data=True):
-        given = [*(["--data", pictures] if data else []), *arguments]
+        given = [*(["--data", images] if data else []), *arguments]
         status = main([str(argument) for argument in given])
         said = capsys.readouterr()
         return status, said.out, said.err
@@ -76,8 +76,8 @@ def test_train_and_condense(command, tmp_path):
     x = paddle.randn([3, 3, 64, 64])
     trained.eval(), condensed.eval()
     np.testing.assert_allclose(condensed(x).numpy(), trained(x).numpy(), atol=1e-6)
-    told = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
-    assert told["config"]["num_classes"] == 2 and told["training"]["step"] == 12
+    entries = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
+    assert entries["config"]["num_classes"] == 2 and entries["training"]["step"] == 12
     assert any(file.name.startswith("vdlrecords") for file in (tmp_path / "curves").iterdir())
 
 
@@ -230,19 +230,19 @@ def test_numbers_that_no_run_leaves_are_one_line_and_status_1(command, settings,
     """Some of them were tracebacks; with others a run went on at another learning rate."""
     command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
     for path in saved_checkpoints_in("run"):
-        told = read_metadata(path)
+        entries = read_metadata(path)
         for name, change in (("settings", settings), ("schedule", schedule)):
-            told[name] = json.dumps({**json.loads(told[name]), **change})
-        write_weights(read_weights(path), path, told)
+            entries[name] = json.dumps({**json.loads(entries[name]), **change})
+        write_weights(read_weights(path), path, entries)
     status, _, err = command("--resume", "run", data=False)
     assert status == 1 and err.startswith("error: run/checkpoint-00000006.safetensors"), err
     assert "remove it, and the run continues from the checkpoint before" in err and err.count("\n") == 1
 
 
-def start(pictures, *arguments):
+def start(images, *arguments):
     """A run as a process of its own, all of them with the same threads and path through MKL, for equal roundings."""
     return subprocess.Popen(
-        [sys.executable, "-m", "paddle_dense.training", "--data", str(pictures), *arguments],
+        [sys.executable, "-m", "paddle_dense.training", "--data", str(images), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -267,15 +267,15 @@ def wait_for_step(process, folder, step):
 LONG = [*SMALL, "--recipe", "finetune", "--batch-size", "4", "--epochs", "12", "--ema", "--condense-at-end"]
 
 
-def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, tmp_path):
-    finish(start(pictures, *LONG, "-o", str(tmp_path / "whole")))
+def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(images, tmp_path):
+    finish(start(images, *LONG, "-o", str(tmp_path / "whole")))
     run = tmp_path / "run"
-    killed = start(pictures, *LONG, "-o", str(run))
+    killed = start(images, *LONG, "-o", str(run))
     wait_for_step(killed, run, 3)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
 
-    stopped = start(pictures, "--resume", str(run))
+    stopped = start(images, "--resume", str(run))
     wait_for_step(stopped, run, 15)
     stopped.send_signal(signal.SIGINT)
     out, err = stopped.communicate()
@@ -283,40 +283,40 @@ def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(pictures, 
     assert "stopped and saved at step" in out and "Traceback" not in err
     assert not (run / "model.pdparams").exists()
 
-    assert "continued from step" in finish(start(pictures, "--resume", str(run), "--condense-at-end"))
+    assert "continued from step" in finish(start(images, "--resume", str(run), "--condense-at-end"))
     for name in ("model", "model_ema", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
 
 
 @pytest.mark.slow
-def test_killed_at_many_random_moments(pictures, tmp_path):
-    finish(start(pictures, *LONG, "-o", str(tmp_path / "whole")))
+def test_killed_at_many_random_moments(images, tmp_path):
+    finish(start(images, *LONG, "-o", str(tmp_path / "whole")))
     run = tmp_path / "run"
     random = np.random.default_rng()
     for step in range(1, 31, 3):
-        process = start(pictures, *(["--resume", str(run)] if step > 1 else [*LONG, "-o", str(run)]))
+        process = start(images, *(["--resume", str(run)] if step > 1 else [*LONG, "-o", str(run)]))
         wait_for_step(process, run, step)
         time.sleep(random.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(start(pictures, "--resume", str(run), "--condense-at-end"))
+    finish(start(images, "--resume", str(run), "--condense-at-end"))
     for name in ("model", "model_ema", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
 
 
-def test_a_picture_that_cannot_be_read_is_named(command, pictures, tmp_path):
-    folder = shutil.copytree(pictures, tmp_path / "broken")
-    (folder / "train" / "dark" / "0.png").write_bytes(b"no picture")
+def test_an_image_that_cannot_be_read_is_named(command, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "broken")
+    (folder / "train" / "dark" / "0.png").write_bytes(b"no image")
     status, _, err = command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "--data", folder)
     assert status == 1 and "0.png: cannot be read as an image" in err and err.count("\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_pipe_among_the_pictures_is_named(command, pictures, tmp_path, workers):
+def test_a_pipe_among_the_images_is_named(command, images, tmp_path, workers):
     """It had been waited for, for ever, and no signal ended that."""
-    folder = shutil.copytree(pictures, tmp_path / "waits")
+    folder = shutil.copytree(images, tmp_path / "waits")
     os.mkfifo(folder / "train" / "dark" / "1.jpg")
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
     status, _, err = command(*SMALL, *options, "--data", folder)

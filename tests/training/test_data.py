@@ -1,4 +1,4 @@
-"""Pictures to learn from: the digits, folders, and CIFAR archives that can make nothing run."""
+"""Images to learn from: the digits, folders, and CIFAR archives that can make nothing run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from paddle_dense.data import Preprocessing, load_digits
 from paddle_dense.errors import HostileFileError, WeightsError
 from paddle_dense.training import data
 from paddle_dense.training.augment import Augmented, eval_transforms
-from paddle_dense.training.data import DataError, PictureLoader, open_data, read_picture
+from paddle_dense.training.data import DataError, ImageLoader, open_data, read_image
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (12, 8)) -> Image.Image:
+def photo(seed: int = 0, size: tuple[int, int] = (12, 8)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)
 
@@ -42,14 +42,14 @@ def test_the_digits_are_those_of_load_digits():
         ("train", digits.train_images, digits.train_labels),
         ("test", digits.test_images, digits.test_labels),
     ):
-        pictures = open_data("digits", part)
-        assert pictures.classes == list("0123456789")
-        assert (pictures.in_channels, pictures.input_size) == (1, 32)
-        preprocessing = Preprocessing(32, 32, mean=pictures.mean, std=pictures.std)
-        samples = [Augmented(pictures, eval_transforms(preprocessing))[i] for i in range(len(pictures))]
+        digits = open_data("digits", part)
+        assert digits.classes == list("0123456789")
+        assert (digits.in_channels, digits.input_size) == (1, 32)
+        preprocessing = Preprocessing(32, 32, mean=digits.mean, std=digits.std)
+        samples = [Augmented(digits, eval_transforms(preprocessing))[i] for i in range(len(digits))]
         np.testing.assert_allclose(np.stack([array for array, _ in samples]), images, rtol=0, atol=1e-6)
         assert [label for _, label in samples] == labels.tolist()
-        np.testing.assert_allclose(preprocessing.transforms()(pictures[7][0]).numpy(), images[7], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(preprocessing.transforms()(digits[7][0]).numpy(), images[7], rtol=0, atol=1e-6)
 
 
 # Folders
@@ -57,11 +57,11 @@ def test_the_digits_are_those_of_load_digits():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """ROOT with two training pictures and one test picture of each of two classes."""
+    """ROOT with two training images and one test image of each of two classes."""
     for number, name in enumerate(["train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "train/dog/2.png"]):
-        save(picture(number), tmp_path / name)
+        save(photo(number), tmp_path / name)
     for number, name in enumerate(["val/cat/3.png", "val/dog/3.png"]):
-        save(picture(10 + number), tmp_path / name)
+        save(photo(10 + number), tmp_path / name)
     return tmp_path
 
 
@@ -70,20 +70,20 @@ def save(image: Image.Image, path: Path) -> None:
     image.save(path)
 
 
-def test_a_folder_of_pictures(folder):
+def test_a_folder_of_images(folder):
     train, test = open_data(folder, "train"), open_data(str(folder), "test")
     assert (len(train), len(test)) == (4, 2)
     assert train.classes == test.classes == ["cat", "dog"]
     assert (train.in_channels, train.input_size, train.mean, train.std) == (3, None, None, None)
     image, label = train[3]
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(3)))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(photo(3)))
     assert label == 1
 
 
-def test_pictures_are_found_and_numbered_as_paddle_does(folder):
+def test_images_are_found_and_numbered_as_paddle_does(folder):
     for name in ("UPPER.PNG", "deep/er/x.jpeg", "deep/a.webp", "b.JPG", "b.bmp", "c.tif", "d.ppm"):
-        save(picture(), folder / "train/dog" / name)
-    (folder / "train/dog/notes.txt").write_text("no picture")
+        save(photo(), folder / "train/dog" / name)
+    (folder / "train/dog/notes.txt").write_text("no image")
     assert open_data(folder, "train").samples == DatasetFolder(str(folder / "train")).samples
 
 
@@ -93,9 +93,9 @@ def test_names_of_the_test_folder(folder, name):
     assert len(open_data(folder, "test")) == 2
 
 
-def test_hidden_files_are_no_pictures(folder):
-    save(picture(), folder / "train/.ipynb_checkpoints/1.png")
-    save(picture(), folder / "train/cat/.ipynb_checkpoints/1.png")
+def test_hidden_files_are_no_images(folder):
+    save(photo(), folder / "train/.ipynb_checkpoints/1.png")
+    save(photo(), folder / "train/cat/.ipynb_checkpoints/1.png")
     (folder / "train/cat/._1.png").write_bytes(b"what a Mac leaves on other people's disks")
     assert len(open_data(folder, "train")) == 4
     assert open_data(folder, "train").classes == ["cat", "dog"]
@@ -103,7 +103,7 @@ def test_hidden_files_are_no_pictures(folder):
 
 def test_links_are_followed_but_not_in_circles(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    save(picture(), elsewhere / "5.png")
+    save(photo(), elsewhere / "5.png")
     (folder / "train/cat/linked").symlink_to(elsewhere)
     (folder / "train/cat/loop").symlink_to(folder / "train/cat")
     (folder / "train/dog/linked.png").symlink_to(elsewhere / "5.png")
@@ -111,11 +111,11 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     grey = Image.linear_gradient("L").convert("RGB").convert(mode)
     path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
     grey.save(path)
-    image = read_picture(path)
+    image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (256, 256))
     error = np.asarray(image, "f4") - np.asarray(Image.linear_gradient("L"), "f4")[..., None]
     assert abs(error.mean()) < 3  # in 1 and P each pixel is the nearest of few colours, with the right mean
@@ -123,10 +123,10 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 
 def test_of_16_bits_the_upper_8_are_taken(tmp_path):
     Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16)).save(tmp_path / "x.png")
-    assert np.asarray(read_picture(tmp_path / "x.png"))[0, :, 1].tolist() == [0, 0, 1, 255]
+    assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 1].tolist() == [0, 0, 1, 255]
     Image.fromarray(np.array([[0.5]], np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=r"x\.tif: has more than 16 bits a pixel: save it with 8"):
-        read_picture(tmp_path / "x.tif")
+        read_image(tmp_path / "x.tif")
 
 
 def without(folder: Path, name: str) -> None:
@@ -189,14 +189,14 @@ def test_a_folder_that_may_not_be_read(folder):
     }.items(),
 )
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_cannot_be_read_is_named(folder, name, content, workers):
+def test_an_image_that_cannot_be_read_is_named(folder, name, content, workers):
     path = folder / "train/cat" / name
-    save(picture(size=(200, 100)), path)
+    save(photo(size=(200, 100)), path)
     path.write_bytes(path.read_bytes()[:700] if content is None else content)  # cut short, or something else
-    pictures = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
+    images = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
     sentence = f"{path}: cannot be read as an image: replace it or take it out"
     with pytest.raises(DataError) as error:
-        list(PictureLoader(pictures, [[3], [1, 0], [2]], workers))
+        list(ImageLoader(images, [[3], [1, 0], [2]], workers))
     assert str(error.value) == sentence
 
 
@@ -212,14 +212,14 @@ def test_a_link_to_nowhere_is_named(folder):
 @pytest.mark.filterwarnings("ignore:To copy construct")  # paddle.Model copies every batch
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_tensors_that_paddle_can_train_with(folder, workers):
-    pictures = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
-    loader = PictureLoader(pictures, [[0, 3], [(5, 2), (5, 1)]], workers)
+    images = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
+    loader = ImageLoader(images, [[0, 3], [(5, 2), (5, 1)]], workers)
     assert len(loader) == 2
     first, second = list(loader)
     assert first[0].shape == second[0].shape == [2, 3, 8, 8]
     assert (first[0].dtype, first[1].dtype) == (paddle.float32, paddle.int64)
     assert (first[1].tolist(), second[1].tolist()) == ([0, 1], [1, 0])
-    np.testing.assert_array_equal(first[0].numpy()[1], pictures[3][0])
+    np.testing.assert_array_equal(first[0].numpy()[1], images[3][0])
     model = paddle.Model(paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(192, 2)))
     model.prepare(paddle.optimizer.SGD(parameters=model.parameters()), paddle.nn.CrossEntropyLoss())
     model.fit(loader, epochs=2, verbose=0)
@@ -227,9 +227,9 @@ def test_batches_are_tensors_that_paddle_can_train_with(folder, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_can_be_left_early(folder, workers):
-    pictures = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
+    images = Augmented(open_data(folder, "train"), eval_transforms(Preprocessing(8, 8)))
     for _ in range(2):
-        for batch in PictureLoader(pictures, [[0, 3]] * 20, workers):
+        for batch in ImageLoader(images, [[0, 3]] * 20, workers):
             assert batch[1].tolist() == [0, 1]
             break
 
@@ -353,12 +353,10 @@ def test_an_unzipped_archive_under_another_name(tmp_path):
 
 def test_large_batches_and_classes_without_names(tmp_path):
     path = archive(tmp_path / "x.tar.gz", {"data_batch_1": python_2(batch(1, 2500))})
-    pictures = open_data(path, "train")
-    assert len(pictures) == 2500
-    assert pictures.classes == list("0123456789")
-    np.testing.assert_array_equal(
-        np.asarray(pictures[2400][0]).transpose(2, 0, 1).ravel(), batch(1, 2500)[b"data"][2400]
-    )
+    images = open_data(path, "train")
+    assert len(images) == 2500
+    assert images.classes == list("0123456789")
+    np.testing.assert_array_equal(np.asarray(images[2400][0]).transpose(2, 0, 1).ravel(), batch(1, 2500)[b"data"][2400])
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -367,9 +365,9 @@ def test_names_mean_the_archive_that_paddle_has_downloaded(tmp_path, monkeypatch
     path = (cifar_10 if name == "cifar10" else cifar_100)(tmp_path / "cifar")
     monkeypatch.setattr(common, "DATA_HOME", str(tmp_path))
     monkeypatch.setattr(data.cifar, f"{name.upper()}_MD5", hashlib.md5(path.read_bytes()).hexdigest())
-    pictures = open_data(name, "test")
-    assert pictures.data_file == str(path)
-    assert len(pictures.classes) == int(name[5:])
+    images = open_data(name, "test")
+    assert images.data_file == str(path)
+    assert len(images.classes) == int(name[5:])
 
 
 def hostile(canary: Path) -> bytes:
@@ -437,7 +435,7 @@ def test_batches_that_are_no_batches(tmp_path, content, message):
     ],
     ids=["empty", "foreign", "other part", "no images", "both kinds"],
 )
-def test_archives_without_the_pictures(tmp_path, members):
+def test_archives_without_the_images(tmp_path, members):
     path = archive(tmp_path / "x.tar.gz", members)
     with pytest.raises(DataError, match="holds no test images of one CIFAR: give the published archive"):
         open_data(path, "test")
@@ -497,8 +495,8 @@ def test_damaged_archives_end_in_one_kind_of_error(tmp_path):
             damaged[generator.choice(starts) + generator.randrange(1024)] = generator.randrange(256)
         (tmp_path / "x.tar").write_bytes(damaged)
         with suppress(WeightsError):
-            pictures = open_data(tmp_path / "x.tar", "train")
-            assert all(0 <= label < 10 and image.size == (32, 32) for image, label in pictures)
+            images = open_data(tmp_path / "x.tar", "train")
+            assert all(0 <= label < 10 and image.size == (32, 32) for image, label in images)
 
 
 # Names

@@ -56,9 +56,9 @@ def test_weights_stay_the_same_on_all_devices(runs):
     assert runs[1]["weights"] == runs[2]["weights"]
 
 
-def test_every_test_picture_counts_once(runs):
+def test_every_test_image_counts_once(runs):
     one, first, second = runs
-    assert one["pictures"] == first["pictures"] == second["pictures"] == 11
+    assert one["images"] == first["images"] == second["images"] == 11
     assert first["test_loss"] == second["test_loss"] == pytest.approx(one["test_loss"], abs=1e-5)
     assert first["top1"] == second["top1"] == one["top1"]
 
@@ -67,11 +67,11 @@ def test_the_command_on_two_devices(tmp_path):
     random = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 3)):
         for name in ("a", "b"):
-            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            (tmp_path / "images" / part / name).mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 255, (32, 32, 3)).astype("uint8")
-                Image.fromarray(pixels).save(tmp_path / "pictures" / part / name / f"{number}.png")
-    options = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2", "--data", "pictures"]
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
+    options = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2", "--data", "images"]
     training = ["--recipe", "finetune", "--batch-size", "4", "--epochs", "2", "--ema", "--condense-at-end", "-o", "run"]
     logs = launch(tmp_path, "python", "-m", "paddle_dense.training", *options, *training)
     assert "epoch 2/2" in logs[0]

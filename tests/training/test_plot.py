@@ -1,4 +1,4 @@
-"""The heat map of a network's connections: what the numbers are, the picture, and the command that draws it."""
+"""The heat map of a network's connections: what the numbers are, the image, and the command that draws it."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_weights_that_are_no_numbers_are_refused(trained):
         connectivity(model)
 
 
-# The picture
+# The image
 
 
 @pytest.fixture
@@ -194,9 +194,9 @@ def matplotlib():
 def shape_of(path: Path) -> tuple[int, ...]:
     from matplotlib.image import imread
 
-    picture = imread(path)
-    assert len(np.unique(picture[..., 0])) > 20
-    return picture.shape
+    image = imread(path)
+    assert len(np.unique(image[..., 0])) > 20
+    return image.shape
 
 
 def test_two_maps_for_v2_and_one_for_condensenet(trained, tmp_path, matplotlib):
@@ -209,7 +209,7 @@ def test_two_maps_for_v2_and_one_for_condensenet(trained, tmp_path, matplotlib):
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_pictures_that_can_be_enlarged(trained, tmp_path, matplotlib, suffix, start):
+def test_images_that_can_be_enlarged(trained, tmp_path, matplotlib, suffix, start):
     path = tmp_path / f"map.{suffix}"
     plot_connectivity(trained(CondenseNet), path)
     assert path.read_bytes().startswith(start)
@@ -277,26 +277,26 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return (main([str(argument) for argument in arguments]), *capsys.readouterr())
 
 
-def test_the_picture_stands_beside_the_checkpoint(capsys, checkpoint, matplotlib):
+def test_the_image_is_next_to_the_checkpoint(capsys, checkpoint, matplotlib):
     status, out, err = run(capsys, checkpoint)
     assert (status, err) == (OK, "")
     assert out == f"{checkpoint} -> {checkpoint.with_suffix('.png')}: CondenseNetV2\n"
     assert shape_of(checkpoint.with_suffix(".png"))
 
 
-def test_an_existing_picture_is_kept_unless_forced(capsys, checkpoint, tmp_path, matplotlib):
-    picture = tmp_path / "map.png"
-    picture.write_bytes(b"old")
-    status, out, err = run(capsys, checkpoint, "-o", picture)
+def test_an_existing_image_is_kept_unless_forced(capsys, checkpoint, tmp_path, matplotlib):
+    image = tmp_path / "map.png"
+    image.write_bytes(b"old")
+    status, out, err = run(capsys, checkpoint, "-o", image)
     assert (status, out) == (FAILED, "")
-    assert err == f"error: {picture} exists already: give another name with -o, or --force to overwrite it\n"
-    assert picture.read_bytes() == b"old"
-    assert run(capsys, checkpoint, "-o", picture, "--force")[0] == OK
-    assert shape_of(picture)
+    assert err == f"error: {image} exists already: give another name with -o, or --force to overwrite it\n"
+    assert image.read_bytes() == b"old"
+    assert run(capsys, checkpoint, "-o", image, "--force")[0] == OK
+    assert shape_of(image)
 
 
 def test_no_sidecar_and_no_warning(capsys, checkpoint, recwarn, matplotlib):
-    """What the tensors leave open, as the strides, does not show in the picture."""
+    """What the tensors leave open, as the strides, does not show in the image."""
     checkpoint.with_suffix(".json").unlink()
     assert run(capsys, checkpoint)[::2] == (OK, "")
     assert not recwarn
@@ -342,7 +342,7 @@ def test_without_matplotlib(capsys, checkpoint, monkeypatch):
 
 
 def test_the_users_figures_are_left_alone(checkpoint, matplotlib):
-    """The picture needs neither pyplot, which keeps figures and chooses a display, nor PyTorch."""
+    """The image needs neither pyplot, which keeps figures and chooses a display, nor PyTorch."""
     code = (
         "import sys; from paddle_dense.commands.plot import main; status = main(sys.argv[1:]); "
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules); sys.exit(status)"

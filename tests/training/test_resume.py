@@ -15,11 +15,11 @@ from paddle_dense.training import Checkpoints, CondensationCallback, Condensatio
 from paddle_dense.training.batches import TrainingBatches
 from paddle_dense.training.resume import StepSeeds, load_network, newest, read_checkpoint, saved_checkpoints
 
-EPOCHS, PICTURES, BATCH = 3, 14, 4  # three batches an epoch, two pictures left over
+EPOCHS, IMAGES, BATCH = 3, 14, 4  # three batches an epoch, two images left over
 
 
 class Noise(paddle.io.Dataset):
-    """Pictures as a function of their number."""
+    """Images as a function of their number."""
 
     def __getitem__(self, index):
         _, number = index
@@ -27,7 +27,7 @@ class Noise(paddle.io.Dataset):
         return random.standard_normal((3, 32, 32)).astype("f4"), np.int64(number % 4)
 
     def __len__(self):
-        return PICTURES
+        return IMAGES
 
 
 def network(**config):
@@ -42,7 +42,7 @@ def fit(folder, saved=None, stop_after=None, every_steps=None, seed=0):
     net = network()
     ema = ModelEMA(net, 0.9)
     start = saved.step if saved else 0
-    batches = TrainingBatches(PICTURES, BATCH, EPOCHS, seed, start)
+    batches = TrainingBatches(IMAGES, BATCH, EPOCHS, seed, start)
     model = paddle.Model(net)
     rate = WarmupCosine(0.1, batches.total_steps, 2, 0.01)
     optimizer = paddle.optimizer.Momentum(rate, 0.9, net.parameters(), use_nesterov=True, weight_decay=1e-4)
@@ -153,11 +153,11 @@ def test_another_file_is_no_checkpoint(tmp_path):
 
 def tampered(path, tensors=None, **texts):
     """A checkpoint in which some texts, and some tensors, are others."""
-    told = {
+    entries = {
         **read_metadata(path),
         **{key: text if isinstance(text, str) else json.dumps(text) for key, text in texts.items()},
     }
-    write_weights({**read_weights(path), **(tensors or {})}, path, told)
+    write_weights({**read_weights(path), **(tensors or {})}, path, entries)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_momenta_that_do_not_fit(tmp_path, change):
 
 @pytest.mark.parametrize("which", ["one", "all"])
 def test_momenta_that_are_missing(tmp_path, which):
-    """They had begun anew without a word."""
+    """They had begun again without a word."""
     fit(tmp_path, stop_after=1)
     path = saved_checkpoints(tmp_path)[0]
     lost = velocity(path)[0]
@@ -296,9 +296,9 @@ SCALING = {
 
 
 def test_a_loss_scaling_goes_on_where_it_was():
-    told = json.loads(json.dumps({**SCALING, "scale": [1024.0], "incr_count": 1999}))
-    found = resume._scaling_like(SCALING, told)
-    assert {**found, "scale": found["scale"].tolist()} == told
+    entries = json.loads(json.dumps({**SCALING, "scale": [1024.0], "incr_count": 1999}))
+    found = resume._scaling_like(SCALING, entries)
+    assert {**found, "scale": found["scale"].tolist()} == entries
 
 
 @pytest.mark.parametrize(
@@ -350,24 +350,24 @@ def test_a_checkpoint_holds_the_settings_and_nothing_that_runs(tmp_path):
 
 
 def test_every_epoch_has_its_own_order_and_devices_share_a_batch(monkeypatch):
-    whole = list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0))
+    whole = list(TrainingBatches(IMAGES, BATCH, EPOCHS, seed=0))
     assert len(whole) == 9
     for epoch in range(EPOCHS):
         seen = [index for batch in whole[3 * epoch : 3 * epoch + 3] for index in batch]
         assert {index[0] for index in seen} == {epoch}
         assert len({index[1] for index in seen}) == 12
     assert [index[1] for index in whole[0]] != [index[1] for index in whole[3]]
-    assert list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0, start_step=4)) == whole[4:]
-    assert list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=1)) != whole
+    assert list(TrainingBatches(IMAGES, BATCH, EPOCHS, seed=0, start_step=4)) == whole[4:]
+    assert list(TrainingBatches(IMAGES, BATCH, EPOCHS, seed=1)) != whole
 
     # Paddle asks the environment once; tests/training/test_devices.py starts real processes.
     monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(paddle.distributed, "get_rank", lambda rank=rank: rank)
-        shares.append(list(TrainingBatches(PICTURES, BATCH, EPOCHS, seed=0)))
+        shares.append(list(TrainingBatches(IMAGES, BATCH, EPOCHS, seed=0)))
     assert [first + second for first, second in zip(*shares)] == whole
     with pytest.raises(ValueError, match="a batch of 5 images cannot be divided among 2 devices"):
-        TrainingBatches(PICTURES, 5, EPOCHS, seed=0)
+        TrainingBatches(IMAGES, 5, EPOCHS, seed=0)
     with pytest.raises(ValueError, match="a batch of 16 is more than the 14 training images"):
-        TrainingBatches(PICTURES, 16, EPOCHS, seed=0)
+        TrainingBatches(IMAGES, 16, EPOCHS, seed=0)

@@ -13,10 +13,10 @@ from paddle_dense.files.weights import open_file
 # Pillow has many more, and hands some of them to other programs: EPS, whatever its name ends in, to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 MAX_PIXELS = 1 << 27  # 134 million; Pillow warns from two thirds of that on, and gives up at four thirds
-MAX_ASPECT = 1000  # of the longer side to the shorter one, which is what pictures are scaled by
+MAX_ASPECT = 1000  # of the longer side to the shorter one, which is what images are scaled by
 
 
-def read_picture(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
+def read_image(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
     """The image of a file; of 16 bits the upper 8 are taken.
 
     Args:
@@ -38,7 +38,7 @@ def read_picture(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
         raise _too_large(path) from error
-    except Exception as error:  # there is hardly a kind that a damaged picture has not made Pillow raise
+    except Exception as error:  # there is hardly a kind that a damaged image has not made Pillow raise
         raise DataError(f"{path}: cannot be read as an image: replace it or take it out") from error
     raise DataError(f"{path}: has more than 16 bits a pixel: save it with 8")
 
