@@ -16,7 +16,7 @@ What is correct depends on what the file can show:
   PyTorch's own, safetensors' own, and Python's pickle with a list of what it may import. Where they cannot read the
   file any more, the output must be that of the sound file: the damage has hit nothing that matters.
 * A zip file (.pth, .pth.tar, modules, archives) has checksums. PyTorch ignores them; the independent reader here does
-  not, so no flipped bit of a tensor gets through, and the other layers are reached by flips whose checksums are corrected.
+  not, so no flipped bit of a tensor gets through. Flips whose checksums are corrected reach the other layers.
 * An old .pth, a .safetensors and a .pdparams file have none. A flipped bit of a tensor is another number there, and a
   correct conversion has that number; what no network can have (NaN, a negative variance) is refused.
 * Archives hold a .safetensors file, and the damage hits the archive; a .zip has checksums, a .tar has none of the
