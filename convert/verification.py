@@ -245,7 +245,11 @@ def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Netw
     settled = bool(options.reference and options.verify and pytorch_fault() is None)
     if fault and not settled:
         option = remedy(checkpoint, matched, architecture, options.config)
-        advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
+        another = (
+            "it is another network, see 'Add a model' in the documentation, unless the network itself, --reference "
+            "MODULE:FACTORY, shows that the file states it wrongly"
+        )
+        advice = f"give {option}" if option else another
         raise WeightsError(f"{fault}: {advice}")
     if settled:
         said = [f"{fault}: the check against --reference settles which is right"] if fault else []
