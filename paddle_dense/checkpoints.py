@@ -16,7 +16,7 @@ from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import pytorch_sign, refuse_mixture, renamed
 from paddle_dense.files.opened import WeightsFile, open_weights
-from paddle_dense.files.sidecar import described_network, write_with_sidecar
+from paddle_dense.files.sidecar import network_in, sidecar_path, unreadable_sidecar, write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.files.weights import read_metadata, read_weights
 from paddle_dense.layers.budget import Budget
@@ -181,7 +181,11 @@ def identify(
     """
     if file.sidecar_fault and not arch:
         raise file.sidecar_fault
-    described = None if arch else described_network(file.path, file.sidecar)
+    described = None
+    if file.sidecar and "arch" in file.sidecar and not arch:
+        described = network_in(file.sidecar)
+        if described is None:
+            raise unreadable_sidecar(sidecar_path(file.path))
     overrides, in_pytorch = overrides or {}, file.checkpoint is not None
     headless, features_only = overrides.get("num_classes") == 0, overrides.get("features_only") is True
     with naming(file.path):
