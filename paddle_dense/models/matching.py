@@ -381,7 +381,7 @@ class _Candidate:
             self.head = self._find_head(kept, several=not recognise)
         state = renamed(kept, self.ours)
         names = dict(zip(state, kept))
-        notes = self._complete_head(state, names) if in_pytorch and recognise and not without else []
+        notes = self._complete_head(state, names) if in_pytorch and not without else []
         folded = self._fold(state, names)
         self._refuse_other_dimensions(state, names)
         with self._reading():
