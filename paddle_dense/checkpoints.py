@@ -12,11 +12,20 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from paddle import Tensor, nn
 
+from paddle_dense.classes import imagenet, imagenet_classes
+from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.layout import to_paddle, to_torch
 from paddle_dense.files.names import pytorch_sign, refuse_mixture, renamed
 from paddle_dense.files.opened import WeightsFile, open_weights
-from paddle_dense.files.sidecar import described_network, write_with_sidecar
+from paddle_dense.files.sidecar import (
+    described_network,
+    names_in,
+    sidecar_path,
+    told_of,
+    unreadable_sidecar,
+    write_with_sidecar,
+)
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.files.weights import read_metadata, read_weights
 from paddle_dense.layers.budget import Budget
@@ -81,8 +90,10 @@ def load_weights(
     return [name for name in model.state_dict() if name not in loaded], [*unused, *matched.left_out]
 
 
-def load_pretrained(model: nn.Layer, path: PathLike) -> None:
-    """Fill a preset with released weights; a classifier for another number of classes is left as it is.
+def load_pretrained(model: Network, path: PathLike) -> None:
+    """Fill a preset with released weights, and take over their preprocessing and class names.
+
+    A classifier for another number of classes is left as it is.
 
     Args:
         model: a network that `create_model` built.
@@ -91,6 +102,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     Raises:
         WeightsError: the weights do not fit, or are PyTorch's.
     """
+    told = _told_of(path)
     state, fresh = without_other_classifier(without_head(_read_for(model, path).state, model), model)
     if fresh:
         warnings.warn(
@@ -100,6 +112,7 @@ def load_pretrained(model: nn.Layer, path: PathLike) -> None:
     with naming(path):
         state = check_state(state, model, fresh)
     set_state(model, state)
+    _describe(model, told, path, fresh)
 
 
 def load_model(
@@ -137,7 +150,60 @@ def load_model(
         state = check_state(state, outline, fresh, allow_nonfinite, found.matched.names)
     model = materialise(outline)
     set_state(model, state)
+    _describe(model, file.sidecar, path, fresh)
     return model
+
+
+def _told_of(path: PathLike) -> dict[str, Any] | None:
+    """What a file's sidecar says, where there is one that belongs to it."""
+    try:
+        return told_of(path)
+    except WeightsError:
+        return None
+
+
+def _describe(model: Network, told: Mapping[str, Any] | None, path: PathLike, fresh: Collection[str]) -> None:
+    try:
+        set_description(model, told or {}, fresh)
+    except ValueError as error:
+        raise unreadable_sidecar(sidecar_path(path)) from error
+
+
+def description(model: nn.Layer) -> dict[str, Any]:
+    """What a model is, beside its tensors: network, numbers, preprocessing, class names; nothing of a stranger's."""
+    if not hasattr(model, "config"):
+        return {}
+    told: dict[str, Any] = {"arch": model.arch, "config": model.config}
+    if isinstance(model, Network):
+        told["preprocessing"] = model.preprocessing.as_dict()
+        told.update({"classes": list(model.classes)} if model.classes is not None else {})
+    return told
+
+
+def set_description(model: Network, told: Mapping[str, Any], fresh: Collection[str] = ()) -> None:
+    """Set how images are prepared for a network and what its classes are called, as `description` told it.
+
+    A file of 1000 classes that names none is taken for one of ImageNet's, as all released ones are.
+
+    Args:
+        model: a network that has the file's tensors.
+        told: what its sidecar says.
+        fresh: the tensors that it does not have from the file: those of a classifier for other classes.
+
+    Raises:
+        ValueError: it says of either what cannot be.
+    """
+    if "preprocessing" in told:
+        model.preprocessing = Preprocessing.read(told["preprocessing"], model.config["in_channels"])
+        model.input_size = model.preprocessing.input_size
+    if fresh or not model.num_classes or model.features_only:
+        return
+    if "classes" in told:
+        model.classes = names_in(told, model.num_classes)
+        if model.classes is None:
+            raise ValueError(f"no names of {model.num_classes} classes")
+    elif model.num_classes == len(imagenet()) and "training" not in told:
+        model.classes = imagenet_classes()
 
 
 class Identified(NamedTuple):
@@ -247,7 +313,9 @@ def outlined(architecture: Architecture, overrides: Mapping[str, Any], path: Pat
 def save_weights(
     model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None, compact: bool = False
 ) -> None:
-    """Write a model's tensors, and what the model is to the sidecar ``NAME.json``; each file whole or not at all.
+    """Write a model's tensors, and to the sidecar ``NAME.json`` what the model is, its classes and preprocessing.
+
+    Each file is whole or not there at all.
 
     Args:
         model: any Paddle network; one of this package can be rebuilt by `load_model`.
@@ -259,11 +327,10 @@ def save_weights(
     Raises:
         WeightsError: the files cannot be written, or ``NAME.json`` is a file that was not written here.
     """
-    known = {"arch": model.arch, "config": model.config} if hasattr(model, "config") else {}
     write_with_sidecar(
         {name: tensor.numpy() for name, tensor in model.state_dict().items()},
         path,
-        {**known, **(metadata or {})},
+        {**description(model), **(metadata or {})},
         compact=compact,
     )
 

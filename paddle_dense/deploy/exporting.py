@@ -82,7 +82,7 @@ def export(
         format: ``"paddle"`` or ``"onnx"``.
         input_size: side of the images in pixels; None for any height and width.
         batch: images in a batch; None for any number.
-        labels: name of each class, for the metadata.
+        labels: name of each class, for the metadata, in place of the model's own `classes`.
         metadata: further entries for the metadata, as JSON takes them.
 
     Returns:
@@ -99,6 +99,7 @@ def export(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be 1 or more, or None for any")
     check_form(model, "export")
+    labels = getattr(model, "classes", None) if labels is None else labels
     described = _describe(model, input_size, labels, metadata)
     with on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
         # A copy that can be rewritten, the root included, and that computes where float32 is float32.
