@@ -123,7 +123,7 @@ def load_model(
     rename: Mapping[str, str] | None = None,
     part: str = "",
     **config: Any,
-) -> nn.Layer:
+) -> Network:
     """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
 
     Args:

@@ -106,6 +106,8 @@ def _downloaded(url: str, mode: str) -> Image.Image:
     try:
         with urlopen(url, timeout=_PATIENCE) as answer:  # it follows redirections to http, https and ftp only
             content = answer.read(_MAX_DOWNLOAD + 1)
+            if answer.length and len(content) <= _MAX_DOWNLOAD:
+                raise OSError("only a part of it came")
     except (OSError, ValueError, HTTPException) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{shown(url, 200)} cannot be downloaded ({reason}): check the address") from error
