@@ -171,7 +171,7 @@ class DigitPictures(PictureData):
 
 # Folders of pictures
 
-_TEST_FOLDERS = ("val", "validation", "test")
+TEST_FOLDERS = ("val", "validation", "test")
 
 
 class PictureFolder(PictureData):
@@ -210,7 +210,7 @@ class PictureFolder(PictureData):
 
 def _part_folders(root: Path) -> tuple[Path, Path]:
     train = root / "train"
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if train.is_dir() and test:
         return train, test
     missing = "val" if train.is_dir() else "train" if test else "train and no folder val"
