@@ -46,7 +46,7 @@ setup(
     # The folder of weights becomes a part of the installed package.
     package_dir={"paddle_dense.shipped": "weights"},
     package_data={
-        "paddle_dense": ["py.typed"],
+        "paddle_dense": ["py.typed", "*.tsv"],
         "convert": ["py.typed"],
         "convert.report": ["*.j2", "*.css"],
         "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],

@@ -27,6 +27,8 @@ COMMANDS = {
     "python -m paddle_dense list": "paddle_dense.commands.list",
     "python -m paddle_dense.training": "paddle_dense.commands.train",
     "python -m paddle_dense.training plot": "paddle_dense.commands.plot",
+    "python -m paddle_dense predict": "paddle_dense.commands.predict",
+    "python -m paddle_dense evaluate": "paddle_dense.commands.evaluate",
     "python -m paddle_dense.deploy": "paddle_dense.commands.deploy",
     "python -m paddle_dense completion": "paddle_dense.commands.completion",
 }

@@ -54,6 +54,7 @@ _load, _, _names = lazy_loader.attach(
             "EfficientNetCondConv",
             "Network",
         ],
+        "prediction": ["predict"],
         "profiling": ["Profile", "profile"],
         "zoo": ["create_model", "list_models"],
     },

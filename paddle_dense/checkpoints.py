@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union, cast
 
 import numpy as np
 from paddle import nn
 
+from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.condensing import condensed_form
+from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, listed, naming, shown
 from paddle_dense.files.layout import to_paddle, with_paddles_leaf
 from paddle_dense.files.names import COUNTER, pytorch_sign, renamed
 from paddle_dense.files.opened import AS_PYTORCHS, WeightsFile, open_weights, refuse_other_layout
-from paddle_dense.files.sidecar import write_with_sidecar
+from paddle_dense.files.sidecar import names_in, sidecar_path, unreadable_sidecar, write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.identifying import Identified, fit, identify
 from paddle_dense.layers.choices import learned_layers
@@ -83,7 +85,9 @@ def load_weights(
 
 
 def load_pretrained(model: Network, path: PathLike) -> None:
-    """Fill a preset with released weights; a classifier for another number of classes is left as it is.
+    """Fill a preset with released weights, and take over their preprocessing and class names.
+
+    A classifier for another number of classes is left as it is.
 
     Args:
         model: a network that `create_model` built.
@@ -100,6 +104,7 @@ def load_pretrained(model: Network, path: PathLike) -> None:
     left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
     _say(path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
     set_state(model, state)
+    _describe(model, file.sidecar, path, fresh)
 
 
 def load_model(
@@ -150,13 +155,60 @@ def load_model(
     _say(path, [*file.warnings, *found.warnings, *fitted.warnings])
     model = materialise(fitted.outline)
     set_state(model, fitted.state)
+    _describe(model, file.sidecar, path, fitted.fresh)
     return model
+
+
+def _describe(model: Network, told: Mapping[str, Any] | None, path: PathLike, fresh: Collection[str]) -> None:
+    try:
+        set_description(model, told or {}, fresh)
+    except ValueError as error:
+        raise unreadable_sidecar(sidecar_path(path)) from error
+
+
+def description(model: nn.Layer) -> dict[str, Any]:
+    """What a model is, beside its tensors: network, numbers, preprocessing, class names; nothing of a stranger's."""
+    if not hasattr(model, "config"):
+        return {}
+    told: dict[str, Any] = {"arch": model.arch, "config": model.config}
+    if isinstance(model, Network):
+        told["preprocessing"] = model.preprocessing.as_dict()
+        told.update({"classes": list(model.classes)} if model.classes is not None else {})
+    return told
+
+
+def set_description(model: Network, told: Mapping[str, Any], fresh: Collection[str] = ()) -> None:
+    """Set how images are prepared for a network and what its classes are called, as `description` told it.
+
+    A file of 1000 classes that names none is taken for one of ImageNet's, as all released ones are.
+
+    Args:
+        model: a network that has the file's tensors.
+        told: what its sidecar says.
+        fresh: the tensors that it does not have from the file: those of a classifier for other classes.
+
+    Raises:
+        ValueError: it says of either what cannot be.
+    """
+    if "preprocessing" in told:
+        model.preprocessing = Preprocessing.read(told["preprocessing"], model.config["in_channels"])
+        model.input_size = model.preprocessing.input_size
+    if fresh or not model.num_classes or model.features_only:
+        return
+    if "classes" in told:
+        model.classes = names_in(told, model.num_classes)
+        if model.classes is None:
+            raise ValueError(f"no names of {model.num_classes} classes")
+    elif model.num_classes == len(imagenet()) and "training" not in told:
+        model.classes = imagenet_classes()
 
 
 def save_weights(
     model: nn.Layer, path: PathLike, metadata: Mapping[str, Any] | None = None, compact: bool = False
 ) -> None:
-    """Write a model's tensors, and what the model is to the sidecar ``NAME.json``; each file whole or not at all.
+    """Write a model's tensors, and to the sidecar ``NAME.json`` what the model is, its classes and preprocessing.
+
+    Each file is whole or not there at all.
 
     Args:
         model: any Paddle network; one of this package can be rebuilt by `load_model`.
@@ -168,11 +220,10 @@ def save_weights(
     Raises:
         WeightsError: the files cannot be written, or ``NAME.json`` is a file that was not written here.
     """
-    known = {"arch": model.arch, "config": model.config} if hasattr(model, "config") else {}
     write_with_sidecar(
         {name: tensor.numpy() for name, tensor in model.state_dict().items()},
         path,
-        {**known, **(metadata or {})},
+        {**description(model), **(metadata or {})},
         compact=compact,
     )
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Callable, Literal, get_args
 
 import numpy as np
 
+from paddle_dense.images import ImageLike, any_image
+
 if TYPE_CHECKING:
+    from paddle import Tensor
     from PIL.Image import Image
 
 Interpolation = Literal["bilinear", "bicubic"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 1 << 13  # pixels that a file may have images scaled to
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,80 @@ class Preprocessing:
             return cls(input_size, resize)
         return cls(input_size, resize, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
 
-    def transforms(self) -> Callable:
-        """From a PIL image to a float32 tensor [channels, input_size, input_size]."""
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, told: object, channels: int) -> Preprocessing:
+        """What `as_dict` gave, from a file that may say anything.
+
+        Args:
+            told: what the file says.
+            channels: of the network's input.
+
+        Raises:
+            ValueError: it is nothing that can be done to images of so many channels.
+        """
+        if not isinstance(told, dict) or set(told) != {entry.name for entry in fields(cls)}:
+            raise ValueError("no preprocessing of this package")
+        sides, numbers = (told["input_size"], told["resize"]), (told["mean"], told["std"])
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides) or sides[0] > sides[1]:
+            raise ValueError(f"sides of {sides} pixels")
+        if told["interpolation"] not in get_args(Interpolation):
+            raise ValueError(f"an interpolation {told['interpolation']!r}")
+        if not all(isinstance(entry, list) and len(entry) == channels for entry in numbers):
+            raise ValueError(f"mean and std of other than {channels} channels")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in (*numbers[0], *numbers[1])):
+            raise ValueError("mean and std that are no numbers")
+        if not all(value > 0 for value in told["std"]):
+            raise ValueError("a std of 0")
+        return cls(*sides, told["interpolation"], tuple(told["mean"]), tuple(told["std"]))
+
+    def transforms(self) -> Transforms:
+        """From an image to a float32 tensor [channels, input_size, input_size]."""
+        return Transforms(self)
+
+
+class Transforms:
+    """Prepares images for a network: ``transforms(image)`` is a float32 tensor [channels, side, side].
+
+    An image is a path, a URL, an image of Pillow (RGBA, grey, CMYK, ... as well) or an array of uint8 [H, W] or
+    [H, W, channels]. EXIF's orientation is followed. The numbers are those of torchvision's and timm's transforms.
+
+    Args:
+        preprocessing: what is to be done.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
         from paddle.vision import transforms as T
 
-        return T.Compose(
+        self.preprocessing = preprocessing
+        self.mode = "L" if len(preprocessing.mean) == 1 else "RGB"
+        self._steps: Callable = T.Compose(
             [
-                T.Resize(self.resize, interpolation=self.interpolation),
-                T.CenterCrop(self.input_size),
+                T.Resize(preprocessing.resize, interpolation=preprocessing.interpolation),
+                T.CenterCrop(preprocessing.input_size),
                 T.ToTensor(),
-                T.Normalize(mean=list(self.mean), std=list(self.std)),
+                T.Normalize(mean=list(preprocessing.mean), std=list(preprocessing.std)),
             ]
+        )
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """The image as the network takes it.
+
+        Raises:
+            DataError: it cannot be read, or is no image.
+        """
+        if getattr(image, "mode", None) == "F" and self.mode == "L":  # of our own, in [0, 1] already
+            return self._steps(image)
+        return self._steps(any_image(image, self.mode))
+
+    def __repr__(self) -> str:
+        done, numbers = self.preprocessing, self.preprocessing.as_dict()
+        return (
+            f"Transforms: shorter side to {done.resize} pixels ({done.interpolation}), the middle {done.input_size} x "
+            f"{done.input_size}, values to [0, 1], minus {numbers['mean']}, divided by {numbers['std']}"
         )
 
 

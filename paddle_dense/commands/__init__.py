@@ -8,6 +8,8 @@ COMMANDS = {
     "paddle2torch": ("convert.paddle2torch", "convert Paddle weights to PyTorch"),
     "parity": ("convert.parity.__main__", "compare a checkpoint's network in both frameworks"),
     "train": ("paddle_dense.commands.train", "train, continue, fine-tune, evaluate"),
+    "predict": ("paddle_dense.commands.predict", "tell what images show"),
+    "evaluate": ("paddle_dense.commands.evaluate", "measure how often a network is right"),
     "deploy": ("paddle_dense.commands.deploy", "make a network fast and export it"),
     "completion": ("paddle_dense.commands.completion", "print a script that completes these commands in a shell"),
 }

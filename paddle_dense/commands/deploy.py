@@ -15,12 +15,12 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
+from paddle_dense.classes import read_labels
 from paddle_dense.cli import Parser, UsageError, check_least, program, run
 from paddle_dense.environment import cpu_environment
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable
 from paddle_dense.files.atomic import overlap, refuse_existing
 from paddle_dense.files.sidecar import with_its_sidecar
-from paddle_dense.files.weights import read_bounded
 from paddle_dense.process import OK, as_process, load_paddle, warn
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from paddle_dense.deploy.exporting import Exported
 
 FORMATS = ("paddle", "onnx")
-_MOST_LABELS = 1 << 24  # bytes; the 21 841 classes of the whole ImageNet have one megabyte
 # Rounds of the benchmark: enough for a steady median of a fast network, not too long for a slow one.
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
 
@@ -51,7 +50,7 @@ def parser() -> Parser:
     add("--size", type=int, metavar="N", help="side of the images in pixels (default: any height and width)")
     add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")
     add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
-    add("--labels", type=Path, metavar="FILE", help="name of each class, one a line, for the metadata")
+    add("--labels", type=Path, metavar="FILE", help="name of each class, one a line (default: the weights' own)")
     add("--benchmark", action="store_true", help="time what was written against the network in Paddle")
     add("--json", action="store_true", help="print one JSON object on stdout")
     add("--force", action="store_true", help="overwrite existing files")
@@ -70,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _deploy(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    labels = _labels(args.labels) if args.labels else None
+    labels = read_labels(args.labels) if args.labels else None
     from paddle_dense.cost import check_cost
     from paddle_dense.deploy.exporting import exported_files
 
@@ -117,16 +116,6 @@ def _target(args: Any) -> Path:
     if os.path.isdir(args.output) or args.output.endswith(("/", "\\")):
         return Path(args.output) / name.name
     return Path(args.output)
-
-
-def _labels(path: Path) -> list[str]:
-    try:
-        return read_bounded(path, _MOST_LABELS).decode().splitlines()
-    except WeightsError as error:
-        reason = str(error).partition(": ")[0]
-    except UnicodeDecodeError as error:
-        reason = f"cannot be read ({error})"
-    raise WeightsError(f"{path}: {reason}: give a text file with one class a line")
 
 
 def _network(path: Path) -> nn.Layer:

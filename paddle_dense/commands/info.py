@@ -106,7 +106,9 @@ def _entry_lines(entries: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a file says of itself, one line for each entry."""
     lines = []
     for key, value in entries.items():
-        if isinstance(value, dict):
+        if key == "classes" and isinstance(value, list):
+            value = [listed(_value(name) for name in value)]
+        elif isinstance(value, dict):
             value = [", ".join(f"{_value(name)} {_value(part)}" for name, part in value.items() if part is not None)]
         elif not isinstance(value, list):
             value = [_value(value)]

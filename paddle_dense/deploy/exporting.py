@@ -25,7 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -35,12 +35,16 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from paddle_dense import __version__
+from paddle_dense.data import Preprocessing
 from paddle_dense.deploy.fused_layers import fused_sfr
 from paddle_dense.deploy.fusing import TOLERANCE, check_form
-from paddle_dense.errors import WeightsError
+from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import as_arrays, difference, evaluation, on_cpu
 from paddle_dense.files.atomic import PathLike, move_together, temporary_folder, unwritable
+from paddle_dense.files.sidecar import names_in
+from paddle_dense.files.weights import open_file, parse_json, read_bounded
 from paddle_dense.layers import CondenseLGC, CondenseSFR
+from paddle_dense.prediction import Classifier
 from paddle_dense.surgery import Rules, rewrite
 
 Runner = Callable[[np.ndarray], list[np.ndarray]]
@@ -50,6 +54,7 @@ Describe = Callable[[Sequence[str]], dict[str, Any]]  # from the names of the ou
 INPUT_NAME = "image"
 _OPSET = 17
 _DEFAULT_SIZE = 224
+_MOST_METADATA = 1 << 24  # bytes
 _EXTRA = "pip install paddle_dense[deploy]"
 # Paddle 3 writes its programs as JSON, Paddle 2 as protobuf.
 PROGRAM_SUFFIX = ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
@@ -82,7 +87,7 @@ def export(
         format: ``"paddle"`` or ``"onnx"``.
         input_size: side of the images in pixels; None for any height and width.
         batch: images in a batch; None for any number.
-        labels: name of each class, for the metadata.
+        labels: name of each class, for the metadata, in place of the model's own `classes`.
         metadata: further entries for the metadata, as JSON takes them.
 
     Returns:
@@ -99,6 +104,7 @@ def export(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be 1 or more, or None for any")
     check_form(model, "export")
+    labels = getattr(model, "classes", None) if labels is None else labels
     described = _describe(model, input_size, labels, metadata)
     with on_cpu(), temporary_folder(target) as folder, _asking_the_disk(folder, target, model):
         # A copy that can be rewritten, the root included, and that computes where float32 is float32.
@@ -147,7 +153,7 @@ def _describe(
         if input_size is not None:
             resize = preprocessing.resize * input_size // preprocessing.input_size
             preprocessing = replace(preprocessing, input_size=input_size, resize=resize)
-        described["preprocessing"] = asdict(preprocessing)
+        described["preprocessing"] = preprocessing.as_dict()
     if labels is not None:
         described["labels"] = list(labels)
     described.update(metadata or {})
@@ -349,14 +355,87 @@ def load_onnx(files: Sequence[Path], threads: int | None = None) -> Runner:
         files: the model.
         threads: that work on one operator; as many as there are cores unless given.
     """
+    return _runner(_session(files[0], threads))
+
+
+def _session(path: Path, threads: int | None) -> Any:
     onnxruntime = _need("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(files[0]), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _runner(session: Any) -> Runner:
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x})
+
+
+def load_exported(path: PathLike, threads: int | None = None) -> Classifier:
+    """What `export` wrote, run by Paddle Inference or ONNX Runtime, for `paddle_dense.predict`.
+
+    Args:
+        path: ``NAME.onnx``; or any of Paddle Inference's files, or their name without a suffix.
+        threads: of the engine; as many as it chooses unless given.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or was not written here.
+        ImportError: ONNX Runtime is not installed.
+    """
+    format = "onnx" if str(path).endswith(".onnx") else "paddle"
+    files = exported_files(path, format)
+    for file in files:
+        with naming(file), open_file(file):
+            pass
+    with naming(files[-1]):
+        told = None if format == "onnx" else read_bounded(files[-1], _MOST_METADATA)
+    try:
+        with quiet():
+            if told is None:
+                session = _session(files[0], threads)
+                run, told = _runner(session), session.get_modelmeta().custom_metadata_map
+            else:
+                run = load_paddle(files, threads)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever an engine raises
+        raise WeightsError(f"{files[0]}: cannot be run ({type(error).__name__}): export the network again") from error
+    try:
+        preprocessing, labels, batch = _read_metadata(told)
+    except (LookupError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{files[-1]}: does not say how images are prepared for it: export it with python -m paddle_dense.deploy"
+        ) from error
+    return Classifier(os.fspath(path), lambda images: run(images)[0], preprocessing, labels, batch)
+
+
+def _read_metadata(told: bytes | Mapping[str, str]) -> tuple[Preprocessing, list[str] | None, int | None]:
+    """Preprocessing, class names and the fixed size of a batch, from the metadata of an export.
+
+    Args:
+        told: the JSON, or its entries, each of which is JSON or a text.
+    """
+    entries = ("inputs", "preprocessing", "labels")
+    if isinstance(told, bytes):
+        whole = parse_json(told)
+    else:
+        whole = {key: parse_json(told[key]) for key in entries if key in told}
+    batch, channels, *_ = whole["inputs"][0]["shape"]
+    preprocessing = Preprocessing.read(whole["preprocessing"], channels)
+    labels = whole.get("labels")
+    if labels is not None and names_in({"classes": labels}, len(labels)) is None:
+        raise ValueError("labels that are no names")
+    return preprocessing, labels, batch if type(batch) is int and batch > 0 else None
+
+
+def is_exported(path: PathLike) -> bool:
+    """Whether `export` would have written a file of this name: ``.onnx``, or one of Paddle Inference's three."""
+    target = Path(path)
+    if target.suffix == ".onnx":
+        return True
+    *_, ending = _FORMATS["paddle"].suffixes
+    return bool(target.name) and _target(target, "paddle").with_name(_target(target, "paddle").name + ending).is_file()
 
 
 def _need(package: str) -> Any:
@@ -419,7 +498,8 @@ def _target(path: PathLike, format: str) -> Path:
     if format not in _FORMATS:
         raise ValueError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}")
     path, suffixes = Path(path), _FORMATS[format].suffixes
-    ending = next((suffix for suffix in suffixes if path.name.endswith(suffix)), "")
+    # The longest, for .meta.json ends in .json as well.
+    ending = max((suffix for suffix in suffixes if path.name.endswith(suffix)), key=len, default="")
     name = path.name[: len(path.name) - len(ending)]
     if not name:
         raise ValueError(f"{os.fspath(path)!r} names no file: give a folder and a name")

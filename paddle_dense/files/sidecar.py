@@ -31,6 +31,7 @@ Read = TypeVar("Read")
 
 _MAX_SIZE = 1 << 20  # bytes of a sidecar that is read
 _MAX_NUMBERS = 100  # of one argument of a network
+LONGEST_NAME = 500  # characters of a class; the longest of the whole ImageNet's has about 100
 _TENSORS = "tensors_sha256"
 _PREVIOUS = "previous"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -112,6 +113,14 @@ def network_in(entries: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
         return None
     return str(arch), config
+
+
+def names_in(told: Mapping[str, Any], count: int) -> list[str] | None:
+    """The class names in some JSON, or None if they are not the names of so many classes."""
+    names = told.get("classes")
+    if not isinstance(names, list) or len(names) != count:
+        return None
+    return names if all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in names) else None
 
 
 def read_sidecar(path: PathLike, state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any] | None:

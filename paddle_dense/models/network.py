@@ -72,6 +72,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
         feature_channels: channels of each tensor of the pyramid.
         feature_strides: pixels of the image for each pixel of it.
         preprocessing: how images are prepared for it.
+        classes: the name of each class, by number, where they are known.
         spellings: what other code calls its tensors.
         aliases: older names of single layers, theirs and ours, as rows of a `Spelling`; they hold in every spelling.
         anchors: tensors by which the network is found in a file, under whatever prefix; one of them is enough.
@@ -88,6 +89,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
     feature_channels: Sequence[int]
     feature_strides: Sequence[int]
     preprocessing: Preprocessing
+    classes: Sequence[str] | None = None
     parameter_prefix: str | None = None
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:

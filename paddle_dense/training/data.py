@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import paddle
@@ -18,14 +18,13 @@ from paddle import distributed
 from paddle.dataset import common
 from paddle.io import BatchSampler, DataLoader, Dataset
 from paddle.vision.datasets import Cifar10, cifar
-from paddle.vision.datasets.folder import IMG_EXTENSIONS, has_valid_extension
 from PIL import Image
 
 from paddle_dense.data import CIFAR_10, DIGITS_MEAN, DIGITS_STD, digit_images
 from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
 from paddle_dense.files.unpickle import Lazy, describe, unpickle
 from paddle_dense.files.weights import open_file
-from paddle_dense.images import read_image
+from paddle_dense.images import images_below, read_image
 from paddle_dense.process import Stopped, stop_if_asked
 
 
@@ -172,7 +171,7 @@ class DigitImages(ImageData):
 
 # Folders of images
 
-_TEST_FOLDERS = ("val", "validation", "test")
+TEST_FOLDERS = ("val", "validation", "test")
 
 
 class ImageFolder(ImageData):
@@ -194,7 +193,7 @@ class ImageFolder(ImageData):
         self.classes = _same_classes(train, test)
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            paths = list(_images_below(folder / name))
+            paths = list(images_below(folder / name))
             if part == "train" and not paths:
                 raise DataError(f"{folder / name}: holds no images: add some, or remove the class from both parts")
             self.samples += [(path, label) for path in paths]
@@ -211,7 +210,7 @@ class ImageFolder(ImageData):
 
 def _part_folders(root: Path) -> tuple[Path, Path]:
     train = root / "train"
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if train.is_dir() and test:
         return train, test
     missing = "val" if train.is_dir() else "train" if test else "train and no folder val"
@@ -234,24 +233,6 @@ def _same_classes(train: Path, test: Path) -> list[str]:
 
 def _is_class(entry: os.DirEntry) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    seen = set()
-    for path, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:  # come back to through a link
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if has_valid_extension(name, IMG_EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(path, name)
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename}: cannot be read ({error.strerror}): check who may read it") from error
 
 
 # CIFAR

@@ -194,17 +194,25 @@ _LABELS = 30  # as many fit next to each other
 _CELL, _SIDE = 0.1, (4.6, 9.0)  # inches: a cell of the map, and its smallest and largest side
 
 
-def _figure(found: Connectivity, name: str) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches; without pyplot it belongs to nobody's session and needs no display.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('matplotlib draws the plot: pip install "paddle_dense[report]"') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _figure(found: Connectivity, name: str) -> Figure:
     maps = [("features that a layer reads", found.reads)]
     if found.reactivates is not None:
         maps.append(("features that a layer reactivates (SFR)", found.reactivates))
     side = min(max(_CELL * len(found.layers), _SIDE[0]), _SIDE[1])
-    # A Figure of its own, without pyplot, belongs to nobody's session and needs no display.
-    figure = Figure(figsize=((side + 0.6) * len(maps) + 1.2, side + 1.1), layout="constrained")
+    figure = new_figure((side + 0.6) * len(maps) + 1.2, side + 1.1)
     figure.suptitle(f"{name}: {100 * found.density:.3g}% of the connections left")
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     panels[0].set_ylabel("source of the features")

@@ -22,7 +22,7 @@ from paddle import distributed, nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 
-from paddle_dense.checkpoints import load_model
+from paddle_dense.checkpoints import description, load_model, set_description
 from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.files.atomic import make_folder
 from paddle_dense.files.compact import compacted
@@ -50,7 +50,7 @@ class Saved:
         path: its file.
         step: batches done.
         settings: what the run was started with.
-        network: name and arguments of the network.
+        network: name and arguments of the network, its preprocessing and class names.
         schedule, scaler: states of the learning rate and of the loss scaling.
         tensors: everything else.
     """
@@ -79,8 +79,12 @@ class Saved:
             except ValueError as error:
                 raise WeightsError(f"holds no network of this package ({error}): take another checkpoint") from None
             state = check_state(state, outline)
-        network = architecture.build()
-        set_state(network, state)
+            network = architecture.build()
+            set_state(network, state)
+            try:
+                set_description(network, self.network)
+            except ValueError as error:
+                raise WeightsError(f"describes no network of this package ({error}): take another checkpoint") from None
         return network
 
     def restore(self, model: paddle.Model, average: ModelEMA | None = None) -> None:
@@ -255,12 +259,11 @@ class Checkpoints(paddle.callbacks.Callback):
     def _texts(self) -> dict[str, str]:
         optimizer: Any = self.model._optimizer
         rate, network = optimizer._learning_rate, self.model.network
-        known = {"arch": network.arch, "config": network.config} if hasattr(network, "config") else {}
         scaler = getattr(self.model, "_scaler", None)
         return {
             "step": str(self.step),
             "settings": json.dumps(self.settings),
-            "network": json.dumps(known),
+            "network": json.dumps(description(network)),
             "schedule": json.dumps(rate.state_dict() if isinstance(rate, LRScheduler) else {}),
             "scaler": json.dumps(
                 scaler.state_dict() if scaler else {}, default=lambda array: np.asarray(array).tolist()

@@ -117,6 +117,10 @@ class Run:
         self.train_data = open_data(settings.data, "train")
         self.network = saved.build_network() if saved else _network(settings, self.train_data)
         self.preprocessing = _preprocessing(self.network, self.train_data)
+        # Both go with the weights, into their sidecar and into what is exported.
+        self.network.preprocessing = self.preprocessing
+        if self.network.num_classes == len(self.train_data.classes):  # it can be told to have more
+            self.network.classes = self.train_data.classes
         if saved or settings.pretrained:
             with naming(saved.path if saved else cast("str", settings.pretrained)):
                 check_cost(self.network, "take another checkpoint", self.preprocessing.input_size)

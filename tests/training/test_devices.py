@@ -88,3 +88,21 @@ def test_the_command_on_two_devices(tmp_path):
         "model_ema.json",
         "model_ema.pdparams",
     ]
+
+
+def test_evaluating_on_two_devices_counts_every_image_once(tmp_path):
+    random = np.random.default_rng(0)
+    for name in "01234567":  # seven images, and one that is none
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(random.integers(0, 255, (32, 32)).astype("uint8")).save(tmp_path / "images" / name / "x.png")
+    (tmp_path / "images" / "7" / "x.png").write_text("no image")
+    weights = HERE.parents[1] / "weights" / "cdnv2_digits.pdparams"
+    command = ["-m", "paddle_dense", "evaluate", str(weights), "images", "--json"]
+    one = subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=300)
+    expected = json.loads(one.stdout)
+    assert (one.returncode, expected["images"], expected["skipped"]) == (1, 7, 1)
+    (tmp_path / "images" / "7" / "x.png").unlink()
+    logs = launch(tmp_path, "python", *command)
+    (found,) = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith("{")]
+    assert found.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-5)
+    assert found == {**expected, "skipped": 0}
