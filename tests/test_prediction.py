@@ -331,9 +331,9 @@ def test_what_deploy_wrote_answers_as_the_network(capsys, digits, model, tmp_pat
 
 def test_an_export_without_its_metadata_is_refused(capsys, tmp_path):
     assert deploy.main([str(WEIGHTS), "-o", str(tmp_path / "net")]) == OK
-    told_of = json.loads((tmp_path / "net.meta.json").read_text(encoding="utf-8"))
-    wrong: list[object] = [{}, [], {**told_of, "inputs": 3}, {**told_of, "labels": [1]}, {**told_of, "labels": 5}]
-    wrong += [{**told_of, "preprocessing": None}, {**told_of, "inputs": [{"shape": [1]}]}]
+    written = json.loads((tmp_path / "net.meta.json").read_text(encoding="utf-8"))
+    wrong: list[object] = [{}, [], {**written, "inputs": 3}, {**written, "labels": [1]}, {**written, "labels": 5}]
+    wrong += [{**written, "preprocessing": None}, {**written, "inputs": [{"shape": [1]}]}]
     for content in wrong:
         (tmp_path / "net.meta.json").write_text(json.dumps(content))
         with pytest.raises(WeightsError, match=r"net\.meta\.json: does not say how images are prepared for it: export"):

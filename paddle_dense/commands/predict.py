@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import glob
+import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_dense.classes import LANGUAGES
-from paddle_dense.cli import Parser, check_least, program, run
+from paddle_dense.cli import Parser, UsageError, check_least, program, run
 from paddle_dense.commands.classifying import MODEL_HELP, open_classifier, open_model
 from paddle_dense.errors import DataError, enough_memory, printable
+from paddle_dense.files.atomic import atomic_write, make_folder, refuse_existing
 from paddle_dense.process import FAILED, OK, complain, load_paddle, stop_if_asked
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from paddle_dense.models.network import Network
     from paddle_dense.prediction import Classifier
 
+_LONGEST_STEM = 100  # characters of the name of an image that its heat map's has
 _COLUMNS = ("image", "rank", "number", "class", "probability")
 
 
@@ -42,6 +47,9 @@ def parser() -> Parser:
     add("--labels", type=Path, metavar="FILE", help="name of each class, one a line (default: the weights' own)")
     add("--language", choices=[*LANGUAGES], default="en", help="of ImageNet's class names (default: en)")
     add("--batch-size", type=int, default=32, metavar="N", help="images at once (default: 32)")
+    add("--explain", type=Path, metavar="DIR", help="draw where the network looks for its first answer (Grad-CAM)")
+    add("--embed", type=Path, metavar="FILE", help="write the features that the classifier reads: .npz")
+    add("--force", action="store_true", help="overwrite existing files")
     how = command.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print one JSON object for each image")
     how.add_argument("--csv", action="store_true", help="print a table, one line for each image and class")
@@ -50,11 +58,18 @@ def parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     check_least(args, {"top": 1, "batch_size": 1})
+    if args.embed:
+        if args.embed.suffix.lower() != ".npz":
+            raise UsageError(f"--embed {args.embed} must end in .npz")
+        refuse_existing(args.embed, args.force, "--embed")
     with enough_memory(args.model):
         load_paddle()
         model = open_model(args.model)
+        if model is None and (args.explain or args.embed):
+            option = "--explain" if args.explain else "--embed"
+            raise UsageError(f"{option} looks into the network, and {args.model} is exported: give its weights")
         classifier = open_classifier(args.model, model, args.labels, args.language)
-        return _Prediction(args, classifier).run()
+        return _Prediction(args, classifier, model).run()
 
 
 main = partial(run, parser, _run)
@@ -63,8 +78,10 @@ main = partial(run, parser, _run)
 class _Prediction:
     """One call of the command: which images were skipped, and how answers are printed."""
 
-    def __init__(self, args: argparse.Namespace, classifier: Classifier) -> None:
-        self.args, self.classifier = args, classifier
+    def __init__(self, args: argparse.Namespace, classifier: Classifier, model: Network | None) -> None:
+        self.args, self.classifier, self.model = args, classifier, model
+        self.drawn: set[Path] = set()
+        self.embedded: dict[str, list[Any]] = {"images": [], "features": []}
         self.table = csv.writer(sys.stdout, lineterminator="\n") if args.csv else None
         self.status = OK
 
@@ -73,6 +90,8 @@ class _Prediction:
 
         from paddle_dense.prediction import in_batches
 
+        if self.args.explain:
+            make_folder(self.args.explain)
         if self.table:
             self.table.writerow(_COLUMNS)
         sources = list(self._sources())
@@ -82,6 +101,8 @@ class _Prediction:
             for batch in in_batches(sources, self.classifier.batch or self.args.batch_size):
                 self._answer(batch)
                 bar.update(len(batch))
+        if self.args.embed and self.embedded["images"]:
+            self._write_features()
         return self.status
 
     def _sources(self) -> Iterator[str]:
@@ -105,8 +126,46 @@ class _Prediction:
             except DataError as error:
                 self._skip(image, error)
         if names:
-            for name, row in zip(names, self.classifier.probabilities(np.stack(pixels))):
+            stacked = np.stack(pixels)
+            probabilities = self.classifier.probabilities(stacked)
+            for name, row in zip(names, probabilities):
                 self._print(name, row)
+            if self.args.explain:
+                self._explain(names, stacked, probabilities.argmax(1))
+            if self.args.embed:
+                self._embed(names, stacked)
+
+    def _explain(self, names: Sequence[str], pixels: np.ndarray, classes: np.ndarray) -> None:
+        from paddle_dense.explanation import grad_cam, overlay
+
+        assert self.model is not None
+        for name, image, heat in zip(names, pixels, grad_cam(self.model, pixels, classes.tolist())):
+            path = self._target(name)
+            refuse_existing(path, self.args.force, "--explain")
+            with atomic_write(path) as file:
+                overlay(image, heat, self.classifier.preprocessing).save(file, "PNG")
+
+    def _target(self, image: str) -> Path:
+        """A name in the folder for the heat map of an image, one that no other image of this call has."""
+        stem = re.sub(r"[^\w.-]", "_", Path(image).stem)[:_LONGEST_STEM] or "image"
+        numbered = (f"{stem}-{number}" if number > 1 else stem for number in itertools.count(1))
+        path = next(path for name in numbered if (path := self.args.explain / f"{name}.png") not in self.drawn)
+        self.drawn.add(path)
+        return path
+
+    def _embed(self, names: Sequence[str], pixels: np.ndarray) -> None:
+        from paddle_dense.explanation import pooled_features
+
+        assert self.model is not None
+        self.embedded["images"] += map(printable, names)
+        self.embedded["features"].append(pooled_features(self.model, pixels)[0])
+
+    def _write_features(self) -> None:
+        import numpy as np
+
+        features = np.concatenate(self.embedded["features"])
+        with atomic_write(self.args.embed) as file:
+            np.savez(file, images=np.array(self.embedded["images"]), features=features)
 
     def _skip(self, image: str, error: DataError) -> None:
         self.status = FAILED
