@@ -102,7 +102,7 @@ def test_a_network_of_no_paper_says_how_its_images_are_prepared():
     x = model.preprocessing.transforms()(image.fromarray(np.full((50, 70), 255, "u1")))
     assert x.shape == [1, 32, 32]
     assert (x == 1).all()
-    assert model.preprocessing.as_dict()["mean"] == [0.5]
+    assert model.preprocessing.mean == (0.5,)
 
 
 @pytest.mark.parametrize("build", [create_model, preset, lambda name: build_network(name, {})])

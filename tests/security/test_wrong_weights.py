@@ -249,10 +249,10 @@ def test_a_nan_is_converted_when_asked_for(capsys, tmp_path, state_of, differenc
 
 
 def test_what_is_compared_without_nan_is_still_compared(capsys, tmp_path, state_of, monkeypatch):
-    from paddle_dense import checkpoints
+    from paddle_dense import identifying
 
     write_checkpoint(changed(state_of("condensed"), "classifier.bias", setting(np.nan)), tmp_path / "net.pth")
-    monkeypatch.setattr(checkpoints, "to_paddle", lambda state: _with_wrong_bias(to_paddle(state)))
+    monkeypatch.setattr(identifying, "to_paddle", lambda state: _with_wrong_bias(to_paddle(state)))
     from paddle_dense.files.layout import to_paddle
 
     assert main([str(tmp_path / "net.pth"), "--allow-nonfinite"]) == FAILED
