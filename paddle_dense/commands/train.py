@@ -15,6 +15,8 @@ from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.process import OK, STOPPED, as_process, load_paddle
 from paddle_dense.training import LEAST
 
+DEFAULT_MODEL = "cdnv2_a"  # of the networks for photographs the one with the fewest operations
+
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
     from paddle_dense.training.run import Result, Run, Settings
@@ -30,9 +32,29 @@ def parser() -> Parser:
     )
     # What is not given must not contradict what a continued run says.
     add = command.add_argument
-    add("--model", help="a preset, or a network with --config (default: what the pretrained file holds)")
+    add("images", nargs="?", metavar="DATA", help="the same as --data")
+    add("--model", help="a preset, or a network with --config (default: what the pretrained file holds, or cdnv2_a)")
     add("--config", metavar="KEY=VALUE,...", type=key_values, help="arguments of the network, as stages=1-2-3")
-    add("--data", help="digits, a folder with train/CLASS/ and val/CLASS/, cifar10, cifar100, or a CIFAR archive")
+    add(
+        "--data",
+        help="digits, a folder with train/CLASS/ and val/CLASS/ or with CLASS/ alone, PaddleClas' "
+        "train_list.txt or its folder, cifar10, cifar100, or a CIFAR archive",
+    )
+    add(
+        "--val-split",
+        type=float,
+        metavar="SHARE",
+        help="of each class to test on, chosen by the seed, where the data "
+        "has nothing to test on (default: 0.2 of a folder with CLASS/ alone)",
+    )
+    add("--image-root", metavar="DIR", help="where the paths in PaddleClas' lists start (default: their folder)")
+    add(
+        "--max-bad",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the images that may be unreadable: they are named and left out (default: 0.01)",
+    )
     add("--recipe", help="how to train (default: by the data; finetune with --pretrained)")
     add("--pretrained", metavar="FILE", help="begin with these weights and a new classifier for the data's classes")
     add("-o", "--output", metavar="DIR", help="folder for checkpoints and weights (default: runs/MODEL)")
@@ -69,13 +91,20 @@ def _run(args: argparse.Namespace) -> int:
     check_least(args, {**LEAST, "workers": 0})
     if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {args.learning_rate} must be above 0")
+    for option in ("val_split", "max_bad"):
+        share = getattr(args, option)
+        if share is not None and not (0 < share < 1 or (share == 0 and option == "max_bad")):
+            raise UsageError(f"--{option.replace('_', '-')} {share} is a share: give one between 0 and 1")
+    if args.images and args.data not in (None, args.images):
+        raise UsageError(f"{args.images} and --data {args.data} are two data: give one of them")
+    args.data = args.data or args.images
     load_paddle()
     from paddle_dense.training.run import Run
 
     saved = _saved(args)
     settings = _continued(args, saved) if saved else _settings(args)
     folder = saved.path.parent if saved else _folder(args, settings)
-    run = Run(settings, folder, saved, args.workers, args.log_dir)
+    run = Run(settings, folder, saved, args.workers, args.log_dir, args.max_bad)
     if args.eval_only:
         accuracy = run.evaluate()
         _say(f"accuracy {accuracy.top1:.2%} on {accuracy.images} images, loss {accuracy.loss:.4f}")
@@ -129,9 +158,9 @@ def _settings(args: Any) -> Settings:
     from paddle_dense.training.run import Settings
 
     if not args.data:
-        raise UsageError("--data is missing: give digits, a folder of images or a CIFAR archive")
+        raise UsageError("--data is missing: give digits, a folder of images, PaddleClas' lists or a CIFAR archive")
     if not args.model and not args.pretrained:
-        raise UsageError("--model is missing: give a preset such as cdnv2_a, or a file with --pretrained")
+        args.model = DEFAULT_MODEL
     args.recipe = args.recipe or _default_recipe(args)
     recipe(args.recipe)
     settings = {setting.name: getattr(args, setting.name) for setting in fields(Settings)}
@@ -139,10 +168,14 @@ def _settings(args: Any) -> Settings:
 
 
 def _default_recipe(args: Any) -> str:
+    from paddle_dense.training.parts import has_few_images
+
     if args.pretrained:
         return "finetune"
     if args.data == "digits":
         return "digits"
+    if has_few_images(args.data):
+        return "scratch"
     return "condensenet-cifar" if "cifar" in Path(args.data).name.lower() else "condensenetv2-imagenet"
 
 
@@ -183,11 +216,14 @@ def _introduce(run: Run, args: Any) -> None:
     settings, network = run.settings, run.network
     if settings.amp and paddle.get_device().startswith("cpu"):
         _say("note: Paddle has no half precision on a CPU, so --amp changes nothing here")
+    wanted = settings.batch_size or run.recipe.batch_size
+    if run.batch_size < wanted:
+        _say(f"note: a batch of {wanted} is more than there are images to train on, so a batch has {run.batch_size}")
     parameters = sum(parameter.size for parameter in network.parameters())
     start = f", continued from step {run.saved.step}" if run.saved else ""
     _say(
         f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} images of "
-        f"{len(run.train_data.classes)} classes, recipe {settings.recipe}{start}"
+        f"{len(run.train_data.classes)} classes, {len(run.test_data):,} to test on, recipe {settings.recipe}{start}"
     )
 
 

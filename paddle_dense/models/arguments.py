@@ -37,6 +37,7 @@ Factors = Sequence[Factor]
 OptionalFactor = Optional[Factor]
 OptionalText = Optional[str]
 Share = Annotated[float, Range(lambda number: 0 <= number <= 1, "from 0 to 1")]
+OptionalShare = Optional[Annotated[float, Range(lambda number: 0 < number < 1, "above 0 and below 1")]]
 SomeShare = Annotated[float, Range(lambda number: 0 < number <= 1, "above 0 and at most 1")]
 # Of a batch normalisation, whose variances are near 1.
 Epsilon = Annotated[float, Range(lambda number: 0 < number <= 0.1, "above 0 and at most 0.1")]

@@ -87,6 +87,17 @@ RECIPES = {
         label_smoothing=0.1,
         ema_decay=0.99,
     ),
+    "scratch": Recipe(
+        "a start for images of one's own, fewer than 10,000, without weights to begin with",
+        epochs=100,
+        batch_size=16,
+        learning_rate=0.05,
+        weight_decay=5e-4,
+        warmup_epochs=5,
+        augmentation=Augmentation(crop="resized", scale=(0.35, 1.0), flip=True),
+        label_smoothing=0.1,
+        ema_decay=0.99,
+    ),
     "finetune": Recipe(
         "a start for images of one's own",
         epochs=20,

@@ -17,7 +17,14 @@ from paddle_dense.condensing import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.models.arguments import FromZero, OptionalCount, OptionalFactor, OptionalText, check_arguments
+from paddle_dense.models.arguments import (
+    FromZero,
+    OptionalCount,
+    OptionalFactor,
+    OptionalShare,
+    OptionalText,
+    check_arguments,
+)
 from paddle_dense.models.network import build_network, config_keys, network_class
 from paddle_dense.process import Stopped, handling_signals
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
@@ -30,7 +37,7 @@ from paddle_dense.training.condensation import (
     learned_connections,
     set_progress,
 )
-from paddle_dense.training.data import ImageData, ImageLoader, open_data
+from paddle_dense.training.data import ImageData, ImageLoader, Unreadable, open_data
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
@@ -42,13 +49,15 @@ class Settings:
     """What decides the numbers of a run; a continued run has the same.
 
     Attributes:
-        data: `digits`, a folder of images, or a CIFAR archive.
+        data: `digits`, a folder of images, PaddleClas' lists, or a CIFAR archive.
         model: preset or network; from the file's sidecar or tensors where `pretrained` is given alone.
         recipe: name of a recipe.
         config: arguments of the network.
         pretrained: weight file to begin with.
         epochs, batch_size, learning_rate: in place of the recipe's.
-        seed: of weights, data order, augmentation and dropout.
+        seed: of weights, data order, augmentation, dropout and the images held out.
+        val_split: share of each class to test on.
+        image_root: where the paths in PaddleClas' lists start.
         amp: half precision where the device has it.
         ema: keep EMA weights, and take them at the end.
 
@@ -65,6 +74,8 @@ class Settings:
     batch_size: OptionalCount = None
     learning_rate: OptionalFactor = None
     seed: FromZero = 0
+    val_split: OptionalShare = None
+    image_root: OptionalText = None
     amp: bool = False
     ema: bool = False
 
@@ -96,6 +107,10 @@ class Run:
         saved: the checkpoint to continue from.
         workers: processes that prepare images.
         log_dir: folder for VisualDL.
+        max_bad: share of the images, of each part, that may be unreadable; they are left out.
+
+    Attributes:
+        batch_size: images in a batch, over all devices: no more than there are.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -103,7 +118,13 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, saved: Saved | None = None, workers: int = 0, log_dir: str | None = None
+        self,
+        settings: Settings,
+        folder: Path,
+        saved: Saved | None = None,
+        workers: int = 0,
+        log_dir: str | None = None,
+        max_bad: float = 0.0,
     ) -> None:
         if distributed.get_world_size() > 1:
             distributed.init_parallel_env()
@@ -114,17 +135,21 @@ class Run:
         self.workers = workers
         self.log_dir = log_dir
         self.recipe: Recipe = recipe(settings.recipe)
-        self.train_data = open_data(settings.data, "train")
+        self.train_data = self._open("train")
+        self.batch_size = self._batch_size()
         self.network = saved.build_network() if saved else _network(settings, self.train_data)
         self.preprocessing = _preprocessing(self.network, self.train_data)
         if saved or settings.pretrained:
             with naming(saved.path if saved else cast("str", settings.pretrained)):
                 check_cost(self.network, "take another checkpoint", self.preprocessing.input_size)
-        self.test_data = Augmented(open_data(settings.data, "test"), eval_transforms(self.preprocessing))
+        self.test_data = Augmented(self._open("test"), eval_transforms(self.preprocessing))
+        self.unreadable = [Unreadable(len(data), max_bad) for data in (self.train_data, self.test_data)]
 
     def evaluate(self, network: nn.Layer | None = None) -> Accuracy:
         """The accuracy of a network, the run's own unless given, on the test images."""
-        return measure_accuracy(network or self.network, self.test_data, self._batch_size(), self.workers)
+        return measure_accuracy(
+            network or self.network, self.test_data, self.batch_size, self.workers, self.unreadable[1]
+        )
 
     def train(self, condense_at_end: bool = False) -> Result:
         """Train to the end, or until asked to stop, and write the weights.
@@ -135,7 +160,7 @@ class Run:
         start = self.saved.step if self.saved else 0
         settings = self.settings
         batches = TrainingBatches(
-            len(self.train_data), self._batch_size(), settings.epochs or self.recipe.epochs, settings.seed, start
+            len(self.train_data), self.batch_size, settings.epochs or self.recipe.epochs, settings.seed, start
         )
         if self.saved and start > batches.total_steps:
             raise WeightsError(f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: {OLDER}")
@@ -154,7 +179,7 @@ class Run:
         if len(batches):
             transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
             images = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(images, batches, self.workers)
+            loader = _UntilStopped(images, batches, self.workers, self.unreadable[0], same_size=True)
             with handling_signals(stop):
                 callbacks = self._callbacks(batches, start, average, checkpoints)
                 # Any iterable of batches will do.
@@ -219,8 +244,14 @@ class Run:
                 save_weights(network, file, {"training": {**asdict(self.settings), **figures}})
         return Result(steps, accuracies)
 
+    def _open(self, part: str) -> ImageData:
+        settings = self.settings
+        return open_data(settings.data, part, settings.val_split, settings.seed, settings.image_root)
+
     def _batch_size(self) -> int:
-        return self.settings.batch_size or self.recipe.batch_size
+        wanted, devices = self.settings.batch_size or self.recipe.batch_size, distributed.get_world_size()
+        images = len(self.train_data)
+        return wanted if wanted <= images else max(images // devices, 1) * devices
 
 
 def _network(settings: Settings, data: ImageData) -> nn.Layer:

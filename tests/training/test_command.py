@@ -66,7 +66,7 @@ def test_train_and_condense(command, tmp_path):
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 4, "--ema", "--condense-at-end"]
     status, out, err = command(*SMALL, *options, "-o", "run", "--log-dir", "curves")
     assert (status, err) == (0, "")
-    assert "12 images of 2 classes, recipe finetune" in out
+    assert "12 images of 2 classes, 6 to test on, recipe finetune" in out
     assert "epoch 4/4: loss" in out and "density 25.0%" in out
     for name in ("model", "model_ema", "model_condensed"):
         assert f"{name}.pdparams: accuracy" in out
@@ -167,7 +167,11 @@ def saved_checkpoints_in(folder):
     ("arguments", "message"),
     [
         (["--model", "cdnv2_a"], "--data is missing: give digits"),
-        (["--data", "digits"], "--model is missing: give a preset"),
+        (["photos", "--data", "digits"], "photos and --data digits are two data: give one of them"),
+        (["--data", "digits", "--val-split", "0.2"], "--val-split is for folders and lists of images, not for digits"),
+        (["--data", "digits", "--val-split", "1"], "--val-split 1.0 is a share: give one between 0 and 1"),
+        (["--data", "digits", "--max-bad", "nan"], "--max-bad nan is a share: give one between 0 and 1"),
+        (["--data", "digits", "--image-root", "x"], "--image-root is for PaddleClas' lists, and digits has none"),
         (["--data", "digits", "--model", "resnet"], "unknown network 'resnet': choose one of"),
         (["--data", "digits", "--model", "cdnv2_a", "--recipe", "mine"], "unknown recipe 'mine': choose one of"),
         (["--data", "nowhere", "--model", "cdnv2_a"], "there is no data nowhere"),
@@ -321,3 +325,30 @@ def test_a_pipe_among_the_images_is_named(command, images, tmp_path, workers):
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
     status, _, err = command(*SMALL, *options, "--data", folder)
     assert status == 1 and "1.jpg: cannot be read as an image" in err and err.count("\n") == 1
+
+
+def test_a_folder_is_all_that_is_needed(command, tmp_path):
+    """60 images in three folders, and nothing else said."""
+    random = np.random.default_rng(0)
+    for name, light in (("dark", 40), ("grey", 120), ("bright", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = (light + random.integers(-20, 20, (40, 40, 3))).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    status, out, err = command("photos", *SMALL, "--epochs", 2, data=False)
+    assert (status, err) == (0, "")
+    assert "48 images of 3 classes, 12 to test on, recipe scratch" in out and "accuracy" in out
+    status, out, _ = command("photos", *SMALL, "--epochs", 2, "--batch-size", 64, "-o", "large", data=False)
+    assert status == 0
+    assert "note: a batch of 64 is more than there are images to train on, so a batch has 48" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_share_of_unreadable_images_is_left_out(command, images, tmp_path, workers):
+    folder = shutil.copytree(images, tmp_path / "broken")
+    for name in ("train/dark/0.png", "val/bright/1.png"):
+        (folder / name).write_bytes(b"no image")
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
+    status, out, err = command(*options, "--data", folder, "--max-bad", 0.2)
+    assert status == 0 and err.count("it is left out") == 2 == err.count("\n")
+    assert "on 5 images" in out
