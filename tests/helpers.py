@@ -1,8 +1,12 @@
-"""What many tests need of a network of either framework: images, state, answers, and small ones of every family."""
+"""What many tests need: networks of every family in either framework, images, state, answers, and damaged files."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -132,6 +136,26 @@ def settled(network: Any, x: np.ndarray) -> Any:
         network(torch.from_numpy(x))
     network.eval()
     return network
+
+
+class Attack:
+    """What a pickle of it does, where pickles are run: make a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.canary}",)
+
+
+def damaged(content: bytes, places: Sequence[int] = (), count: int = 300) -> Iterator[bytearray]:
+    """The content with one to four wrong bytes, so often; at any of these places, or anywhere."""
+    random = Random(len(content))
+    for _ in range(count):
+        copy = bytearray(content)
+        for _ in range(random.randint(1, 4)):
+            copy[random.choice(places or range(len(copy)))] = random.randrange(256)
+        yield copy
 
 
 def part(path: Any, prefix: str) -> dict[str, np.ndarray]:

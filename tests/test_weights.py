@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import struct
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from paddle_dense.errors import HostileFileError, WeightsError
 from paddle_dense.files.weights import atomic_write, read_weights, write_weights
+from tests.helpers import Attack, damaged
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = [".pdparams", ".safetensors"]
@@ -336,14 +336,6 @@ def test_no_file(tmp_path):
         read_weights(tmp_path)
 
 
-class Attack:
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.canary}",)
-
-
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_hostile_files_run_nothing(tmp_path, protocol):
     canary = tmp_path / "canary"
@@ -450,12 +442,8 @@ def test_damaged_files_end_in_one_kind_of_error(tmp_path, suffix):
         path.write_bytes(content[:end])
         with pytest.raises(WeightsError):
             read_weights(path)
-    generator = random.Random(0)
-    for _ in range(300):
-        damaged = bytearray(content)
-        for _ in range(generator.randint(1, 4)):
-            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
-        path.write_bytes(damaged)
+    for changed in damaged(content):
+        path.write_bytes(changed)
         try:
             state = read_weights(path)
         except WeightsError:
@@ -469,7 +457,7 @@ def test_damaged_files_end_in_one_kind_of_error(tmp_path, suffix):
 def test_reading_needs_neither_framework():
     program = """
     import sys
-    import paddle_dense.files.weights
+    import paddle_dense.files.opened
     print(sorted({"torch", "paddle"} & set(sys.modules)))
     """
     assert run_python(program).strip() == "[]"

@@ -135,6 +135,8 @@ SEQUENTIAL = {
     "torch.nn.modules.container.Sequential",
     "torchvision.models.densenet._Transition",
     "timm.models.densenet.DenseTransition",
+    "convert.torch_models.condensenetv2.Conv",
+    "convert.torch_models.cspnet.ConvNormAct",
 }
 
 
@@ -146,6 +148,10 @@ def effect_in_file(told: Mapping[str, Any]) -> MaybeEffect:
         return _OF_TORCH.get(name, lambda _: Effect(name))(told)
     if path.startswith(("timm.layers.", "timm.models.layers.")) and name in _OF_TIMM:
         return _OF_TIMM[name](told)
+    if told["class"] == "convert.torch_models.condconv.RoutedCondConv2D":
+        shape = told.get("shape")
+        kernel = shape[2:] if isinstance(shape, list) else shape
+        return _convolution({**_CONV_NUMBERS(told), "kernel_size": kernel, "dilation": 1})
     # The authors' own hard-swish, in whatever module they have it.
     return Effect("Hardswish") if name == "HS" else None
 

@@ -87,13 +87,19 @@ class _Network:
         """The different activations and pools of a layer that is made of others."""
         if name not in self._inside:
             found = self._inside[name] = []
-            prefix = f"{name}." if name else ""
-            for other, layer in self.layers.items():
-                if other == name or other.startswith(prefix):
-                    called = [effect for effects in called_by(layer).values() for effect in effects]
-                    here = [self.effects[other], *called]
-                    found += [effect for effect in here if _is_between(effect) and effect not in found]
+            for other in self.names_inside(name):
+                here = [self.effects[other], *self.called(other)]
+                found += [effect for effect in here if _is_between(effect) and effect not in found]
         return self._inside[name]
+
+    def names_inside(self, name: str) -> list[str]:
+        """The layers that one is made of, and itself."""
+        prefix = f"{name}." if name else ""
+        return [other for other in self.layers if other == name or other.startswith(prefix)]
+
+    def called(self, name: str) -> list[Effect]:
+        """The activations and pools that a layer's `forward` calls."""
+        return [effect for effects in called_by(self.layers[name]).values() for effect in effects]
 
     def nearest(self, name: str) -> str:
         """The innermost layer of the network that holds what has this name in the file."""
@@ -243,6 +249,7 @@ class _Pairing:
         self._by_parent = defaultdict[str, list[str]](list)
         for name in self.told:
             self._by_parent[name.rpartition(".")[0]].append(name)
+        self._complete_at: dict[str, list[Effect]] = {}
         self.around = {name: effect_in_file(told) for name, told in around.items()}
 
     def contradictions(self) -> Iterator[Contradiction]:
@@ -297,14 +304,26 @@ class _Pairing:
         computed = self.network.effects[place]
         if computed is None:
             others = self.network.inside(place)
-            if not any(self._differ(effect, other) is None for other in others):
+            if not self._is_among(effect, others):
                 alike = next((other for other in others if other.kind == effect.kind), None)
                 yield from self._differing(name, effect, alike or NOTHING)
+            elif self._lists_all(name.rpartition(".")[0]) and self._is_among(effect, self._complete(place)):
+                yield self._contradiction(name, effect, NOTHING)
         elif computed.is_anchor:
             after = self.network.after(place)
             yield from self._differing(name, effect, after[1] if after else NOTHING)
         else:
             yield from self._differing(name, effect, computed)
+
+    def _complete(self, place: str) -> list[Effect]:
+        """The activations and pools of the network at a place all of which the file has, so that one more is one."""
+        if place not in self._complete_at:
+            names = self.network.names_inside(place)
+            missing = [self.network.effects[name] for name in names if name not in self.told]
+            missing += [effect for name in names for effect in self.network.called(name)]
+            found = self.network.inside(place)
+            self._complete_at[place] = [effect for effect in found if effect not in missing]
+        return self._complete_at[place]
 
     def _left_out(self, name: str) -> Iterator[Contradiction]:
         """An activation or pool that only the network has, where an nn.Sequential of the file would list it."""
@@ -340,12 +359,16 @@ class _Pairing:
             if any(sibling in self.told for sibling in siblings[siblings.index(name) + 1 :]):
                 return True
             name = parent
-        return False
+        # What holds it calls nothing else after it if its class is known.
+        return bool(name) and parent in self.told and is_known(self.told[parent])
 
     def _differing(self, name: str, effect: Effect, computed: Effect) -> Iterator[Contradiction]:
         key = self._differ(effect, computed)
         if key is not None:
             yield self._contradiction(name, effect, computed, key)
+
+    def _is_among(self, effect: Effect, others: Sequence[Effect]) -> bool:
+        return any(self._differ(effect, other) is None for other in others)
 
     def _differ(self, effect: Effect, computed: Effect) -> str | None:
         """The first number that differs, "" if they are of two kinds, None if they are equal."""

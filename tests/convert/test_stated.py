@@ -236,6 +236,16 @@ def in_each_norm(eps: float) -> Callable[[nn.Module], None]:
     return change
 
 
+def in_another_order(layer: str, order: list[str]) -> Callable[[nn.Module], None]:
+    def change(net: nn.Module) -> None:
+        layers = net.get_submodule(layer)._modules
+        found = {name: layers[name] for name in order}
+        layers.clear()
+        layers.update(found)
+
+    return change
+
+
 def as_it_is(net: nn.Module) -> None:
     """No change."""
 
@@ -286,6 +296,21 @@ FACTS = {
     "activation of CSPNet": (
         *(FAMILIES["CSPNet"], setting("stages.1.blocks.0.act3", negative_slope=0.1)),
         *("layer 'stages.1.blocks.0.act3' has negative_slope=0.1", BY_REFERENCE),
+    ),
+    "order in CSPNet": (
+        *(FAMILIES["CSPNet"], in_another_order("stem.conv1", ["conv", "act", "bn"])),
+        *("layer 'stem.conv1.act' stands in the place of 'stem.conv1.bn'", BY_REFERENCE),
+    ),
+    "order in CondenseNetV2": (
+        *(
+            FAMILIES["CondenseNetV2"],
+            in_another_order("features.denseblock_1.denselayer_1.conv_2", ["activation", "norm", "conv"]),
+        ),
+        *("layer 'features.denseblock_1.denselayer_1.conv_2.activation' stands in the place of", BY_REFERENCE),
+    ),
+    "stride of experts": (
+        *(condconv_net(same_padding=True, bn_eps=1e-3), setting("blocks.4.2.conv_dw", stride=(2, 2))),
+        *("layer 'blocks.4.2.conv_dw' has stride=2x2, where EfficientNetCondConv has stride=1x1", BY_REFERENCE),
     ),
     "padding of DenseNet": (
         *(FAMILIES["DenseNet"], setting("features.conv0", padding=(2, 2))),
@@ -352,6 +377,46 @@ def test_numbers_that_make_no_difference_are_no_contradiction(tmp_path):
     lived_in(net)
     assert convert(saved(net, tmp_path)).verified
     assert_same_answers(net, tmp_path / "net.pdparams")
+
+
+# What stands once more where the network has all of its own, and what is missing at the end of a part.
+MORE_OR_LESS = {
+    "a pool twice": (
+        "DenseNet",
+        inserting("features", 4, lambda: nn.MaxPool2d(3, 2, 1)),
+        "'features.extra' computes a",
+    ),
+    "an activation elsewhere": (
+        *("DenseNet", inserting("features.transition1", 3, nn.ReLU)),
+        "'features.transition1.extra' computes a ReLU, where DenseNet computes nothing",
+    ),
+    "a slope twice": (
+        *("CSPDarkNet", inserting("stages.1.conv_transition", 3, lambda: nn.LeakyReLU(0.01))),
+        "'stages.1.conv_transition.extra' computes a LeakyReLU, where CSPNet computes nothing",
+    ),
+    "no activation at the end": (
+        *("CSPDarkNet", removing("stages.1.conv_transition.act")),
+        "'stages.1.conv_transition.act' is not there, where CSPNet has a LeakyReLU",
+    ),
+    "no gate at the end": (
+        *("CondenseNetV2", removing("features.se_last.fc.3")),
+        "'features.se_last.fc.3' is not there, where CondenseNetV2 has a Sigmoid",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MORE_OR_LESS)
+def test_one_layer_more_or_less_of_a_kind_that_the_network_has(what, tmp_path):
+    family, change, said = MORE_OR_LESS[what]
+    torch.manual_seed(1)
+    net = lived_in(FAMILIES[family]())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        change(net)
+        after = net(x)
+    assert (after - before).abs().max() > 1e-3 * before.abs().max(), "the change makes no difference"
+    assert said in refused(net, tmp_path)
 
 
 def test_a_slope_of_csp_is_compared(tmp_path):

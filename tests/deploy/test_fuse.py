@@ -372,19 +372,17 @@ def test_sfr_is_one_dense_convolution(randomise, difference, inputs, outputs, gr
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
-@pytest.mark.parametrize("size", [(7, 5), (1, 1), (1, 4)])
-def test_the_product_before_the_spreading(randomise, difference, inputs, outputs, groups, size):
-    conv = randomise(nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False))
-    x = random_images(2, inputs, *size)
-    assert difference(answers(SpreadConvolution(conv), x), answers(conv, x)) < 1e-6
-
-
-@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 1), (16, 4, 4), (24, 12, 6)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_every_channel_by_itself_before_the_sums(randomise, difference, inputs, outputs, groups, stride):
+@pytest.mark.parametrize(
+    ("form", "stride", "size"),
+    [
+        *((SpreadConvolution, 1, size) for size in ((7, 5), (1, 1), (1, 4))),
+        *((depthwise_sums, stride, (7, 5)) for stride in (1, 2)),
+    ],
+)
+def test_other_forms_of_grouped_convolutions(randomise, difference, inputs, outputs, groups, form, stride, size):
     conv = randomise(nn.Conv2D(inputs, outputs, 3, stride, padding=1, groups=groups, bias_attr=False))
-    x = random_images(2, inputs, 7, 5)
-    assert difference(answers(depthwise_sums(conv), x), answers(conv, x)) < 1e-6
+    x = random_images(2, inputs, *size)
+    assert difference(answers(form(conv), x), answers(conv, x)) < 1e-6
 
 
 @pytest.mark.parametrize("merge", [1, 2, 3, 6])

@@ -44,7 +44,8 @@ def test_what_no_file_shows_is_said_to_be_a_guess(small):
 
 def test_a_pyramids_tensors_are_recognised():
     state = arrays(small_network("CondConv", features_only=True))
-    rebuilt = EfficientNetCondConv(**EfficientNetCondConv.recognise(state).config, features_only=True)
+    rebuilt = EfficientNetCondConv(**EfficientNetCondConv.recognise(state).config)
+    assert rebuilt.features_only
     assert shapes(rebuilt) == shapes(state)
 
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import pickle
-import random
 import struct
 import tarfile
 from contextlib import suppress
@@ -25,6 +24,7 @@ from paddle_dense.errors import HostileFileError, WeightsError
 from paddle_dense.training import data
 from paddle_dense.training.augment import Augmented, eval_transforms
 from paddle_dense.training.data import DataError, ImageLoader, open_data, read_image
+from tests.helpers import damaged
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (12, 8)) -> Image.Image:
@@ -487,13 +487,9 @@ def test_archives_larger_than_any_cifar(tmp_path, monkeypatch):
 def test_damaged_archives_end_in_one_kind_of_error(tmp_path):
     good = cifar_10(tmp_path, name="x.tar").read_bytes()
     starts = [start for start in range(0, len(good), 512) if good[start : start + 5] == b"cifar"]
-    generator = random.Random(0)
-    for _ in range(150):
-        damaged = bytearray(good)
-        for _ in range(generator.randint(1, 4)):
-            # The first kilobyte of a file is where its header and the pickle's instructions are.
-            damaged[generator.choice(starts) + generator.randrange(1024)] = generator.randrange(256)
-        (tmp_path / "x.tar").write_bytes(damaged)
+    # The first kilobyte of a file is where its header and the pickle's instructions are.
+    for changed in damaged(good, [start + place for start in starts for place in range(1024)], count=150):
+        (tmp_path / "x.tar").write_bytes(changed)
         with suppress(WeightsError):
             images = open_data(tmp_path / "x.tar", "train")
             assert all(0 <= label < 10 and image.size == (32, 32) for image, label in images)

@@ -45,15 +45,10 @@ def test_adam_goes_on_in_another_process(tmp_path, kind):
     assert_equal(tmp_path, "continued.pdparams", "expected.pdparams")
 
 
-def test_two_networks_of_one_class_go_on_in_another_process(tmp_path):
-    work("begin_two", "DenseNet", tmp_path)
-    work("go_on_with_two", "DenseNet", tmp_path)
-    for number in range(2):
-        assert_equal(tmp_path, f"continued{number}.pdparams", f"expected{number}.pdparams")
-
-
-def test_one_optimizer_keeps_two_networks_of_one_class_apart(tmp_path):
-    work("one_optimizer", "DenseNet", tmp_path)
+@pytest.mark.parametrize("steps", [("begin_two", "go_on_with_two"), ("one_optimizer",)], ids=["two", "one optimizer"])
+def test_two_networks_of_one_class_are_kept_apart(tmp_path, steps):
+    for step in steps:
+        work(step, "DenseNet", tmp_path)
     for number in range(2):
         assert_equal(tmp_path, f"continued{number}.pdparams", f"expected{number}.pdparams")
 
