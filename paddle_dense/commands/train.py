@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,17 @@ def parser() -> Parser:
         help="of the images that may be unreadable: they are named and left out (default: 0.01)",
     )
     add("--recipe", help="how to train (default: by the data; finetune with --pretrained)")
-    add("--pretrained", metavar="FILE", help="begin with these weights and a new classifier for the data's classes")
-    add("-o", "--output", metavar="DIR", help="folder for checkpoints and weights (default: runs/MODEL)")
+    add(
+        "--pretrained",
+        metavar="FILE",
+        help="begin with these weights; the classifier is new unless it has as many classes as the data",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="folder for checkpoints and weights (default: runs/MODEL, then runs/MODEL-2)",
+    )
     add(
         "--resume",
         metavar="DIR",
@@ -65,7 +74,7 @@ def parser() -> Parser:
         const="",
         help="continue the run in DIR, or in the output folder; its settings come from there",
     )
-    add("--epochs", type=int, help="in place of the recipe's")
+    add("--epochs", type=int, help="in place of the recipe's; with --resume, how many a run that has ended shall have")
     add("--batch-size", type=int, help="over all devices; the recipe's learning rate is scaled with it")
     add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
@@ -123,7 +132,8 @@ def _saved(args: Any) -> Saved | None:
 
     if args.resume and args.output and Path(args.resume) != Path(args.output):
         raise UsageError(f"--resume {args.resume} continues in that folder: leave out --output {args.output}")
-    folder = Path(args.resume or args.output or _default_folder(args))
+    given = args.resume or args.output
+    folder = Path(given) if given else _runs(_default_folder(args))[-1]
     saved = newest(folder)
     if saved is None:
         raise WeightsError(f"{folder} holds no checkpoint to continue from: give the folder of a run, or start one")
@@ -147,7 +157,9 @@ def _continued(args: Any, saved: Saved) -> Settings:
         ) from None
     for name, before in vars(settings).items():
         given = getattr(args, name)
-        if given is not None and given != before:
+        if name == "epochs" and given is not None:
+            settings = replace(settings, epochs=given)  # `Run` checks that it has ended
+        elif given is not None and given != before:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} {given} contradicts the run, which began with {before}: leave {option} out")
     return settings
@@ -189,25 +201,43 @@ def _default_folder(args: Any) -> str:
 def _folder(args: Any, settings: Settings) -> Path:
     from paddle_dense.training.resume import saved_checkpoints
 
-    folder = Path(args.output or _default_folder(args))
-    if saved_checkpoints(folder) and not args.eval_only:
+    if args.eval_only:
+        if not settings.pretrained:
+            raise UsageError("--eval-only needs weights: give a file with --pretrained, or a run with --resume")
+        return Path(args.output or "")
+    if not args.output:
+        return _next_run(_default_folder(args))
+    folder = Path(args.output)
+    if saved_checkpoints(folder):
         raise UsageError(f"{folder} holds a run already: --resume continues it, and another --output starts a new one")
-    if not args.eval_only:
-        for file in _weights(folder, args):
-            if file.is_file():
-                raise UsageError(f"the run would replace {file}: another --output starts it elsewhere")
-    if args.eval_only and not settings.pretrained:
-        raise UsageError("--eval-only needs weights: give a file with --pretrained, or a run with --resume")
+    for file in _weights(folder, args):
+        if file.is_file():
+            raise UsageError(f"the run would replace {file}: another --output starts it elsewhere")
     return folder
+
+
+def _runs(name: str) -> list[Path]:
+    """The folders of the runs of this name: ``runs/NAME``, and ``runs/NAME-2`` and so on, which are there."""
+    found = [Path(name)]
+    while (following := Path(f"{name}-{len(found) + 1}")).exists():
+        found.append(following)
+    return found
+
+
+def _next_run(name: str) -> Path:
+    """The first folder of this name that is free."""
+    return Path(f"{name}-{len(_runs(name)) + 1}") if Path(name).exists() else Path(name)
 
 
 def _weights(folder: Path, args: Any) -> list[Path]:
     """The files that a run leaves next to its checkpoints."""
     from paddle_dense.files.sidecar import with_its_sidecar
+    from paddle_dense.training.history import LOG
 
-    written = {"model": True, "model_ema": args.ema, "model_condensed": args.condense_at_end}
-    weights = [folder / f"{name}.pdparams" for name, wanted in written.items() if wanted]
-    return [file for path in weights for file in with_its_sidecar(path)]
+    names = ["model", *(["model_ema"] if args.ema else [])]
+    names += [f"{name}_last" for name in names] + (["model_condensed"] if args.condense_at_end else [])
+    weights = [file for name in names for file in with_its_sidecar(folder / f"{name}.pdparams")]
+    return [*weights, folder / LOG]
 
 
 def _introduce(run: Run, args: Any) -> None:
@@ -232,7 +262,11 @@ def _conclude(result: Result, folder: Path) -> None:
         _say(f"stopped and saved at step {result.step}: --resume {folder} continues")
         return
     for file, accuracy in result.accuracies.items():
-        _say(f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.images} images")
+        which = "last" if file.stem.endswith("_last") else "best"
+        _say(
+            f"{file}: accuracy {accuracy.top1:.2%} on {accuracy.images} images, the {which} epoch's "
+            f"({result.epochs[file]})"
+        )
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import paddle
 from paddle import distributed, nn
 
@@ -25,6 +27,7 @@ from paddle_dense.models.arguments import (
     OptionalText,
     check_arguments,
 )
+from paddle_dense.models.fitting import set_state
 from paddle_dense.models.network import build_network, config_keys, network_class
 from paddle_dense.process import Stopped, handling_signals
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
@@ -39,6 +42,7 @@ from paddle_dense.training.condensation import (
 )
 from paddle_dense.training.data import ImageData, ImageLoader, Unreadable, open_data
 from paddle_dense.training.ema import ModelEMA
+from paddle_dense.training.history import History
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
 from paddle_dense.training.resume import OLDER, Checkpoints, Saved, StepSeeds
@@ -91,11 +95,13 @@ class Result:
         step: batches done.
         accuracies: what the test images gave, for each weight file written.
         stopped_by: the signal that asked it to stop, after which it can be continued; None at the end.
+        epochs: whose weights each file has.
     """
 
     step: int
     accuracies: dict[Path, Accuracy]
     stopped_by: int | None = None
+    epochs: dict[Path, int] = field(default_factory=dict)
 
 
 class Run:
@@ -159,17 +165,28 @@ class Run:
         """
         start = self.saved.step if self.saved else 0
         settings = self.settings
-        batches = TrainingBatches(
-            len(self.train_data), self.batch_size, settings.epochs or self.recipe.epochs, settings.seed, start
-        )
+        batches = TrainingBatches(len(self.train_data), self.batch_size, self._epochs(), settings.seed, start)
+        longer = self._is_longer(start, batches.steps_per_epoch)
         if self.saved and start > batches.total_steps:
             raise WeightsError(f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: {OLDER}")
         model, average = self._prepared(batches)
+        if self.saved and self.saved.schedule.get("last_epoch") != start:  # the rate changes at every step
+            raise WeightsError(f"{self.saved.path} is at step {start}, and its learning rate at another: {OLDER}")
+        history = History(self.folder, self._named(average), batches.steps_per_epoch)
         if self.saved:
-            if self.saved.schedule.get("last_epoch") != start:  # the rate changes at every step
-                raise WeightsError(f"{self.saved.path} is at step {start}, and its learning rate at another: {OLDER}")
-            self.saved.restore(model, average)
-        checkpoints = Checkpoints(self.folder, asdict(settings), start, batches.steps_per_epoch, average=average)
+            self.saved.restore(model, average, history, other_length=longer)
+
+        def end_epoch() -> Accuracy:
+            shown = average.network if average else self.network
+            accuracy = self.evaluate(shown)
+            history.add(cast("Any", model._optimizer).get_lr(), accuracy, density(self.network))
+            return accuracy
+
+        if len(history.rows) < start // batches.steps_per_epoch:
+            end_epoch()  # a signal came while it was evaluated
+        checkpoints = Checkpoints(
+            self.folder, asdict(settings), start, batches.steps_per_epoch, average=average, history=history
+        )
         received: list[int] = []
 
         def stop(number: int, frame: Any) -> None:  # after the current batch
@@ -181,13 +198,34 @@ class Run:
             images = Augmented(self.train_data, transforms, settings.seed)
             loader = _UntilStopped(images, batches, self.workers, self.unreadable[0], same_size=True)
             with handling_signals(stop):
-                callbacks = self._callbacks(batches, start, average, checkpoints)
+                progress = Progress(batches.steps_per_epoch, batches.total_steps, start, history, end_epoch)
+                callbacks = self._callbacks(batches, start, average, progress, checkpoints)
                 # Any iterable of batches will do.
                 model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
         if checkpoints.stopped:
             # It may have reached another device alone.
             return Result(checkpoints.step, {}, received[0] if received else signal.SIGINT)
-        return self._finished(batches.total_steps, average, condense_at_end)
+        return self._finished(history, average, condense_at_end)
+
+    def _epochs(self) -> int:
+        return self.settings.epochs or self.recipe.epochs
+
+    def _is_longer(self, start: int, steps_per_epoch: int) -> bool:
+        """Whether a run that has ended goes on for more epochs."""
+        before = (self.saved.settings.get("epochs") or self.recipe.epochs) if self.saved else self._epochs()
+        if before == self._epochs():
+            return False
+        if before > self._epochs() or start != before * steps_per_epoch:
+            done = f"{start // steps_per_epoch} of {before} epochs are done"
+            raise ValueError(
+                f"--epochs {self._epochs()} can make a run longer that has ended, and {done}: leave --epochs out, or "
+                f"give more once it has ended"
+            )
+        return True
+
+    def _named(self, average: ModelEMA | None) -> dict[str, nn.Layer]:
+        """The networks in training, by the names of their files."""
+        return {"model": self.network, **({"model_ema": average.network} if average else {})}
 
     def _prepared(self, batches: TrainingBatches) -> tuple[paddle.Model, ModelEMA | None]:
         settings, rate = self.settings, self.settings.learning_rate
@@ -212,11 +250,14 @@ class Run:
         return model, ModelEMA(self.network, self.recipe.ema_decay) if settings.ema else None
 
     def _callbacks(
-        self, batches: TrainingBatches, start: int, average: ModelEMA | None, checkpoints: Checkpoints
+        self,
+        batches: TrainingBatches,
+        start: int,
+        average: ModelEMA | None,
+        progress: Progress,
+        checkpoints: Checkpoints,
     ) -> list[paddle.callbacks.Callback]:
         """In this order: what changes the network, then what shows it, then what saves it."""
-        shown = average.network if average else self.network
-        progress = Progress(batches.steps_per_epoch, batches.total_steps, start, lambda: self.evaluate(shown))
         return [
             StepSeeds(self.settings.seed, start),
             paddle.callbacks.LRScheduler(),
@@ -227,22 +268,33 @@ class Run:
             checkpoints,
         ]
 
-    def _finished(self, steps: int, average: ModelEMA | None, condense_at_end: bool) -> Result:
+    def _finished(self, history: History, average: ModelEMA | None, condense_at_end: bool) -> Result:
+        """Write the best and the last weights: `model` is the best, `model_last` the last."""
         # All is dropped by now, unless the run was cut off between its last step and its end.
         set_progress(self.network, 1.0)
-        networks = {"model": self.network}
         if average:
             average.copy_choices(self.network)
-            networks["model_ema"] = average.network
+        last = self._named(average)
+        best = {name: _with_weights(network, history.weights.get(name)) for name, network in last.items()}
+        networks = {**best, **{f"{name}_last": network for name, network in last.items()}}
         if condense_at_end:
-            networks["model_condensed"] = condense(average.network if average else self.network)
+            networks["model_condensed"] = condense(best["model_ema" if average else "model"])
         files = {self.folder / f"{name}.pdparams": network for name, network in networks.items()}
         accuracies = {file: self.evaluate(network) for file, network in files.items()}
+        ended = history.rows[-1]
+        epochs = {
+            file: int((ended if file.stem.endswith("_last") else history.best or ended)["epoch"]) for file in files
+        }
         if distributed.get_rank() == 0:
             for file, network in files.items():
-                figures = {"step": steps, "accuracy": accuracies[file].top1, "density": density(network)}
+                figures = {
+                    "epoch": epochs[file],
+                    "step": epochs[file] * history.steps_per_epoch,
+                    "accuracy": accuracies[file].top1,
+                    "density": density(network),
+                }
                 save_weights(network, file, {"training": {**asdict(self.settings), **figures}})
-        return Result(steps, accuracies)
+        return Result(int(ended["step"]), accuracies, epochs=epochs)
 
     def _open(self, part: str) -> ImageData:
         settings = self.settings
@@ -280,6 +332,15 @@ def _preprocessing(network: nn.Layer, data: ImageData) -> Preprocessing:
     if data.mean is None or data.std is None or data.input_size is None:
         return network.preprocessing
     return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
+
+
+def _with_weights(network: nn.Layer, weights: dict[str, np.ndarray] | None) -> nn.Layer:
+    """A copy of a network with these weights, or the network itself if there are none."""
+    if weights is None:
+        return network
+    copied = copy.deepcopy(network)
+    set_state(copied, weights)
+    return copied
 
 
 class _UntilStopped(ImageLoader):
