@@ -5,16 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_dense.cli import Parser, UsageError, check_least, key_values, program, run
 from paddle_dense.commands import plot
+from paddle_dense.commands.config_file import read_options, write_options
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.process import OK, STOPPED, as_process, load_paddle
 from paddle_dense.training import LEAST
 
+_IMAGENET_RECIPES = {
+    "CondenseNet": "condensenet-imagenet",
+    "CSPDenseNet": "cspnet-imagenet",
+    "CSPNet": "cspnet-imagenet",
+    "DenseNet": "densenet-imagenet",
+    "EfficientNetCondConv": "condconv-imagenet",
+}
+CONFIG = "config.yaml"
 DEFAULT_MODEL = "cdnv2_a"  # of the networks for photographs the one with the fewest operations
 
 if TYPE_CHECKING:
@@ -77,6 +86,27 @@ def parser() -> Parser:
     add("--epochs", type=int, help="in place of the recipe's; with --resume, how many a run that has ended shall have")
     add("--batch-size", type=int, help="over all devices; the recipe's learning rate is scaled with it")
     add("--learning-rate", type=float, help="in place of the recipe's, not scaled")
+    add("--size", type=int, metavar="PIXELS", help="side of the images that the network sees (default: its own)")
+    add("--optimizer", help="sgd, rmsprop, adam or adamw (default: the recipe's); another one needs a --learning-rate")
+    add("--weight-decay", type=float, help="in place of the recipe's")
+    add("--label-smoothing", type=float, metavar="SHARE", help="in place of the recipe's")
+    add(
+        "--mixup",
+        type=float,
+        metavar="ALPHA",
+        help="mix images, by a share from Beta(ALPHA, ALPHA); 0 for none",
+    )
+    add(
+        "--cutmix",
+        type=float,
+        metavar="ALPHA",
+        help="the same with rectangles; with --mixup, either for each batch",
+    )
+    add("--clip-norm", type=float, metavar="NORM", help="scale gradients down whose norm is larger")
+    add("--accumulate", type=int, metavar="BATCHES", help="add up the gradients of so many batches for an update")
+    add("--freeze", metavar="PATTERN,...", help="parameters that do not learn; backbone for all but the classifier")
+    add("--patience", type=int, metavar="EPOCHS", help="end after so many epochs without a better one")
+    add("--class-weights", metavar="WEIGHTS", help="balanced, or a number for each class as 1,2.5,1")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
     add("--amp", action="store_true", default=None, help="half precision, on devices that have it")
     add("--ema", action="store_true", default=None, help="keep EMA weights as well")
@@ -84,6 +114,11 @@ def parser() -> Parser:
     add("--eval-only", action="store_true", help="measure the accuracy of --pretrained or --resume, and end")
     add("--workers", type=int, default=0, help="processes that prepare images (default: 0)")
     add("--log-dir", metavar="DIR", help="write curves for VisualDL")
+    add(
+        "--config-file",
+        metavar="FILE",
+        help="options in YAML, as in the config.yaml that every run leaves; those of the command line come first",
+    )
     return command
 
 
@@ -92,7 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["plot"]:
         return plot.main(arguments[1:])
-    return run(parser, _run, arguments)
+    return run(parser, lambda args: _run(_with_file(args, arguments)), arguments)
+
+
+def _with_file(args: argparse.Namespace, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments, and for what they leave open those of --config-file."""
+    if not args.config_file:
+        return args
+    command = parser()
+    options = read_options(args.config_file, command)
+    if args.images:
+        options = [option for option in options if not option.startswith("--data=")]
+    return command.parse_args([*options, *arguments])
 
 
 @enough_memory("training")
@@ -119,6 +165,7 @@ def _run(args: argparse.Namespace) -> int:
         _say(f"accuracy {accuracy.top1:.2%} on {accuracy.images} images, loss {accuracy.loss:.4f}")
         return OK
     _introduce(run, args)
+    _write_config(settings, folder)
     result = run.train(condense_at_end=args.condense_at_end)
     _conclude(result, folder)
     return STOPPED + result.stopped_by if result.stopped_by else OK
@@ -180,6 +227,7 @@ def _settings(args: Any) -> Settings:
 
 
 def _default_recipe(args: Any) -> str:
+    from paddle_dense.models.network import network_class
     from paddle_dense.training.parts import has_few_images
 
     if args.pretrained:
@@ -188,7 +236,9 @@ def _default_recipe(args: Any) -> str:
         return "digits"
     if has_few_images(args.data):
         return "scratch"
-    return "condensenet-cifar" if "cifar" in Path(args.data).name.lower() else "condensenetv2-imagenet"
+    if "cifar" in Path(args.data).name.lower():
+        return "condensenet-cifar"
+    return _IMAGENET_RECIPES.get(network_class(args.model).__name__, "condensenetv2-imagenet")
 
 
 def _default_folder(args: Any) -> str:
@@ -210,7 +260,7 @@ def _folder(args: Any, settings: Settings) -> Path:
     folder = Path(args.output)
     if saved_checkpoints(folder):
         raise UsageError(f"{folder} holds a run already: --resume continues it, and another --output starts a new one")
-    for file in _weights(folder, args):
+    for file in _weights(folder, args, settings):
         if file.is_file():
             raise UsageError(f"the run would replace {file}: another --output starts it elsewhere")
     return folder
@@ -229,15 +279,28 @@ def _next_run(name: str) -> Path:
     return Path(f"{name}-{len(_runs(name)) + 1}") if Path(name).exists() else Path(name)
 
 
-def _weights(folder: Path, args: Any) -> list[Path]:
+def _weights(folder: Path, args: Any, settings: Settings) -> list[Path]:
     """The files that a run leaves next to its checkpoints."""
     from paddle_dense.files.sidecar import with_its_sidecar
     from paddle_dense.training.history import LOG
 
-    names = ["model", *(["model_ema"] if args.ema else [])]
+    ema = settings.ema or settings.resolved_recipe().ema
+    names = ["model", *(["model_ema"] if ema else [])]
     names += [f"{name}_last" for name in names] + (["model_condensed"] if args.condense_at_end else [])
     weights = [file for name in names for file in with_its_sidecar(folder / f"{name}.pdparams")]
-    return [*weights, folder / LOG]
+    return [*weights, folder / LOG, folder / CONFIG]
+
+
+def _write_config(settings: Settings, folder: Path) -> None:
+    """The settings as a file for --config-file, next to what the run leaves."""
+    from paddle import distributed
+
+    from paddle_dense.files.atomic import make_folder
+
+    if distributed.get_rank() == 0:
+        make_folder(folder)
+        given = {name: value for name, value in asdict(settings).items() if value not in (None, {})}
+        write_options(folder / CONFIG, given)
 
 
 def _introduce(run: Run, args: Any) -> None:

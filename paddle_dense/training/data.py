@@ -37,12 +37,14 @@ class ImageData(Dataset):
 
     Attributes:
         classes: the names of the classes, by number.
+        labels: the number of each image's class.
         in_channels: 1 for grey images, 3 for colour.
         input_size: the side of the images, in pixels, where all have the same.
         mean, std: of each channel, whose values are in [0, 1], where the data has numbers of its own.
     """
 
     classes: list[str]
+    labels: Sequence[int]
     in_channels: int = 3
     input_size: int | None = None
     mean: Sequence[float] | None = None
@@ -266,6 +268,10 @@ class ImageFiles(ImageData):
 
     samples: Samples
 
+    @property
+    def labels(self) -> list[int]:  # type: ignore[override]  # it is only read
+        return [label for _, label in self.samples]
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
         return read_image(path), label
@@ -436,6 +442,7 @@ class CifarImages(ImageData, Cifar10):
         if len(counts) != 1 or not self.data:
             raise DataError(f"{self.data_file}: holds no {self.mode} images of one CIFAR: give the published archive")
         (count,) = counts
+        self.labels = [label for _, label in self.data]
         self.classes = _class_names(meta, count)
         self.mean, self.std = _CIFAR_STATISTICS[count]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import distributed, nn
 
 from paddle_dense.errors import WeightsError
@@ -62,6 +63,10 @@ class History:
         if distributed.get_rank() == 0:
             self._write()
 
+    def is_over(self, patience: int | None) -> bool:
+        """Whether the last so many epochs were none better than the best."""
+        return bool(patience and self.best and len(self.rows) - self.best["epoch"] >= patience)
+
     def _write(self) -> None:
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -105,6 +110,25 @@ class History:
     def _is_condensed(self) -> bool:
         layers = [layer for network in self.networks.values() for layer in learned_connections(network).values()]
         return all(layer.stage == layer.condense_factor - 1 for layer in layers)
+
+
+class EarlyStopping(paddle.callbacks.Callback):
+    """Ends training after the batch with which a history is over; in the list of callbacks after what adds its rows.
+
+    Args:
+        history: of this run.
+        patience: epochs without a better one.
+    """
+
+    model: paddle.Model
+
+    def __init__(self, history: History, patience: int) -> None:
+        super().__init__()
+        self.history, self.patience = history, patience
+
+    def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self.history.is_over(self.patience):
+            self.model.num_iters = 1  # Paddle ends `fit` when this count runs out, after the callbacks of the batch
 
 
 def _rank(row: Mapping[str, float]) -> tuple[float, float]:

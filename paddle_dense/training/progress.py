@@ -56,6 +56,10 @@ class Progress(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
+        if isinstance(
+            logs, dict
+        ):  # where gradients are added up, each batch has its share of the loss; for the later callbacks as well
+            logs["loss"] = [float(logs["loss"][0]) * getattr(self.model, "_accumulate", 1)]
         self._add(logs or {})
         self._bar.update()
         if not self._bar.disable:
@@ -69,7 +73,7 @@ class Progress(paddle.callbacks.Callback):
 
     def _add(self, logs: Mapping[str, Any]) -> None:
         sums, metric = self.history.sums, cast("paddle.metric.Accuracy", self.model._metrics[0])
-        sums["loss"] += float(logs["loss"][0])
+        sums["loss"] += logs["loss"][0]
         sums["batches"] += 1
         sums["correct"], sums["images"] = float(metric.total[0]), float(metric.count[0])
 

@@ -34,7 +34,7 @@ from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.history import History
-from paddle_dense.training.schedule import WarmupCosine
+from paddle_dense.training.schedule import WarmupCosine, WarmupDecay
 
 OLDER = "remove it, and the run continues from the checkpoint before"
 _KEEP = 2
@@ -210,6 +210,7 @@ class Checkpoints(paddle.callbacks.Callback):
         every_seconds: and also when so much time has gone by since the last save.
         average: the EMA weights, if there are any.
         history: the figures of each epoch, with the best weights.
+        multiple: save and stop after a multiple of so many steps alone, which an update takes.
 
     Attributes:
         step: batches done.
@@ -227,6 +228,7 @@ class Checkpoints(paddle.callbacks.Callback):
         every_seconds: float = 600.0,
         average: ModelEMA | None = None,
         history: History | None = None,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
@@ -236,6 +238,7 @@ class Checkpoints(paddle.callbacks.Callback):
         self.every_seconds = every_seconds
         self.average = average
         self.history = history
+        self.multiple = multiple
         self.stopped = False
         self._stop_requested = False
         self._saved_step: int | None = None
@@ -253,6 +256,8 @@ class Checkpoints(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
+        if self.step % self.multiple:
+            return  # the gradients so far are in no checkpoint
         due = self.every_steps is not None and self.step % self.every_steps == 0
         if due or time.monotonic() - self._saved_at > self.every_seconds:
             self.save()
@@ -372,7 +377,7 @@ def _set_schedule(rate: LRScheduler, state: Mapping[str, Any], step: int) -> Non
     if type(done) is not int or not 0 <= done <= step or last < 0:
         raise WeightsError(f"holds learning rate {last} after {done} of {step} steps, which no run has: {OLDER}")
     rate.set_state_dict(cast("Any", numbers))
-    if not isinstance(rate, (WarmupCosine, PiecewiseDecay)):
+    if not isinstance(rate, (WarmupCosine, WarmupDecay, PiecewiseDecay)):
         return
     # The cosine's last steps are differences of nearly equal numbers, which another machine may round otherwise.
     if not math.isclose(last, rate.get_lr(), rel_tol=1e-6, abs_tol=1e-12):

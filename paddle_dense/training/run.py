@@ -6,7 +6,7 @@ import copy
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,14 @@ from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.models.arguments import (
+    Count,
     FromZero,
     OptionalCount,
     OptionalFactor,
+    OptionalFromZero,
     OptionalShare,
+    OptionalShareFromZero,
+    OptionalSide,
     OptionalText,
     check_arguments,
 )
@@ -42,10 +46,14 @@ from paddle_dense.training.condensation import (
 )
 from paddle_dense.training.data import ImageData, ImageLoader, Unreadable, open_data
 from paddle_dense.training.ema import ModelEMA
-from paddle_dense.training.history import History
+from paddle_dense.training.freezing import freeze
+from paddle_dense.training.history import EarlyStopping, History
+from paddle_dense.training.mixing import Mixing, SharedLoss, WeightedCrossEntropy, class_weights
+from paddle_dense.training.optimizers import check_optimizer, make_optimizer
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
 from paddle_dense.training.resume import OLDER, Checkpoints, Saved, StepSeeds
+from paddle_dense.training.schedule import RateOfUpdates
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,12 @@ class Settings:
         image_root: where the paths in PaddleClas' lists start.
         amp: half precision where the device has it.
         ema: keep EMA weights, and take them at the end.
+        size: side of the square that the network sees, in place of its own.
+        optimizer, weight_decay, label_smoothing, mixup, cutmix, clip_norm: in place of the recipe's.
+        accumulate: batches whose gradients are added up for an update.
+        freeze: what does not learn, see `paddle_dense.training.freezing`.
+        patience: the run ends after so many epochs without a better one.
+        class_weights: ``"balanced"``, or a number for each class.
 
     Raises:
         ValueError: a setting is no such thing.
@@ -82,9 +96,35 @@ class Settings:
     image_root: OptionalText = None
     amp: bool = False
     ema: bool = False
+    size: OptionalSide = None
+    optimizer: OptionalText = None
+    weight_decay: OptionalFromZero = None
+    label_smoothing: OptionalShareFromZero = None
+    mixup: OptionalFromZero = None
+    cutmix: OptionalFromZero = None
+    clip_norm: OptionalFactor = None
+    accumulate: Count = 1
+    freeze: OptionalText = None
+    patience: OptionalCount = None
+    class_weights: OptionalText = None
 
     def __post_init__(self) -> None:
         check_arguments(type(self), vars(self))
+        own = recipe(self.recipe)
+        if self.optimizer and check_optimizer(self.optimizer) != own.optimizer and self.learning_rate is None:
+            raise ValueError(
+                f"--optimizer {self.optimizer} needs a --learning-rate of its own: {own.learning_rate} of recipe "
+                f"{self.recipe} is for {own.optimizer}"
+            )
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe, with what the settings say in its place."""
+        own = {name: getattr(self, name) for name in _OF_RECIPES}
+        return replace(recipe(self.recipe), **{name: value for name, value in own.items() if value is not None})
+
+
+# Of the settings; learning rate and batch size are not among them, as the one is for the other.
+_OF_RECIPES = ("optimizer", "weight_decay", "label_smoothing", "mixup", "cutmix", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -140,16 +180,23 @@ class Run:
         self.saved = saved
         self.workers = workers
         self.log_dir = log_dir
-        self.recipe: Recipe = recipe(settings.recipe)
+        self.recipe = settings.resolved_recipe()
         self.train_data = self._open("train")
         self.batch_size = self._batch_size()
-        self.network = saved.build_network() if saved else _network(settings, self.train_data)
-        self.preprocessing = _preprocessing(self.network, self.train_data)
+        self.network = saved.build_network() if saved else _network(settings, self.recipe, self.train_data)
+        if settings.freeze:
+            freeze(self.network, settings.freeze)
+        self.preprocessing = _preprocessing(self.network, self.train_data, settings.size)
         if saved or settings.pretrained:
             with naming(saved.path if saved else cast("str", settings.pretrained)):
                 check_cost(self.network, "take another checkpoint", self.preprocessing.input_size)
         self.test_data = Augmented(self._open("test"), eval_transforms(self.preprocessing))
         self.unreadable = [Unreadable(len(data), max_bad) for data in (self.train_data, self.test_data)]
+
+    @property
+    def keeps_ema(self) -> bool:
+        """Whether EMA weights are kept."""
+        return self.settings.ema or self.recipe.ema
 
     def evaluate(self, network: nn.Layer | None = None) -> Accuracy:
         """The accuracy of a network, the run's own unless given, on the test images."""
@@ -165,7 +212,9 @@ class Run:
         """
         start = self.saved.step if self.saved else 0
         settings = self.settings
-        batches = TrainingBatches(len(self.train_data), self.batch_size, self._epochs(), settings.seed, start)
+        batches = TrainingBatches(
+            len(self.train_data), self.batch_size, self._epochs(), settings.seed, start, settings.accumulate
+        )
         longer = self._is_longer(start, batches.steps_per_epoch)
         if self.saved and start > batches.total_steps:
             raise WeightsError(f"{self.saved.path} is at step {start} of a run of {batches.total_steps}: {OLDER}")
@@ -185,7 +234,13 @@ class Run:
         if len(history.rows) < start // batches.steps_per_epoch:
             end_epoch()  # a signal came while it was evaluated
         checkpoints = Checkpoints(
-            self.folder, asdict(settings), start, batches.steps_per_epoch, average=average, history=history
+            self.folder,
+            asdict(settings),
+            start,
+            batches.steps_per_epoch,
+            average=average,
+            history=history,
+            multiple=settings.accumulate,
         )
         received: list[int] = []
 
@@ -193,19 +248,42 @@ class Run:
             received.append(number)
             checkpoints.request_stop()
 
-        if len(batches):
-            transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
-            images = Augmented(self.train_data, transforms, settings.seed)
-            loader = _UntilStopped(images, batches, self.workers, self.unreadable[0], same_size=True)
+        if len(batches) and not history.is_over(settings.patience):
             with handling_signals(stop):
                 progress = Progress(batches.steps_per_epoch, batches.total_steps, start, history, end_epoch)
                 callbacks = self._callbacks(batches, start, average, progress, checkpoints)
-                # Any iterable of batches will do.
-                model.fit(loader, epochs=1, verbose=0, callbacks=callbacks)  # type: ignore[arg-type]
+                model.fit(
+                    self._loader(batches),  # type: ignore[arg-type]  # any iterable of batches will do
+                    epochs=1,
+                    verbose=0,
+                    callbacks=callbacks,
+                    accumulate_grad_batches=settings.accumulate,
+                )
         if checkpoints.stopped:
             # It may have reached another device alone.
             return Result(checkpoints.step, {}, received[0] if received else signal.SIGINT)
         return self._finished(history, average, condense_at_end)
+
+    def _loader(self, batches: TrainingBatches) -> ImageLoader:
+        transforms = train_transforms(self.recipe.augmentation, self.preprocessing)
+        images = Augmented(self.train_data, transforms, self.settings.seed)
+        loader = _TrainingLoader(images, batches, self.workers, self.unreadable[0], same_size=True)
+        if self.settings.accumulate > 1:
+            loader.alone = False  # to end after an update, and not between the batches of one
+        if self._is_mixed():
+            classes = self.network.num_classes
+            loader.mixing = Mixing(classes, self.recipe.mixup, self.recipe.cutmix, self.settings.seed)
+        return loader
+
+    def _is_mixed(self) -> bool:
+        return bool(self.recipe.mixup or self.recipe.cutmix)
+
+    def _loss(self) -> nn.Layer:
+        smoothing, weights = self.recipe.label_smoothing, self.settings.class_weights
+        if weights:
+            found = class_weights(weights, self.train_data.labels, self.network.num_classes)
+            return WeightedCrossEntropy(found, smoothing)
+        return nn.CrossEntropyLoss(soft_label=self._is_mixed(), label_smoothing=smoothing)
 
     def _epochs(self) -> int:
         return self.settings.epochs or self.recipe.epochs
@@ -231,23 +309,23 @@ class Run:
         settings, rate = self.settings, self.settings.learning_rate
         if rate is None:
             # The linear scaling rule (arXiv 1706.02677): the recipe's rate is for the recipe's batch.
-            rate = self.recipe.learning_rate * batches.batch_size / self.recipe.batch_size
+            rate = self.recipe.learning_rate * batches.batch_size * settings.accumulate / self.recipe.batch_size
         model = paddle.Model(self.network)
-        optimizer = paddle.optimizer.Momentum(
+        optimizer = make_optimizer(
+            self.recipe.optimizer,
             self.recipe.schedule(rate, batches.steps_per_epoch, batches.total_steps // batches.steps_per_epoch),
-            momentum=0.9,
-            parameters=[p for p in self.network.parameters() if not p.stop_gradient],
-            use_nesterov=True,
-            weight_decay=self.recipe.weight_decay,
+            [parameter for parameter in self.network.parameters() if not parameter.stop_gradient],
+            self.recipe.weight_decay,
+            self.recipe.clip_norm,
         )
-        loss = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+        loss: nn.Layer = CondensationLoss(self._loss(), self.recipe.group_lasso, self.network)
         model.prepare(
             optimizer,
-            CondensationLoss(loss, self.recipe.group_lasso, self.network),
+            SharedLoss(loss, settings.accumulate) if settings.accumulate > 1 else loss,
             paddle.metric.Accuracy(),
             amp_configs="O1" if settings.amp and not paddle.get_device().startswith("cpu") else None,
         )
-        return model, ModelEMA(self.network, self.recipe.ema_decay) if settings.ema else None
+        return model, ModelEMA(self.network, self.recipe.ema_decay) if self.keeps_ema else None
 
     def _callbacks(
         self,
@@ -260,10 +338,11 @@ class Run:
         """In this order: what changes the network, then what shows it, then what saves it."""
         return [
             StepSeeds(self.settings.seed, start),
-            paddle.callbacks.LRScheduler(),
+            RateOfUpdates(self.settings.accumulate),
             *([CondensationCallback(batches.total_steps, start)] if learned_connections(self.network) else []),
             *([average] if average else []),
             progress,
+            *([EarlyStopping(progress.history, self.settings.patience)] if self.settings.patience else []),
             *([Curves(self.log_dir, start, progress)] if self.log_dir else []),
             checkpoints,
         ]
@@ -302,11 +381,11 @@ class Run:
 
     def _batch_size(self) -> int:
         wanted, devices = self.settings.batch_size or self.recipe.batch_size, distributed.get_world_size()
-        images = len(self.train_data)
-        return wanted if wanted <= images else max(images // devices, 1) * devices
+        most = len(self.train_data) // self.settings.accumulate
+        return wanted if wanted <= most else max(most // devices, 1) * devices
 
 
-def _network(settings: Settings, data: ImageData) -> nn.Layer:
+def _network(settings: Settings, recipe: Recipe, data: ImageData) -> nn.Layer:
     """The network of the settings, with as many outputs as the data has classes."""
     given = {"num_classes": len(data.classes), **settings.config}
     if settings.pretrained and not settings.model:
@@ -314,7 +393,9 @@ def _network(settings: Settings, data: ImageData) -> nn.Layer:
     else:
         name = cast("str", settings.model)  # there is one or the other
         given = {"in_channels": data.in_channels, **given}
-        if not settings.pretrained and "condensed" in config_keys(network_class(name)):
+        keys = config_keys(network_class(name))
+        given = {**{key: value for key, value in recipe.network.items() if key in keys}, **given}
+        if not settings.pretrained and "condensed" in keys:
             given = {"condensed": False, **given}
         network = build_network(name, given)
         if settings.pretrained:
@@ -327,11 +408,15 @@ def _network(settings: Settings, data: ImageData) -> nn.Layer:
     return network
 
 
-def _preprocessing(network: nn.Layer, data: ImageData) -> Preprocessing:
-    """The data's own numbers where it has some, or else those of the network's paper."""
+def _preprocessing(network: nn.Layer, data: ImageData, size: int | None) -> Preprocessing:
+    """The data's own numbers where it has some, or else those of the network's paper; scaled to another size."""
     if data.mean is None or data.std is None or data.input_size is None:
-        return network.preprocessing
-    return Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
+        own: Preprocessing = network.preprocessing
+    else:
+        own = Preprocessing(data.input_size, data.input_size, mean=data.mean, std=data.std)
+    if size is None:
+        return own
+    return replace(own, input_size=size, resize=round(own.resize * size / own.input_size))
 
 
 def _with_weights(network: nn.Layer, weights: dict[str, np.ndarray] | None) -> nn.Layer:
@@ -343,9 +428,13 @@ def _with_weights(network: nn.Layer, weights: dict[str, np.ndarray] | None) -> n
     return copied
 
 
-class _UntilStopped(ImageLoader):
-    """Batches that end, as if there were no more, when the command is asked to stop while one is read."""
+class _TrainingLoader(ImageLoader):
+    """Batches, mixed if need be, that end, as if there were no more, when the command is asked to stop meanwhile."""
+
+    batches: TrainingBatches
+    mixing: Mixing | None = None
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         with suppress(Stopped):
-            yield from super().__iter__()
+            for step, batch in enumerate(super().__iter__(), start=self.batches.start_step):
+                yield self.mixing(step, *batch) if self.mixing else batch
