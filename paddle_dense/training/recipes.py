@@ -29,7 +29,7 @@ class Recipe:
         label_smoothing: share of the target that is spread over all classes.
         group_lasso: weight of the group lasso, for networks that learn connections.
         ema_decay: of the EMA weights, with ``--ema``.
-        ema: keep EMA weights without being asked.
+        ema: keep EMA weights without being asked, which follow faster at the start.
         mixup, cutmix: see `Mixing`.
         clip_norm: the largest norm of all gradients together.
         network: arguments for networks that take them.

@@ -325,7 +325,10 @@ class Run:
             paddle.metric.Accuracy(),
             amp_configs="O1" if settings.amp and not paddle.get_device().startswith("cpu") else None,
         )
-        return model, ModelEMA(self.network, self.recipe.ema_decay) if self.keeps_ema else None
+        if not self.keeps_ema:
+            return model, None
+        updates = batches.start_step // settings.accumulate if self.recipe.ema else None
+        return model, ModelEMA(self.network, self.recipe.ema_decay, updates)
 
     def _callbacks(
         self,
