@@ -31,7 +31,7 @@ def _entry_point(preset: _Preset) -> _Callable:
 
     Args:
         pretrained: False for fresh weights, True for the released ones (downloaded once by pooch), or the path of
-            a .pdparams or .safetensors file.
+            a file of either framework.
         return_transforms: return (model, transforms), the transforms taking a PIL image to a [3, H, W] tensor.
         config: arguments of the network that replace the preset's: num_classes, in_channels, features_only, ...
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ import numpy as np
 
 from convert.options import Options
 from convert.origin import origin_path, read_origin, record_origin, restore_origin
+from convert.pytorch import pytorch_fault
 from convert.report import summarise
 from convert.result import Result
-from convert.verification import check_stated, verify
-from paddle_dense.checkpoints import identify
-from paddle_dense.condensing import condense_state
+from convert.verification import verify
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import on_cpu
 from paddle_dense.files import WeightsFile, open_weights, write_torch, write_weights
@@ -26,11 +26,10 @@ from paddle_dense.files.atomic import atomic_write, make_folder, overlap, refuse
 from paddle_dense.files.compact import saved_bytes
 from paddle_dense.files.names import paddle_sign, pytorch_sign
 from paddle_dense.files.sidecar import is_left_over, sidecar_path, with_its_sidecar, write_with_sidecar
+from paddle_dense.identifying import Fitted, Identified, fit, identify
 from paddle_dense.layers.linear import condense_linear
-from paddle_dense.models.fitting import check_state
 from paddle_dense.models.matching import match
 from paddle_dense.models.network import Network
-from paddle_dense.models.recognise import Architecture
 
 DEFAULTS = Options()
 _HASHES = ("sha256",)
@@ -71,18 +70,19 @@ def convert_checkpoint(
     )
     result = result or Result(str(file.path))
     check_targets((target, sidecar_path(target)), (file.path, *file.shards), options)
-    _refuse_paddle(file)
     with on_cpu():
         identified = identify(file, options.arch, options.config, options.selection)
-    found, original, names = identified.architecture, identified.original, identified.matched.names
+    original = identified.original
     result.container, result.left_out = file.container, list(identified.matched.left_out)
     result.warnings += [*file.warnings, *identified.matched.warnings()]
+    with on_cpu():
+        fitted = fit_file(file, identified, options, not options.keep_trained_form)
+        result.warnings += fitted.warnings
     with naming(file.path), on_cpu():
-        # In the file's form first: condensing leaves out much that tells of damage.
-        outline = outline_of(found, options)
-        state = check_state(identified.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
-        result.warnings += check_stated(file.checkpoint, identified, outline, options)
-        state, outline = _in_target_form(state, found, outline, options, result)
+        if options.condense_classifier:
+            fitted = _with_condensed_classifier(fitted)
+            result.warnings.append(CLASSIFIER_CHANGED)
+        state, outline = fitted.state, fitted.outline
         describe(result, outline, state, options)
         # The user's own network has the file's own names.
         verify(file.tensors if options.reference else original, state, identified, outline, options, result)
@@ -118,10 +118,8 @@ def convert_back(
     with on_cpu():
         try:
             identified = identify(file, options.arch, options.config, options.selection)
-            found, names = identified.architecture, identified.matched.names
-            outline = outline_of(found, options)
-            with naming(file.path):
-                state = check_state(identified.state, outline, allow_nonfinite=options.allow_nonfinite, names=names)
+            fitted = fit_file(file, identified, options, condensed=False)
+            state, outline = fitted.state, fitted.outline
         except WeightsError:
             if _is_fused(file.tensors):
                 raise WeightsError(f"{file.path}: {_FUSED}") from None
@@ -132,7 +130,7 @@ def convert_back(
             describe(result, outline, state, options)
             original = restore_origin(state, read_origin(file.path, file.sidecar))
             # What is written is what is read again: under the names that it will have.
-            again = identified._replace(matched=match(original, in_pytorch=True, known=found.network))
+            again = identified._replace(matched=match(original, in_pytorch=True, known=fitted.architecture.network))
             verify(original if options.reference else again.matched.state, state, again, outline, options, result)
     _conclude(result, file, target, start)
     _write_torch(original, target, result.provenance())
@@ -153,14 +151,6 @@ def check_targets(written: Iterable[Path], read: Iterable[Path], options: Option
         refuse_existing(file, options.force or is_left_over(file))
 
 
-def _refuse_paddle(file: WeightsFile) -> None:
-    if (sign := paddle_sign(file.tensors)) and not pytorch_sign(file.tensors):
-        raise WeightsError(
-            f"{file.path}: has {sign} already, so its linear layers lie as in Paddle: write its tensors to a Paddle "
-            f"file as they are, with write_weights(read_checkpoint(PATH).state, 'NAME.pdparams')"
-        )
-
-
 def _refuse_pytorch(file: WeightsFile) -> None:
     if (sign := pytorch_sign(file.tensors, file.metadata)) and not paddle_sign(file.tensors):
         raise WeightsError(
@@ -169,46 +159,36 @@ def _refuse_pytorch(file: WeightsFile) -> None:
         )
 
 
-def outline_of(architecture: Architecture, options: Options) -> Network:
-    """The Paddle network without its memory; numbers that make none are the user's fault where the user gave some."""
+def fit_file(file: WeightsFile, found: Identified, options: Options, condensed: bool) -> Fitted:
+    """The file's tensors in their places, as the options say; what does not make a network names the option."""
+    settles = options.reference and options.verify and pytorch_fault() is None
+    with of_option(options):
+        return fit(
+            file,
+            found,
+            options.config,
+            condensed=condensed,
+            allow_nonfinite=options.allow_nonfinite,
+            settled_by="the check against --reference" if settles else None,
+        )
+
+
+@contextmanager
+def of_option(options: Options) -> Iterator[None]:
+    """Says of numbers that make no network where the user gave them."""
     try:
-        return architecture.outline()
+        yield
+    except WeightsError:
+        raise
     except ValueError as error:
         if options.config:
             raise ValueError(f"--config: {error}") from error
-        raise WeightsError(f"holds tensors that make no network ({error}): take an undamaged checkpoint") from error
+        raise
 
 
-def _in_target_form(
-    state: dict[str, np.ndarray], found: Architecture, outline: Network, options: Options, result: Result
-) -> tuple[dict[str, np.ndarray], Network]:
-    """The state to write and the outline that it fits, in the condensed form unless the user keeps the trained one."""
-    architecture = found
-    if not (options.keep_trained_form or found.config.get("condensed", True)):
-        state, architecture = condensed_form(state, found)
-    if options.condense_classifier:
-        state, architecture = _with_condensed_classifier(state, architecture)
-        result.warnings.append(CLASSIFIER_CHANGED)
-    if architecture is found:
-        return state, outline
-    outline = outline_of(architecture, options)
-    return check_state(state, outline, allow_nonfinite=options.allow_nonfinite), outline
-
-
-def condensed_form(source: Mapping[str, np.ndarray], found: Architecture) -> tuple[dict[str, np.ndarray], Architecture]:
-    """State and network of a checkpoint in the trained form, condensed.
-
-    Raises:
-        WeightsError: it is not condensed far enough.
-    """
-    state = condense_state(source, lambda layer: found.network.condensing(layer, found.config))
-    return state, replace(found, config={**found.config, "condensed": True})
-
-
-def _with_condensed_classifier(
-    state: dict[str, np.ndarray], found: Architecture
-) -> tuple[dict[str, np.ndarray], Architecture]:
-    """The state and network with the classifier's inputs halved; ValueError for a network that knows no such step."""
+def _with_condensed_classifier(fitted: Fitted) -> Fitted:
+    """The network with the classifier's inputs halved; ValueError for a network that knows no such step."""
+    state, found = fitted.state, fitted.architecture
     name, whole_one = found.network.classifier_name, found.config.get("condense_classifier") is False
     if not (whole_one and found.config["condensed"] and f"{name}.weight" in state):
         raise ValueError(
@@ -218,7 +198,12 @@ def _with_condensed_classifier(
     whole = {key: state[f"{name}.{key}"] for key in ("weight", "bias")}
     halved = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
     halved.update({f"{name}.{key}": value for key, value in condense_linear(whole).items()})
-    return halved, replace(found, config={**found.config, "condense_classifier": True})
+    halved_one = replace(found, config={**found.config, "condense_classifier": True})
+    outline = halved_one.outline()
+    # The numbers have been checked; only the order is another one.
+    return fitted._replace(
+        architecture=halved_one, outline=outline, state={name: halved[name] for name in outline.state_dict()}
+    )
 
 
 def describe(result: Result, outline: Network, state: Mapping[str, np.ndarray], options: Options) -> None:

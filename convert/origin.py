@@ -72,7 +72,7 @@ def read_origin(path: str | os.PathLike, sidecar: Mapping[str, Any] | None) -> d
     counts, names = known.get(COUNTER), known.get("names", {})
     counts = list(counts.values()) if isinstance(counts, dict) else [counts or 0]
     numbers = [name for name in names.values() if not isinstance(name, str)] if isinstance(names, dict) else [None]
-    if not all(map(_is_count, [*counts, *numbers])):
+    if not all(type(number) is int and 0 <= number < 2**63 for number in [*counts, *numbers]):
         raise unreadable_sidecar(sidecar_path(path))
     return known
 
@@ -112,7 +112,3 @@ def _count(value: np.ndarray) -> int:
     if value.size != 1 or not np.isfinite(value).all():
         return 0
     return int(np.clip(np.round(value.reshape(-1)[0]), 0, 2**62))
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63

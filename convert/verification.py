@@ -1,4 +1,4 @@
-"""Is a converted network the same: both frameworks on the same images, and what a file states beside its tensors."""
+"""Is a converted network the same: both frameworks on the same images."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ from convert.parity.forward import (
 )
 from convert.pytorch import pytorch_fault
 from convert.result import OWN_TWIN, Result
-from paddle_dense.checkpoints import Identified
 from paddle_dense.cost import affordable
 from paddle_dense.errors import WeightsError, listed, shown
-from paddle_dense.files.torch_file import Checkpoint
+from paddle_dense.identifying import Identified
 from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.models.fitting import set_state
 from paddle_dense.models.network import Network
 from paddle_dense.models.recognise import Architecture, materialise
-from paddle_dense.models.stated import compare, remedy
 from paddle_dense.process import importing
 
 if TYPE_CHECKING:
@@ -221,33 +219,3 @@ def _own_reference(name: str) -> torch.nn.Module:
         ) from error
     finally:
         sys.path.pop(0)
-
-
-def check_stated(checkpoint: Checkpoint | None, found: Identified, outline: Network, options: Options) -> list[str]:
-    """What a whole pickled module states of its layers, held against the network that is built; warnings.
-
-    A check against the user's own network settles what is right, so a contradiction is a warning there.
-
-    Args:
-        checkpoint: what was read; None for a Paddle file, which states nothing.
-        found: the network in the checkpoint's form, and which of the file's tensors are its.
-        outline: the same, built.
-        options: see `Options`.
-
-    Raises:
-        WeightsError: the file states something else than the network computes, and nothing will settle it.
-    """
-    if not checkpoint:
-        return []
-    architecture, matched = found.architecture, found.matched
-    compared = compare(checkpoint, matched, outline)
-    fault = compared.fault(architecture.arch)
-    settled = bool(options.reference and options.verify and pytorch_fault() is None)
-    if fault and not settled:
-        option = remedy(checkpoint, matched, architecture, options.config)
-        advice = f"give {option}" if option else "compare with the network itself, --reference MODULE:FACTORY"
-        raise WeightsError(f"{fault}: {advice}")
-    if settled:
-        said = [f"{fault}: the check against --reference settles which is right"] if fault else []
-        return [*said, *compared.left_off()]
-    return compared.warnings()

@@ -46,7 +46,7 @@ if _fuzzing:
     import atheris
 with atheris.instrument_imports(include=["paddle_dense", "convert"]) if _fuzzing else nullcontext():
     from paddle_dense.errors import WeightsError
-    from paddle_dense.files.sidecar import described_network, is_left_over, read_sidecar
+    from paddle_dense.files.sidecar import is_left_over, network_in, read_sidecar
     from paddle_dense.files.torch_file import read_checkpoint
     from paddle_dense.files.weights import read_metadata, read_weights
 
@@ -110,7 +110,7 @@ def _read_sidecar(path: Path) -> Mapping[str, Any]:
     is_left_over(path)
     sidecar = read_sidecar(weights, state)
     json.dumps(copy.deepcopy(sidecar))  # as `info --json` does
-    found = described_network(weights, sidecar)
+    found = network_in(sidecar or {})
     assert found is None or (type(found[0]) is str and type(found[1]) is dict), found
     return {}
 

@@ -109,7 +109,7 @@ def write_paddle(folder: Path) -> None:
 
 
 def write_packed(folder: Path) -> None:
-    """A checkpoint in each kind of archive, and the index of two files here as shards."""
+    """A checkpoint in each kind of archive, an archive in another, and the index of two files here as shards."""
     content = (folder / "views.pth").read_bytes()
     (folder / "packed.gz").write_bytes(gzip.compress(content, mtime=0))
     with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
@@ -119,6 +119,9 @@ def write_packed(folder: Path) -> None:
         entry = tarfile.TarInfo("net/views.pth")
         entry.size = len(content)
         archive.addfile(entry, io.BytesIO(content))
+    (folder / "nested.gz").write_bytes(gzip.compress((folder / "packed.zip").read_bytes(), mtime=0))
+    with zipfile.ZipFile(folder / "nested.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("views.pth.gz"), (folder / "packed.gz").read_bytes())
     shards = {"torch.safetensors": ("w", "b", "n"), "views.pth": ("rows", "columns", "spread")}
     places = {name: shard for shard, names in shards.items() for name in names}
     index = {"metadata": {"total_size": 256}, "weight_map": places}

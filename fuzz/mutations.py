@@ -57,9 +57,9 @@ import torch
 from safetensors.numpy import load, load_file, save_file
 
 from convert import paddle2torch, torch2paddle
-from convert.conversion import condensed_form
 from convert.parity.forward import load_torch_state
 from convert.verification import build_twin
+from paddle_dense.condensing import condensed_form
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.layers.choices import learned_layers

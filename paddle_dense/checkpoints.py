@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union, cast
 
 import numpy as np
-from paddle import Tensor, nn
+from paddle import nn
 
-from paddle_dense.errors import WeightsError, naming, shown
-from paddle_dense.files.layout import to_paddle, to_torch
-from paddle_dense.files.names import pytorch_sign, refuse_mixture, renamed
-from paddle_dense.files.opened import WeightsFile, open_weights
-from paddle_dense.files.sidecar import described_network, write_with_sidecar
+from paddle_dense.condensing import condensed_form
+from paddle_dense.errors import WeightsError, listed, naming, shown
+from paddle_dense.files.layout import to_paddle, with_paddles_leaf
+from paddle_dense.files.names import COUNTER, pytorch_sign, renamed
+from paddle_dense.files.opened import AS_PYTORCHS, WeightsFile, open_weights, refuse_other_layout
+from paddle_dense.files.sidecar import write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
-from paddle_dense.files.weights import read_metadata, read_weights
-from paddle_dense.layers.budget import Budget
-from paddle_dense.models.fitting import (
-    check_state,
-    fitting_tensors,
-    quoted,
-    set_state,
-    without_head,
-    without_other_classifier,
-)
-from paddle_dense.models.matching import Match, match
-from paddle_dense.models.network import Network, network_class
-from paddle_dense.models.recognise import NOTHING_STATED, Architecture, materialise, settle
-from paddle_dense.models.stated import read_statements
+from paddle_dense.identifying import Identified, fit, identify
+from paddle_dense.layers.choices import learned_layers
+from paddle_dense.models.fitting import check_state, fitting_tensors, quoted, set_state, without_head
+from paddle_dense.models.matching import match
+from paddle_dense.models.network import Network
+from paddle_dense.models.recognise import Architecture, materialise
 
 PathLike = Union[str, os.PathLike]
 
@@ -45,60 +37,68 @@ def load_weights(
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     part: str = "",
+    ema: bool = True,
+    key: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """Put a file's tensors into a model, in place.
 
-    A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file, and a
-    network of this package takes its tensors under whatever prefix.
+    A model without a classifier (`num_classes=0`) or a head (`features_only=True`) takes a whole network's file, a
+    network of this package takes its tensors under whatever prefix, and one in the condensed form takes a file in
+    the trained form, condensed.
 
     Args:
         model: any Paddle network.
-        path: ``.pdparams`` or ``.safetensors``; nothing in it is executed.
+        path: Paddle's ``.pdparams``, PyTorch's ``.pth``, ``.pt`` or ``.pth.tar``, or ``.safetensors`` of either;
+            nothing in it is executed.
         strict: every tensor of the model must be in the file and fit, and the other way round; otherwise whatever
             fits is loaded.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
         drop: patterns of names, as of files, of the file's tensors to leave out.
         rename: beginnings of the file's names, and what to put in their place.
         part: the beginning of the names to take, of a file with several networks.
+        ema: take the EMA weights where a PyTorch file has them.
+        key: take the weights under this key of a PyTorch file.
 
     Returns:
         Names of the model's tensors that were not loaded, and names of the file's tensors that were not used.
 
     Raises:
-        WeightsError: the file cannot be read, is PyTorch's, holds numbers that no network has, or, if strict, does not
-            fit.
+        WeightsError: the file cannot be read, holds numbers that no network has, or, if strict, does not fit.
     """
-    selection = Selection(drop, tuple((rename or {}).items()), part)
-    matched = _read_for(model, path, selection, strict)
-    state = without_head(matched.state, model)
-    with naming(path):
-        if strict:
-            loaded = check_state(state, model, allow_nonfinite=allow_nonfinite, names=matched.names)
-        else:
+    file = _open_for(model, path, ema, key)
+    tensors = _tensors_for(model, file, Selection(drop, tuple((rename or {}).items()), part), strict)
+    if strict:
+        loaded, _, said = _fitted_into(model, file, tensors, allow_nonfinite=allow_nonfinite)
+    else:
+        said = []
+        with naming(path):
+            state = without_head(tensors.state, model)
+            if tensors.found and tensors.to_be_condensed:
+                state, _ = condensed_form(state, tensors.found.architecture)
             loaded = fitting_tensors(state, model, allow_nonfinite)
+    _say(path, [*file.warnings, *tensors.notes, *said])
     set_state(model, loaded)
-    unused = [] if strict else [matched.names[name] for name in state if name not in loaded]
-    return [name for name in model.state_dict() if name not in loaded], [*unused, *matched.left_out]
+    unused = [] if strict else [tensors.names.get(name, name) for name in state if name not in loaded]
+    return [name for name in model.state_dict() if name not in loaded], [*unused, *tensors.left_out]
 
 
-def load_pretrained(model: nn.Layer, path: PathLike) -> None:
+def load_pretrained(model: Network, path: PathLike) -> None:
     """Fill a preset with released weights; a classifier for another number of classes is left as it is.
 
     Args:
         model: a network that `create_model` built.
-        path: ``.pdparams`` or ``.safetensors``.
+        path: see `load_weights`.
 
     Raises:
-        WeightsError: the weights do not fit, or are PyTorch's.
+        WeightsError: the weights do not fit.
     """
-    state, fresh = without_other_classifier(without_head(_read_for(model, path).state, model), model)
+    file = _open_for(model, path)
+    tensors = _tensors_for(model, file)
+    state, fresh, said = _fitted_into(model, file, tensors, fresh_classifier=True)
     if fresh:
-        warnings.warn(
-            f"{path} does not have the model's {model.num_classes} classes: the classifier is newly initialised",
-            stacklevel=2,
-        )
-    with naming(path):
-        state = check_state(state, model, fresh)
+        said.append(f"does not have the model's {model.num_classes} classes: the classifier is newly initialised")
+    left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
+    _say(path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
     set_state(model, state)
 
 
@@ -109,139 +109,48 @@ def load_model(
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     part: str = "",
+    ema: bool = True,
+    key: str | None = None,
+    condensed: bool | None = None,
     **config: Any,
-) -> nn.Layer:
-    """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, or else the tensors themselves.
+) -> Network:
+    """Rebuild a network from a file: what it is says the sidecar ``NAME.json``, what the file states, or the tensors.
+
+    The tensors of a PyTorch file are those that `convert.torch2paddle` would write, and PyTorch is not needed.
 
     Args:
-        path: ``.pdparams`` or ``.safetensors``.
+        path: Paddle's ``.pdparams``, PyTorch's ``.pth``, ``.pt`` or ``.pth.tar``, ``.safetensors`` of either, or the
+            ``.index.json`` of shards; nothing in it is executed.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
-        drop, rename, part: see `load_weights`.
+        drop, rename, part, ema, key: see `load_weights`.
+        condensed: True condenses the trained form and False keeps it; unless given, a PyTorch file is condensed, and a
+            Paddle file stays in its form.
         config: arguments of the network to change: `num_classes` for a fresh classifier, `features_only`, ...
 
     Raises:
-        WeightsError: the file cannot be read or is PyTorch's, no known network has such tensors, or they do not fit the
-            changes or are no numbers that a network has.
+        WeightsError: the file cannot be read, no known network has such tensors, they do not fit the changes, are no
+            numbers that a network has, or are not condensed far enough.
         ValueError: the network has no such argument, or cannot be built with it.
     """
-    file = open_weights(Path(path), "paddle")
-    with naming(path):
-        _refuse_pytorch(file.tensors, path)
+    file = open_weights(Path(path), ema=ema, key=key)
     found = identify(file, overrides=config, selection=Selection(drop, tuple((rename or {}).items()), part))
-    for warning in found.warnings:
-        warnings.warn(f"{path}: {warning}", stacklevel=2)
-    outline = outlined(found.architecture, config, path)
-    with naming(path):
-        state = without_head(found.state, outline)
-        state, fresh = without_other_classifier(state, outline) if config else (state, [])
-        state = check_state(state, outline, fresh, allow_nonfinite, found.matched.names)
-    model = materialise(outline)
-    set_state(model, state)
-    return model
-
-
-class Identified(NamedTuple):
-    """Which network a weight file holds.
-
-    Attributes:
-        architecture: the network and its numbers, in the form that the file has.
-        state: the file's tensors under this package's names, in Paddle's layout.
-        original: the same under PyTorch's names and in PyTorch's layout.
-        matched: which tensors of the file they are.
-    """
-
-    architecture: Architecture
-    state: dict[str, np.ndarray]
-    original: dict[str, np.ndarray]
-    matched: Match
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the user should know, one sentence each."""
-        return [*self.architecture.warnings, *self.matched.warnings()]
-
-
-def identify(
-    file: WeightsFile,
-    arch: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    selection: Selection = EVERYTHING,
-) -> Identified:
-    """Find out which network a weight file holds: what its sidecar says, or else what the tensors show.
-
-    Args:
-        file: what `open_weights` gave.
-        arch: the preset that it is said to be, whatever the sidecar says.
-        overrides: arguments of the network that the caller knows better.
-        selection: what the caller says of the tensors.
-
-    Raises:
-        WeightsError: no known network has such tensors, `arch` has other numbers, or the sidecar cannot be used.
-        ValueError: `arch` or an argument is unknown.
-    """
-    if file.sidecar_fault and not arch:
-        raise file.sidecar_fault
-    described = None if arch else described_network(file.path, file.sidecar)
-    overrides, in_pytorch = overrides or {}, file.checkpoint is not None
-    headless, features_only = overrides.get("num_classes") == 0, overrides.get("features_only") is True
-    with naming(file.path):
-        refuse_mixture(file.tensors)
-        known = _described_class(described[0]) if described else None
-        matched = match(file.tensors, in_pytorch, selection, known, headless, features_only)
-        tensors = matched.state
-        state, original = (to_paddle(tensors), tensors) if in_pytorch else (tensors, to_torch(tensors))
-        if described is None:
-            stated = read_statements(file.checkpoint, matched) if file.checkpoint else NOTHING_STATED
-            found = _with_inner_head(settle(matched, arch, overrides, stated), file, matched)
-            return Identified(found, state, original, matched)
-        name, config = described
-        try:
-            found = Architecture(name, matched.network, config, budget=Budget.of(state))
-            found.outline()
-        except ValueError as error:
-            raise _no_network(error) from error
-        architecture = replace(found, config={**config, **overrides})
-        return Identified(architecture, state, original, matched)
-
-
-def _with_inner_head(found: Architecture, file: WeightsFile, matched: Match) -> Architecture:
-    """With a word on what a state_dict cannot show: whether its classifier is the last part of the layer around it."""
-    if not matched.inner_head or (file.checkpoint and file.checkpoint.layers):
-        return found
-    layer = shown(matched.inner_head)
-    said = (
-        f"a state_dict does not reveal what follows {layer} in the layer around it, a Softmax or Sigmoid for instance: "
-        f"the outputs are those of {layer}"
-    )
-    return replace(found, assumed={**found.assumed, "outputs": matched.inner_head}, warnings=(*found.warnings, said))
-
-
-def _described_class(arch: str) -> type[Network]:
-    try:
-        return network_class(arch)
-    except ValueError as error:
-        raise _no_network(error) from error
-
-
-def _no_network(error: ValueError) -> WeightsError:
-    return WeightsError(f"the sidecar .json describes no network of this package: {error}")
-
-
-def outlined(architecture: Architecture, overrides: Mapping[str, Any], path: PathLike) -> Network:
-    """The network without its memory; numbers that make none are the caller's fault where the caller gave some.
-
-    Raises:
-        ValueError: there is none with the caller's numbers.
-        WeightsError: there is none with the file's.
-    """
-    try:
-        return architecture.outline()
-    except ValueError as error:
-        if overrides:
-            raise
+    if condensed is False and found.architecture.config.get("condensed", True):
         raise WeightsError(
-            f"{os.fspath(path)}: holds tensors that make no network ({error}): take an undamaged checkpoint"
-        ) from error
+            f"{os.fspath(path)}: is no network in the form that loses connections while it learns, and cannot be put "
+            f"into it: leave condensed=False out"
+        )
+    fitted = fit(
+        file,
+        found,
+        config,
+        condensed=file.checkpoint is not None if condensed is None else condensed,
+        fresh_classifier=bool(config),
+        allow_nonfinite=allow_nonfinite,
+    )
+    _say(path, [*file.warnings, *found.warnings, *fitted.warnings])
+    model = materialise(fitted.outline)
+    set_state(model, fitted.state)
+    return model
 
 
 def save_weights(
@@ -269,55 +178,115 @@ def save_weights(
 
 
 class _Tensors(NamedTuple):
-    """A file's tensors under a model's names, what the file calls them, and the names of the others."""
+    """A file's tensors for a model.
 
-    state: dict[str, np.ndarray]
+    Attributes:
+        state: by the model's names, in Paddle's layout.
+        names: the file's name of each.
+        left_out: names of the others.
+        notes: what was done to them, one sentence each.
+        found: which of this package's networks they are, in the file's form, for a model of this package.
+        to_be_condensed: they are in the trained form and the model is not.
+    """
+
+    state: Mapping[str, np.ndarray]
     names: Mapping[str, str]
     left_out: Sequence[str]
+    notes: Sequence[str] = ()
+    found: Identified | None = None
+    to_be_condensed: bool = False
 
 
-def _read_for(model: nn.Layer, path: PathLike, selection: Selection = EVERYTHING, strict: bool = True) -> _Tensors:
-    """A file's tensors for a model, unless they lie as PyTorch lays them out; names of its own are Paddle's."""
-    state, expected = read_weights(path), model.state_dict()
+def _open_for(model: nn.Layer, path: PathLike, ema: bool = True, key: str | None = None) -> WeightsFile:
+    """A file for a model, whose own names may be those that PyTorch's files have."""
+    file, own = open_weights(Path(path), ema=ema, key=key), model.state_dict()
+    either = file.checkpoint is not None and file.format.startswith("safetensors")
+    if either and not pytorch_sign(file.tensors, file.metadata, own):
+        file = open_weights(Path(path), "paddle")
     with naming(path):
-        _refuse_pytorch(state, path, expected)
+        refuse_other_layout(file, own)
+    return file
+
+
+def _tensors_for(
+    model: nn.Layer, file: WeightsFile, selection: Selection = EVERYTHING, strict: bool = True
+) -> _Tensors:
+    """A file's tensors under a model's names, unless they lie as PyTorch lays them out and nothing says so."""
+    with naming(file.path):
         if isinstance(model, Network):
-            found = match(state, False, selection, type(model), model.num_classes == 0, model.features_only, strict)
-            unused = [name for name in found.left_out if name not in found.of_head]
-            tensors = _Tensors(found.state, found.names, unused)
+            return _tensors_for_network(model, file, selection, strict)
+        kept = {name: value for name, value in file.tensors.items() if selection.keeps(name)}
+        state = renamed(kept, selection.renamed)
+        names = dict(zip(state, kept))
+        if file.checkpoint:
+            state = _as_in_paddle(state, model)
         else:
-            kept = {name: value for name, value in state.items() if selection.keeps(name)}
-            mapped = renamed(kept, selection.renamed)
-            tensors = _Tensors(mapped, dict(zip(mapped, kept)), [name for name in state if name not in kept])
-        _refuse_transposed(tensors.state, expected, path)
-    return tensors
+            _refuse_transposed(state, model)
+        return _Tensors(state, names, [name for name in file.tensors if name not in kept])
 
 
-def _refuse_pytorch(names: Collection[str], path: PathLike, own: Collection[str] = ()) -> None:
-    """WeightsError for PyTorch's names: its linear layers lie transposed, and a square one would fit as it is."""
-    sign = pytorch_sign(names, read_metadata(path), own)
-    if sign:
-        raise WeightsError(f"has {sign}, and PyTorch lays linear layers out differently: {_turn(path)}")
+def _tensors_for_network(model: Network, file: WeightsFile, selection: Selection, strict: bool) -> _Tensors:
+    network, in_pytorch = type(model), file.checkpoint is not None
+    matched = match(file.tensors, in_pytorch, selection, network, model.num_classes == 0, model.features_only, strict)
+    state = to_paddle(matched.state) if in_pytorch else matched.state
+    if not in_pytorch:
+        _refuse_transposed(state, model)
+    to_be_condensed = model.config.get("condensed") is True and bool(learned_layers(state))
+    config = {**model.config, "condensed": False} if to_be_condensed else model.config
+    found = Identified(Architecture(network.__name__, network, config), state, matched.state, matched)
+    left_out = [name for name in matched.left_out if name not in matched.of_head]
+    return _Tensors(state, matched.names, left_out, matched.notes, found, to_be_condensed)
 
 
-def _turn(path: PathLike) -> str:
-    """How to get Paddle's layout: torch2paddle takes a pickle of Paddle's for no checkpoint of PyTorch's."""
-    command = "python -m convert.torch2paddle"
-    if os.fspath(path).lower().endswith(".pdparams"):
-        return (
-            f"write its tensors with write_weights(read_weights(PATH), 'NAME.safetensors') and turn that into a Paddle "
-            f"file with {command}"
-        )
-    return f"turn it into a Paddle file with {command}"
+def _fitted_into(
+    model: nn.Layer,
+    file: WeightsFile,
+    tensors: _Tensors,
+    allow_nonfinite: bool = False,
+    fresh_classifier: bool = False,
+) -> tuple[dict[str, np.ndarray], Sequence[str], list[str]]:
+    """A file's tensors in a model's form and order, names of those that the model keeps, and warnings."""
+    if tensors.found is None:
+        with naming(file.path):
+            return check_state(tensors.state, model, (), allow_nonfinite, tensors.names), [], []
+    fitted = fit(
+        file,
+        tensors.found,
+        condensed=tensors.to_be_condensed,
+        fresh_classifier=fresh_classifier,
+        allow_nonfinite=allow_nonfinite,
+        outline=None if tensors.to_be_condensed else cast("Network", model),
+    )
+    return fitted.state, fitted.fresh, fitted.warnings
 
 
-def _refuse_transposed(state: Mapping[str, np.ndarray], expected: Mapping[str, Tensor], path: PathLike) -> None:
+def _say(path: PathLike, warnings_: Iterable[str]) -> None:
+    """Warn of what a file is not or does not show, one sentence each, where the package's user called it."""
+    for warning in warnings_:
+        warnings.warn(f"{os.fspath(path)}: {warning}", stacklevel=3)
+
+
+def _as_in_paddle(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
+    """The tensors of PyTorch under the names and in the layout of Paddle's layers, whatever network has them."""
+    own = model.state_dict()
+    linear = {
+        f"{name}.weight" if name else "weight"
+        for name, layer in model.named_sublayers(include_self=True)
+        if isinstance(layer, nn.Linear)
+    }
+    kept = {name: value for name, value in state.items() if name in own or name.rpartition(".")[2] != COUNTER}
+    named = renamed(kept, lambda name: name if name in own else with_paddles_leaf(name))
+    return {name: value.T if name in linear else value for name, value in named.items()}
+
+
+def _refuse_transposed(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
     """WeightsError where matrices fit only transposed: those that are square lie so too, and would fit as they are."""
+    expected = model.state_dict()
     shapes = {name: tuple(expected[name].shape) for name in state if name in expected and name.endswith(".weight")}
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2 and shape[0] != shape[1]}
     turned = [name for name, shape in matrices.items() if state[name].shape == shape[::-1]]
     if turned and not any(state[name].shape == shape for name, shape in matrices.items()):
         raise WeightsError(
             f"{quoted(turned[0])} is {list(state[turned[0]].shape)} and {list(matrices[turned[0]])} in the network, "
-            f"so linear layers lie as in PyTorch: {_turn(path)}"
+            f"so linear layers lie as in PyTorch: {AS_PYTORCHS}"
         )

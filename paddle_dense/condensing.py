@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Callable
@@ -21,6 +22,7 @@ from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
 from paddle_dense.models.network import Network, name_parameters
+from paddle_dense.models.recognise import Architecture
 from paddle_dense.surgery import rewrite
 
 
@@ -50,6 +52,16 @@ def condense_state(
         arrays = condense_layer(layer, groups, condense_factor, name)
         condensed.update({f"{name}.{key}": value for key, value in arrays.items()})
     return condensed
+
+
+def condensed_form(source: Mapping[str, np.ndarray], found: Architecture) -> tuple[Arrays, Architecture]:
+    """State and network of a checkpoint in the trained form, condensed.
+
+    Raises:
+        WeightsError: it is not condensed far enough.
+    """
+    state = condense_state(source, lambda layer: found.network.condensing(layer, found.config))
+    return state, replace(found, config={**found.config, "condensed": True})
 
 
 def condense(model: nn.Layer) -> nn.Layer:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.conversion import condensed_form, describe, outline_of
+from convert.conversion import describe, fit_file, of_option
 from convert.options import ParityOptions as Options
 from convert.parity.forward import (
     LayerPrecision,
@@ -21,13 +21,13 @@ from convert.parity.forward import (
 )
 from convert.parity.training import compare_training
 from convert.result import OWN_TWIN, Result
-from convert.verification import both_networks, check, check_stated, names_of_layers
-from paddle_dense.checkpoints import Identified, identify
+from convert.verification import both_networks, check, names_of_layers
+from paddle_dense.condensing import condensed_form
 from paddle_dense.cost import CostError, affordable
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import on_cpu
 from paddle_dense.files.opened import WeightsFile, open_weights
-from paddle_dense.models.fitting import check_state
+from paddle_dense.identifying import Fitted, Identified, identify, outlined
 
 TRAINING_SIZE = 64  # pixels: gradients say the same at any size, and steps in two precisions take long
 
@@ -55,11 +55,12 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
     result = result or Result(str(file.path))
     with on_cpu():
         found = identify(file, options.arch, options.config, options.selection)
-    result.warnings += [*file.warnings, *found.matched.warnings()]
+        result.warnings += [*file.warnings, *found.matched.warnings()]
+        fitted = fit_file(file, found, options, condensed=False)
+    # The user's own network has the file's own names.
+    original = file.tensors if options.reference and file.checkpoint else found.original
     with naming(file.path), on_cpu():
-        # The user's own network has the file's own names.
-        original = file.tensors if options.reference and file.checkpoint else found.original
-        _compare(file, original, found, options, result)
+        _compare(fitted, original, found, options, result)
         if not found.architecture.config.get("condensed", True) and not options.keep_trained_form:
             result.warnings += _check_condensed(original, found, options)
     result.error, result.seconds = result.difference, time.perf_counter() - start
@@ -71,13 +72,11 @@ def check_checkpoint(source: Path | WeightsFile, options: Options = DEFAULTS, re
 
 
 def _compare(
-    file: WeightsFile, original: Mapping[str, np.ndarray], found: Identified, options: Options, result: Result
+    fitted: Fitted, original: Mapping[str, np.ndarray], found: Identified, options: Options, result: Result
 ) -> None:
     """Logits, layers and training of the network in the form that the file has."""
-    outline = outline_of(found.architecture, options)
-    state = check_state(found.state, outline, allow_nonfinite=options.allow_nonfinite, names=found.matched.names)
-    reference, model, replaced = both_networks(original, state, found.architecture, outline, options)
-    result.warnings += [*replaced, *check_stated(file.checkpoint, found, model, options)]
+    reference, model, replaced = both_networks(original, fitted.state, found.architecture, fitted.outline, options)
+    result.warnings += [*replaced, *fitted.warnings]
     describe(result, model, found.state, options)
     channels, size = model.config["in_channels"], options.size or model.input_size
     with affordable(model, "compare with a smaller --size", size, batch=2):
@@ -114,7 +113,8 @@ def _check_condensed(original: Mapping[str, np.ndarray], found: Identified, opti
         state, architecture = condensed_form(found.state, found.architecture)
     except WeightsError as error:
         return [f"the condensed form was not compared: {error}"]
-    outline = outline_of(architecture, options)
+    with of_option(options):
+        outline = outlined(architecture, options.config)
     try:
         return check(original, state, found, outline, options)
     except CostError as error:

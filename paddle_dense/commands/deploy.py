@@ -7,7 +7,6 @@ import json
 import os
 import re
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from paddle_dense.cli import Parser, UsageError, check_least, program, run
 from paddle_dense.environment import cpu_environment
 from paddle_dense.errors import WeightsError, enough_memory, naming, printable
-from paddle_dense.files.atomic import overlap, refuse_existing, temporary_folder
-from paddle_dense.files.opened import open_weights
+from paddle_dense.files.atomic import overlap, refuse_existing
 from paddle_dense.files.sidecar import with_its_sidecar
 from paddle_dense.files.weights import read_bounded
 from paddle_dense.process import OK, as_process, load_paddle, warn
@@ -133,21 +131,11 @@ def _labels(path: Path) -> list[str]:
 
 def _network(path: Path) -> nn.Layer:
     """The network of a checkpoint of either framework, in evaluation mode and in the condensed form."""
-    from paddle_dense import condense, load_model
+    from paddle_dense import load_model
 
-    file = open_weights(path, hashes=("sha256",))
-    if file.checkpoint is None:
-        model = load_model(path)
-    else:
-        from convert.conversion import convert_checkpoint
-
-        with temporary_folder(Path(tempfile.gettempdir()) / "converted.pdparams") as folder:
-            converted = folder / "converted.pdparams"
-            for note in convert_checkpoint(file, converted).warnings:
-                warnings.warn(note, stacklevel=1)
-            model = load_model(converted)
+    model = load_model(path, condensed=True)
     model.eval()
-    return condense(model) if model.config.get("condensed") is False else model
+    return model
 
 
 def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None, args: Any) -> Exported:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from paddle_dense.checkpoints import Identified, identify
 from paddle_dense.commands.info import HASHES
 from paddle_dense.condensing import condense_state
 from paddle_dense.cost import affordable
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.torch_file import Checkpoint
+from paddle_dense.identifying import Identified, identify
 from paddle_dense.layers.choices import binary_mask, learned_layers
 from paddle_dense.models.fitting import check_state
 from paddle_dense.models.network import Network

@@ -32,7 +32,7 @@ def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         WeightsError: two names would become one.
     """
     kept = {name: value for name, value in state.items() if name.rpartition(".")[2] != COUNTER}
-    return _transposed(renamed(kept, lambda name: _with_leaf(name, STATISTICS)))
+    return _transposed(renamed(kept, with_paddles_leaf))
 
 
 def to_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,6 +52,11 @@ def to_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if leaf == "running_var":
             mapped.setdefault(f"{owner}.{COUNTER}", np.zeros((), np.int64))
     return mapped
+
+
+def with_paddles_leaf(name: str) -> str:
+    """A tensor's name as Paddle's layers call it."""
+    return _with_leaf(name, STATISTICS)
 
 
 def _with_leaf(name: str, leaves: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.files.foreign import foreign, is_optimizer
-from paddle_dense.files.names import pytorch_sign
+from paddle_dense.files.names import paddle_sign, pytorch_sign, refuse_mixture
 from paddle_dense.files.shards import Shards, contents
 from paddle_dense.files.sidecar import in_one_moment, read_sidecar
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
@@ -28,6 +28,10 @@ from paddle_dense.files.weights import (
 from paddle_dense.process import signals_waiting
 
 Framework = Literal["pytorch", "paddle"]
+AS_PYTORCHS = (
+    "write its tensors as PyTorch's, with write_weights(read_weights(PATH), 'NAME.safetensors', {'format': 'pt'}), and "
+    "take that file"
+)
 _HEAD = 32  # bytes from the beginning that tell one format from another
 
 
@@ -114,6 +118,28 @@ def open_weights(
             raise
         return replace(opened[0], sidecar_fault=fault)
     return replace(opened[0], sidecar=sidecar)
+
+
+def refuse_other_layout(file: WeightsFile, own: Container[str] = ()) -> None:
+    """See that linear layers lie as the file's kind says: a square one would fit as it is, and compute something else.
+
+    Args:
+        file: what `open_weights` gave.
+        own: names that the Paddle network has itself, which show nothing.
+
+    Raises:
+        WeightsError: a PyTorch file has Paddle's names, a Paddle file has PyTorch's, or either has both.
+    """
+    theirs, ours = pytorch_sign(file.tensors, file.metadata, own), paddle_sign(file.tensors)
+    if theirs and ours:
+        refuse_mixture(name for name in file.tensors if name not in own)
+    if ours and file.checkpoint:
+        raise WeightsError(
+            f"has {ours} already, so its linear layers lie as in Paddle: write its tensors to a Paddle file as they "
+            f"are, with write_weights(read_checkpoint(PATH).state, 'NAME.pdparams')"
+        )
+    if theirs and not file.checkpoint:
+        raise WeightsError(f"has {theirs}, and PyTorch lays linear layers out differently: {AS_PYTORCHS}")
 
 
 def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:

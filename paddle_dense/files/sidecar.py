@@ -106,23 +106,9 @@ def write_with_sidecar(
                     final.put_in_place()
 
 
-def described_network(path: PathLike, sidecar: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
-    """Name and config of the network in what `read_sidecar` gave, or None where it names none.
-
-    Raises:
-        WeightsError: it is not what `save_weights` writes.
-    """
-    if sidecar is None or "arch" not in sidecar:
-        return None
-    found = network_in(sidecar)
-    if found is None:
-        raise unreadable_sidecar(sidecar_path(path))
-    return found
-
-
-def network_in(sidecar: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def network_in(entries: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and config of the network that some JSON describes, or None if they are nothing that a network has."""
-    arch, config = sidecar.get("arch"), sidecar.get("config")
+    arch, config = entries.get("arch"), entries.get("config")
     if not (_is_plain(arch) and isinstance(config, dict) and all(map(_is_argument, [*config, *config.values()]))):
         return None
     return str(arch), config

@@ -363,7 +363,10 @@ def _read_zip(data: memoryview, warnings: list[str]) -> Any:
     roots = [name[: -len("data.pkl")] for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
         if any(name.endswith(("archive_format", "archive_version")) for name in records):
-            raise WeightsError(f"is a program of torch.export (.pt2): load it with torch.export.load and {_SAVE}")
+            raise WeightsError(
+                "is a program of torch.export (.pt2): load it with torch.export.load and save what it holds with "
+                "torch.save(program.state_dict, path)"
+            )
         raise WeightsError("is a zip archive without a PyTorch state (NAME/data.pkl): give the checkpoint itself")
     root = roots[0]
     # PyTorch can write no checksums; then all of them are 0.

@@ -79,7 +79,8 @@ def kept_by_group(
     if not np.all(keep.sum(axis=1) == expected):
         raise WeightsError(
             f"{name} is not condensed yet: {keep.mean():.1%} of its connections are left and 1/{condense_factor} "
-            f"({expected} of {candidates} in every group) should be, so train it further or keep the trained form"
+            f"({expected} of {candidates} in every group) should be, so train it further, or keep "
+            f"the trained form with --keep-trained-form (in Python: condensed=False)"
         )
     return np.nonzero(keep)[1].reshape(groups, expected)
 

@@ -52,17 +52,13 @@ def convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
     convolution collects, hence `tap_products` has the taps in reverse.
     """
     # The fold of Paddle 2.6 takes no single row or column.
-    if not _learns_on_a_cpu(conv) or not _spreads_less(conv) or 1 in x.shape[2:]:
+    learns = conv.training and not conv.weight.stop_gradient and paddle.in_dynamic_mode()
+    if not learns or paddle.get_device() != "cpu" or not _spreads_less(conv) or 1 in x.shape[2:]:
         return conv(x)
     products = tap_products(conv.weight, conv._groups).expand([x.shape[0], -1, -1, -1])
     _, groups, rows, per_group = products.shape
     maps = paddle.bmm(products.flatten(0, 1), x.reshape([-1, per_group, x.shape[2] * x.shape[3]]))
     return F.fold(maps.reshape([-1, groups * rows, maps.shape[-1]]), x.shape[2:], 3, paddings=1)
-
-
-def _learns_on_a_cpu(conv: nn.Conv2D) -> bool:
-    learns = conv.training and not conv.weight.stop_gradient
-    return learns and paddle.in_dynamic_mode() and paddle.get_device() == "cpu"
 
 
 def _spreads_less(conv: nn.Conv2D) -> bool:

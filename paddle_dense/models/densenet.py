@@ -29,6 +29,7 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import KaimingNormal, Uniform
 
 from paddle_dense.data import CIFAR_10, Preprocessing
+from paddle_dense.errors import WeightsError
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.conv import convolve
 from paddle_dense.models.arguments import Count, Counts, FromZero, Share, SomeShare
@@ -457,8 +458,14 @@ class DenseNet(DenseBackbone):
         config = read_config(state)
         if config is None or state[f"{FIRST_LAYER}.norm1.weight"].size != config["num_init_features"]:
             return None
-        # A 3x3 convolution that a norm follows is some other code's stem.
-        config["small_inputs"] = state["features.conv0.weight"].shape[2] == 3 and "features.norm0.weight" not in state
+        stem = state["features.conv0.weight"]
+        config["small_inputs"] = stem.shape[2] == 3 and "features.norm0.weight" not in state
+        if not config["small_inputs"] and stem.ndim == 4 and stem.shape[2:] != (7, 7):
+            raise WeightsError(
+                f"has a stem of {' x '.join(map(str, stem.shape[2:]))} pixels with a normalisation, "
+                f"'features.conv0.weight' {list(stem.shape)}, which no DenseNet here has: see 'Add a model' in the "
+                f"documentation"
+            )
         config["linear_transitions"] = "features.transition1.linear_conv.weight" in state
         kind = "linear_conv" if config["linear_transitions"] else "conv"
         compression = _read_compression(state, f"features.transition{{}}.{kind}.weight")

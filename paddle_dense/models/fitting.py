@@ -91,7 +91,7 @@ def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.n
     if value.shape != tuple(tensor.shape):
         raise WeightsError(
             f"{quoted(name)} is {list(value.shape)} and {network} needs {list(tensor.shape)}: build the "
-            f"network with the file's own numbers"
+            f"network with the file's own numbers, or see 'Add a model' in the documentation if none make it"
         )
     integer = "int" in str(tensor.dtype)
     if (value.dtype.kind == "f") == integer or value.dtype.kind not in "fiu":

@@ -42,6 +42,10 @@ _FOLDED = (
     "subtracted the biases {} from the running means of the batch normalisations after them, which computes the same: "
     "the network here has no such biases"
 )
+_THRESHOLDS = (
+    "torchxrayvision computes probabilities from the logits, with a sigmoid and the thresholds {}: the network here "
+    "returns the logits"
+)
 _NUMBER = re.compile(r"[0-9]+")
 _IN_PYTORCH = {ours: theirs for theirs, ours in STATISTICS.items()}
 _MAX_COMPARED, _MAX_PARTS = 2000, 12  # names, and parts of each, that the nearest network is looked for by
@@ -158,7 +162,10 @@ def match(
             raise failure
     if strict:
         _refuse_others(best, own, matches, kept)
-    return replace(best, left_out=[name for name in tensors if name not in used])
+    left_out = [name for name in tensors if name not in used]
+    thresholds = [shown(name) for name in left_out if name.rpartition(".")[2] == "op_threshs"]
+    notes = [_THRESHOLDS.format(listed(thresholds))] if thresholds else []
+    return replace(best, left_out=left_out, notes=[*best.notes, *notes])
 
 
 def _nearest(matches: Sequence[Match]) -> Match:
@@ -374,7 +381,7 @@ class _Candidate:
             self.head = self._find_head(kept, several=not recognise)
         state = renamed(kept, self.ours)
         names = dict(zip(state, kept))
-        notes = self._complete_head(state, names) if in_pytorch and recognise and not without else []
+        notes = self._complete_head(state, names) if in_pytorch and not without else []
         folded = self._fold(state, names)
         self._refuse_other_dimensions(state, names)
         with self._reading():

@@ -455,6 +455,52 @@ def _preset_name(value: Any) -> str:
 # What fixes it
 
 
+def check_stated(
+    checkpoint: Checkpoint | None,
+    matched: Match,
+    found: Architecture,
+    outline: nn.Layer,
+    given: Mapping[str, Any],
+    settled_by: str | None = None,
+) -> list[str]:
+    """What a whole pickled module states of its layers, held against the network that is built; warnings.
+
+    Args:
+        checkpoint: what was read; None for a Paddle file, which states nothing.
+        matched: which of its tensors are the network's.
+        found: the network in the checkpoint's form.
+        outline: the same, built.
+        given: the arguments that the user has set.
+        settled_by: what will settle who is right, so that a contradiction is a warning.
+
+    Raises:
+        WeightsError: the file states something else than the network computes, and nothing will settle it.
+    """
+    if not checkpoint:
+        return []
+    compared = compare(checkpoint, matched, outline)
+    fault = compared.fault(found.arch)
+    if settled_by:
+        return [*([f"{fault}: {settled_by} settles which is right"] if fault else []), *compared.left_off()]
+    if fault and not matched.found.config:  # of a network that the caller has built
+        raise WeightsError(f"{fault}: build the network with what the file states, or load the file with load_model")
+    if fault:
+        option = remedy(checkpoint, matched, found, given)
+        other = (
+            "it is another network, see 'Add a model' in the documentation, unless the network itself, --reference "
+            "MODULE:FACTORY, shows that the file states it wrongly"
+        )
+        raise WeightsError(f"{fault}: {_in_python(option) if option else other}")
+    return compared.warnings()
+
+
+def _in_python(option: str) -> str:
+    """What to do about a contradiction, where functions are called and where commands are."""
+    name, value = option.split(" ", 1)
+    call = f"use create_model({value!r}, pretrained=PATH)" if name == "--arch" else f"give {value.replace(',', ', ')}"
+    return f"in Python {call}, and on a command line give {option}"
+
+
 def remedy(checkpoint: Checkpoint, matched: Match, found: Architecture, given: Mapping[str, Any]) -> str | None:
     """The option with which the network computes what the file states; None if there is none.
 
@@ -485,7 +531,11 @@ def _others(
         if all(key in given for key, _ in differences(entry, matched.found)):
             numbers = full_config(entry.network, entry.config)
             unseen = {key: value for key, value in numbers.items() if key in _UNSEEN and key not in given}
-            yield f"--arch {entry.name}", replace(found, arch=entry.name, config={**found.config, **unseen})
+            in_python = f"create_model({entry.name!r}, pretrained=PATH)"
+            yield (
+                f"--arch {entry.name} (in Python: {in_python})",
+                replace(found, arch=entry.name, config={**found.config, **unseen}),
+            )
     choices = {key: [found.config[key], *find(layers)] for key, find in _UNSEEN.items() if key in found.config}
     for values in product(*choices.values()):
         changed = {key: value for key, value in zip(choices, values) if value != found.config[key]}

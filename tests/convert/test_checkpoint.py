@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_dense.errors import HostileFileError, WeightsError
+from paddle_dense.errors import WeightsError
 from paddle_dense.files.torch_file import Checkpoint, read_checkpoint
-from tests.helpers import Attack, damaged
+from tests.helpers import damaged
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = ROOT.parent / "shared" / "oracles"
@@ -580,42 +580,11 @@ def test_what_holds_no_network_is_said_in_a_sentence(tmp_path, saved, message):
 # What is refused
 
 
-@both_formats
-@pytest.mark.parametrize("place", ["next to it", "inside", "instead"])
-def test_hostile_files_run_nothing(tmp_path, form, place):
-    canary, state = tmp_path / "canary", {"w": torch.ones(3)}
-    attack = Attack(canary)
-    saved = {
-        "next to it": {"state_dict": state, "x": attack},
-        "inside": {"state_dict": {**state, "x": attack}},
-        "instead": attack,
-    }[place]
-    path = save(saved, tmp_path / "net.pth", form)
-    with pytest.raises(HostileFileError, match=r"asks to run '(posix|nt)\.system', which no weights need"):
-        read_checkpoint(path)
-    assert not canary.exists()
-    torch.load(path, weights_only=False)  # the attack is a real one
-    assert canary.exists()
-
-
-@pytest.mark.parametrize("at", range(5))
-def test_any_pickle_of_an_old_file_can_be_the_hostile_one(tmp_path, at):
-    canary = tmp_path / "canary"
-    parts = [MAGIC, 1001, {"little_endian": True}, {"w": 1}, []]
-    parts[at] = Attack(canary)
-    (tmp_path / "net.pth").write_bytes(b"".join(pickle.dumps(part, 2) for part in parts))
-    with pytest.raises(HostileFileError):
-        read_checkpoint(tmp_path / "net.pth")
-    assert not canary.exists()
-
-
 def test_pickles_after_the_end_are_not_read(tmp_path):
-    canary = tmp_path / "canary"
     path = save({"w": torch.ones(3)}, tmp_path / "net.pth", LEGACY)
-    path.write_bytes(path.read_bytes() + pickle.dumps(Attack(canary), 2))
+    path.write_bytes(path.read_bytes() + pickle.dumps("more", 2))
     with pytest.raises(WeightsError, match=r"goes on for \d+ bytes after its last storage"):
         read_checkpoint(path)
-    assert not canary.exists()
 
 
 def rewrite(path: Path, change: dict[str, bytes | None], compression: int = zipfile.ZIP_STORED) -> Path:

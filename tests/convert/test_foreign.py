@@ -78,17 +78,18 @@ def test_onnx_of_onnxs_own_helpers(tmp_path):
 
 def test_paddles_programs(tmp_path):
     """As Paddle 2 and 3 write them; a process of its own, since Paddle chooses between them once."""
-    pytest.importorskip("paddle")
+    paddle = pytest.importorskip("paddle")
     export = (
         "import paddle\n"
         "spec = [paddle.static.InputSpec([None, 3])]\n"
         f"paddle.jit.save(paddle.nn.Linear(3, 2), {str(tmp_path / 'net')!r}, spec)\n"
     )
-    for pir in ("0", "1"):
+    forms = ("0",) if paddle.__version__.startswith("2.") else ("0", "1")  # Paddle 2.6 ends in a crash with the new one
+    for pir in forms:
         code = f"import os\nos.environ['FLAGS_enable_pir_api'] = {pir!r}\n{export}"
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
     programs = [path for path in tmp_path.iterdir() if path.suffix in (".pdmodel", ".json")]
-    assert programs
+    assert len(programs) == len(forms)
     for path in programs:
         for framework in (None, "pytorch", "paddle"):
             with pytest.raises(WeightsError, match=r"a program that Paddle.* exported.*: give the \.pdparams file"):

@@ -296,6 +296,24 @@ def test_pytorchcvs_networks(name, size, difference, tmp_path):
     assert difference(answers(found, x), answers(network, x)) < 1e-5
 
 
+def test_thresholds_are_named_that_turn_logits_into_probabilities(densenet, difference, tmp_path, capsys):
+    state = {"op_threshs": torch.tensor([0.1, float("nan"), 0.3, 0.2, 0.5]), **densenet.state_dict()}
+    x = random_images(2, 3, 64, 64)
+    assert difference(answers(convert(save(state, tmp_path / "net.pth")), x), answers(densenet, x)) < 1e-6
+    assert "the thresholds 'op_threshs': the network here returns the logits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", ["0", "fc", "1", ""])
+def test_what_may_follow_the_classifier_is_named(head, densenet, difference, tmp_path, capsys):
+    """A state_dict of a Sequential of Linear and Sigmoid is one of Linear: the Sigmoid has no tensors."""
+    place = f"classifier.{head}".rstrip(".")
+    state = {name.replace("classifier", place): value for name, value in densenet.state_dict().items()}
+    x = random_images(2, 3, 64, 64)
+    assert difference(answers(convert(save(state, tmp_path / "net.pth")), x), answers(densenet, x)) < 1e-6
+    said = f"took '{place}' for the classifier: the outputs are its own, without whatever activation"
+    assert (said in capsys.readouterr().err) is (head in ("0", "fc"))
+
+
 # What is none of them
 
 

@@ -48,7 +48,7 @@ def test_what_the_fuzzer_left(path):
     replay(path)
 
 
-@pytest.mark.parametrize("name", ["packed.gz", "packed.zip", "packed.tar"])
+@pytest.mark.parametrize("name", ["packed.gz", "packed.zip", "packed.tar", "nested.gz", "nested.zip"])
 def test_archives_hold_what_they_were_made_of(name):
     found, expected = (check("checkpoint", (CORPUS / file).read_bytes()) for file in (name, "views.pth"))
     assert found.keys() == expected.keys() == {"rows", "columns", "spread"}

@@ -23,7 +23,7 @@ from fuzz.kills import BROKEN, NEW, OLD, Export, Pair, die, in_a_fork
 from paddle_dense.errors import WeightsError
 from paddle_dense.files import atomic as writing
 from paddle_dense.files.atomic import atomic_write, move_together, new_file, temporary_folder
-from paddle_dense.files.sidecar import described_network, is_left_over, read_sidecar, write_with_sidecar
+from paddle_dense.files.sidecar import is_left_over, network_in, read_sidecar, write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.process import FAILED, OK
 
@@ -77,7 +77,7 @@ def describe(path: Path, version: int) -> None:
 
 
 def described(path: Path, state: dict | None = None) -> tuple:
-    return described_network(path, read_sidecar(path, state))
+    return network_in(read_sidecar(path, state) or {})
 
 
 def test_a_sidecar_of_other_tensors_is_not_believed(tmp_path):
