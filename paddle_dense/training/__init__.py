@@ -18,4 +18,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
-LEAST = {"epochs": 1, "batch_size": 1, "seed": 0}  # of the settings of a run
+LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "patience": 1}  # of the settings of a run

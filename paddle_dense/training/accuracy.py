@@ -11,7 +11,7 @@ from paddle.io import Dataset
 from paddle.nn import functional as F
 
 from paddle_dense.evaluation import evaluation
-from paddle_dense.training.data import ImageLoader
+from paddle_dense.training.data import ImageLoader, Unreadable
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Accuracy:
     images: int
 
 
-def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, workers: int = 0) -> Accuracy:
+def measure_accuracy(
+    network: nn.Layer, dataset: Dataset, batch_size: int = 64, workers: int = 0, unreadable: Unreadable | None = None
+) -> Accuracy:
     """Run a network over a dataset; the devices share the images, and all get the same result.
 
     Args:
@@ -37,9 +39,10 @@ def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, 
         dataset: gives (image [C, H, W], class).
         batch_size: images at once, on each device.
         workers: processes that prepare images.
+        unreadable: takes note of the images that cannot be read, which are left out.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, or none can be read.
     """
     if not len(dataset):
         raise ValueError("there is no image to evaluate on: add some to the test part of the data")
@@ -48,7 +51,7 @@ def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, 
     # Whole numbers and a sum in float64: the result does not depend on how the images were shared.
     sums = np.zeros(3)
     with evaluation(network):
-        for images, labels in ImageLoader(dataset, batches, workers):
+        for images, labels in ImageLoader(dataset, batches, workers, unreadable):
             logits = network(images)
             losses = F.cross_entropy(logits.astype("float32"), labels, reduction="none")
             sums += (losses.numpy().sum(dtype="f8"), (logits.argmax(1) == labels).sum().item(), len(labels))
@@ -56,4 +59,6 @@ def measure_accuracy(network: nn.Layer, dataset: Dataset, batch_size: int = 64, 
         total = paddle.to_tensor(sums)
         distributed.all_reduce(total)
         sums = total.numpy()
+    if not sums[2]:
+        raise ValueError("no image to evaluate on can be read: replace those of the test part of the data")
     return Accuracy(sums[0] / sums[2], sums[1] / sums[2], int(sums[2]))

@@ -22,6 +22,7 @@ class TrainingBatches(BatchSampler):
         epochs: passes over the data.
         seed: of the permutations.
         start_step: batches that are done already.
+        accumulate: batches in an update; an epoch has a multiple of it.
 
     Attributes:
         steps_per_epoch: batches in an epoch.
@@ -31,18 +32,23 @@ class TrainingBatches(BatchSampler):
         ValueError: the batch cannot be divided among the devices, or is larger than the data.
     """
 
-    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
+    def __init__(
+        self, images: int, batch_size: int, epochs: int, seed: int, start_step: int = 0, accumulate: int = 1
+    ) -> None:
         self.rank, devices = distributed.get_rank(), distributed.get_world_size()
         if batch_size % devices:
             raise ValueError(f"a batch of {batch_size} images cannot be divided among {devices} devices: change it")
-        if batch_size > images:
-            raise ValueError(f"a batch of {batch_size} is more than the {images} training images: make it smaller")
+        if batch_size * accumulate > images:
+            times = f"{accumulate} times " if accumulate > 1 else ""
+            raise ValueError(
+                f"{times}a batch of {batch_size} is more than the {images} training images: make it smaller"
+            )
         self.images = images
         self.share = batch_size // devices
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
-        self.steps_per_epoch = images // batch_size
+        self.steps_per_epoch = images // (batch_size * accumulate) * accumulate
         self.total_steps = self.steps_per_epoch * epochs
 
     # Paddle's has plain numbers; a loader hands on to the dataset whatever stands in the lists.

@@ -21,11 +21,14 @@ from paddle.vision.datasets import Cifar10, cifar
 from PIL import Image
 
 from paddle_dense.data import CIFAR_10, DIGITS_MEAN, DIGITS_STD, digit_images
-from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, shown
+from paddle_dense.errors import AGAIN, DAMAGED, DataError, HostileFileError, WeightsError, naming, printable, shown
 from paddle_dense.files.unpickle import Lazy, describe, unpickle
 from paddle_dense.files.weights import open_file
 from paddle_dense.images import images_below, read_image
-from paddle_dense.process import Stopped, stop_if_asked
+from paddle_dense.process import Stopped, complain, stop_if_asked
+from paddle_dense.training.parts import TRAIN_LIST, VAL_SPLIT, Samples, find_lists, held_out, read_lists
+
+NAMES = ("digits", "cifar10", "cifar100")
 
 
 class ImageData(Dataset):
@@ -33,47 +36,95 @@ class ImageData(Dataset):
 
     Attributes:
         classes: the names of the classes, by number.
+        labels: the number of each image's class.
         in_channels: 1 for grey images, 3 for colour.
         input_size: the side of the images, in pixels, where all have the same.
         mean, std: of each channel, whose values are in [0, 1], where the data has numbers of its own.
     """
 
     classes: list[str]
+    labels: Sequence[int]
     in_channels: int = 3
     input_size: int | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
 
-def open_data(name: str | os.PathLike, part: str) -> ImageData:
+def open_data(
+    name: str | os.PathLike,
+    part: str,
+    val_split: float | None = None,
+    seed: int = 0,
+    image_root: str | os.PathLike | None = None,
+) -> ImageData:
     """The images to train on, or to test on.
 
     Args:
         name: ``"digits"``; ``"cifar10"`` or ``"cifar100"``, which Paddle downloads once; the path of such an archive
-            (`cifar-10-python.tar.gz`, also unzipped); or a folder with train/CLASS/ and val/CLASS/ in it. A folder that
-            has one of these names is ``./digits``.
+            (`cifar-10-python.tar.gz`, also unzipped); a folder with train/CLASS/ and val/CLASS/ in it, or with CLASS/
+            alone; or PaddleClas' lists, `train_list.txt` or the folder that holds it. A folder that has one of these
+            names is ``./digits``.
         part: ``"train"`` or ``"test"``.
+        val_split: share of each class to test on, where the data has no images for that; a fifth of a folder with
+            CLASS/ alone.
+        seed: of that choice.
+        image_root: where the paths in PaddleClas' lists start; their folder unless given.
 
     Raises:
-        ValueError: there is no such data or part.
+        ValueError: there is no such data or part, or it takes no such option.
         DataError: the data cannot be used.
         HostileFileError: an archive asks to run code.
         ImportError: the digits need scikit-learn.
     """
     if part not in ("train", "test"):
         raise ValueError(f"there is no part {part!r} of the data: take train or test")
+    named = name in NAMES
+    lists = not named and (os.path.isfile(os.path.join(name, TRAIN_LIST)) or os.fspath(name).endswith(".txt"))
+    if image_root is not None and not lists:
+        raise ValueError(f"--image-root is for PaddleClas' lists, and {os.fspath(name)} has none: leave it out")
+    if lists and os.path.exists(name):
+        return ListedImages(name, part, val_split, seed, image_root)
+    if os.path.isdir(name) and not named:
+        return ImageFolder(name, part, val_split, seed)
+    if val_split is not None and (named or os.path.exists(name)):
+        raise ValueError(f"--val-split is for folders and lists of images, not for {os.fspath(name)}: leave it out")
     if name == "digits":
         return DigitImages(part)
     if name in ("cifar10", "cifar100"):
         return CifarImages(_downloaded(name), part)
-    if os.path.isdir(name):
-        return ImageFolder(name, part)
     if os.path.exists(name):
         return CifarImages(name, part)
     raise ValueError(
-        f"there is no data {os.fspath(name)}: give digits, cifar10, cifar100, a CIFAR archive, or a folder with "
-        f"train/CLASS/ and val/CLASS/"
+        f"there is no data {os.fspath(name)}: give digits, cifar10, cifar100, a CIFAR archive, a folder with "
+        f"train/CLASS/ and val/CLASS/ or with CLASS/ alone, or PaddleClas' train_list.txt"
     )
+
+
+class Unreadable:
+    """The images of a dataset that cannot be read: each is named once and left out, until there are too many.
+
+    Args:
+        images: how many the dataset has.
+        max_bad: the share of them that may be left out.
+    """
+
+    def __init__(self, images: int, max_bad: float) -> None:
+        self.images, self.max_bad = images, max_bad
+        self.sentences: set[str] = set()
+
+    def add(self, sentence: str) -> None:
+        """Report one more, by the sentence that says what is wrong with it.
+
+        Raises:
+            DataError: these are too many.
+        """
+        if sentence in self.sentences:
+            return
+        self.sentences.add(sentence)
+        if len(self.sentences) > self.max_bad * self.images:
+            count = f"{len(self.sentences)} of {self.images} images" if len(self.sentences) > 1 else "it"
+            raise DataError(f"{sentence}, or let {count} be left out with a --max-bad above {self.max_bad:g}")
+        complain(f"{sentence} (it is left out)", kind="warning")
 
 
 class ImageLoader:
@@ -90,10 +141,21 @@ class ImageLoader:
         dataset: gives (array [C, H, W], number of the class).
         batches: lists of indices.
         workers: processes that prepare images.
+        unreadable: takes note of the images that cannot be read; without it the first one ends the reading.
+        same_size: put others of the batch in their place, so that all batches are as long as their lists; otherwise
+            batches are shorter.
     """
 
-    def __init__(self, dataset: Dataset, batches: Sequence[list[Any]] | BatchSampler, workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: Sequence[list[Any]] | BatchSampler,
+        workers: int = 0,
+        unreadable: Unreadable | None = None,
+        same_size: bool = False,
+    ) -> None:
         self.dataset, self.batches, self.workers = dataset, batches, workers
+        self.unreadable, self.same_size = unreadable, same_size
         self.alone = not distributed.is_initialized()
 
     def sample(self, index: Any) -> Any:
@@ -103,21 +165,37 @@ class ImageLoader:
         return self.dataset[index]
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
+        for fields in self._collated():
+            if len(fields) == 2:
+                yield fields
+                continue
+            sentences = fields[-1].numpy().tobytes().decode().splitlines()
+            if sentences[0].isdigit():
+                raise Stopped(int(sentences[0]))
+            for sentence in sentences:
+                if self.unreadable is None:
+                    raise DataError(sentence)
+                self.unreadable.add(sentence)
+            if len(fields) == 3:
+                images, labels = fields[:2]
+                wanted = len(labels) + self.same_size * len(sentences)
+                repeated = paddle.arange(wanted) % len(labels)
+                yield [images[repeated], labels[repeated]]
+            elif self.same_size:
+                raise DataError(f"{sentences[0]}; no image of its batch can be read")
+
+    def _collated(self) -> Iterator[list[paddle.Tensor]]:
+        samples = _Reporting(self)
         if not self.workers:
             for batch in self.batches:
-                yield [paddle.to_tensor(field) for field in _stack([self.sample(index) for index in batch])]
+                yield [paddle.to_tensor(field) for field in _collate([samples[index] for index in batch])]
             return
-        loader = DataLoader(
-            _Reporting(self),
+        yield from DataLoader(
+            samples,
             batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of indices will do
             num_workers=self.workers,
             collate_fn=_collate,  # type: ignore[arg-type]  # many arrays from a sample that is a tuple
         )
-        for fields in loader:
-            if len(fields) == 1:
-                sentence = fields[0].numpy().tobytes().decode()
-                raise Stopped(int(sentence)) if sentence.isdigit() else DataError(sentence)
-            yield fields
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -133,16 +211,21 @@ class _Reporting(Dataset):
         try:
             return self.loader.sample(index)
         except (DataError, Stopped) as error:
-            return str(error)
+            return printable(error)
 
     def __len__(self) -> int:
         return len(self.loader.dataset)
 
 
 def _collate(samples: list[Any]) -> list[np.ndarray]:
-    """A batch as its arrays; one that lacks an image as the sentence that says why, in bytes."""
+    """A batch as its arrays, without the images that it lacks; the sentences that say why follow, in bytes."""
     sentences = [sample for sample in samples if isinstance(sample, str)]
-    return [np.frombuffer(sentences[0].encode(), np.uint8)] if sentences else _stack(samples)
+    stopped = [sentence for sentence in sentences if sentence.isdigit()]
+    if stopped:
+        return [np.frombuffer(stopped[0].encode(), np.uint8)]
+    found = [sample for sample in samples if not isinstance(sample, str)]
+    why = [np.frombuffer("\n".join(sentences).encode(), np.uint8)] if sentences else []
+    return [*(_stack(found) if found else []), *why]
 
 
 def _stack(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
@@ -172,33 +255,21 @@ class DigitImages(ImageData):
 # Folders of images
 
 TEST_FOLDERS = ("val", "validation", "test")
+_NO_CLASSES = {"train", "training", "val", "valid", "validation", "test", "testing"}  # in whatever case
 
 
-class ImageFolder(ImageData):
-    """The images below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/), in RGB.
-
-    As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take images many times where a
-    link leads to a folder above itself.
+class ImageFiles(ImageData):
+    """Images in RGB, each in a file of its own.
 
     Attributes:
         samples: (path, number of the class) of each image.
-
-    Raises:
-        DataError: a folder is missing or empty, or the classes of the two parts differ.
     """
 
-    def __init__(self, root: str | os.PathLike, part: str) -> None:
-        train, test = _part_folders(Path(root))
-        folder = train if part == "train" else test
-        self.classes = _same_classes(train, test)
-        self.samples: list[tuple[str, int]] = []
-        for label, name in enumerate(self.classes):
-            paths = list(images_below(folder / name))
-            if part == "train" and not paths:
-                raise DataError(f"{folder / name}: holds no images: add some, or remove the class from both parts")
-            self.samples += [(path, label) for path in paths]
-        if not self.samples:
-            raise DataError(f"{folder}: holds no images: add some in a folder for each class")
+    samples: Samples
+
+    @property
+    def labels(self) -> list[int]:  # type: ignore[override]  # it is only read
+        return [label for _, label in self.samples]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
@@ -208,14 +279,83 @@ class ImageFolder(ImageData):
         return len(self.samples)
 
 
-def _part_folders(root: Path) -> tuple[Path, Path]:
+class ImageFolder(ImageFiles):
+    """The images below ROOT/train/CLASS/, or below ROOT/val/CLASS/ (else validation/, else test/).
+
+    Where there is nothing to test on, a share of each class is held out of ROOT/train/CLASS/, if asked to, or of
+    ROOT/CLASS/. As `paddle.vision.datasets.DatasetFolder`, which would also take hidden files, and take images many
+    times where a link leads to a folder above itself.
+
+    Raises:
+        ValueError: there are images to test on, and a share to hold out is given.
+        DataError: a folder is missing or empty, or the classes of the two parts differ.
+    """
+
+    def __init__(self, root: str | os.PathLike, part: str, val_split: float | None = None, seed: int = 0) -> None:
+        train, test = _part_folders(Path(root), val_split)
+        folder = test if test and part == "test" else train
+        self.classes = _same_classes(train, test or train)
+        self.samples = []
+        for label, name in enumerate(self.classes):
+            paths = list(images_below(folder / name))
+            if folder == train and not paths:
+                of = " from both parts" if test else ""
+                raise DataError(f"{folder / name}: holds no images: add some, or remove the class{of}")
+            self.samples += [(path, label) for path in paths]
+        if test is None:
+            self.samples = held_out(self.samples, root, val_split or VAL_SPLIT, seed)[part == "test"]
+        if not self.samples:
+            raise DataError(f"{folder}: holds no images: add some in a folder for each class")
+
+
+class ListedImages(ImageFiles):
+    """The images of PaddleClas' `train_list.txt`, or of `val_list.txt` next to it.
+
+    Raises:
+        ValueError: there is a `val_list.txt`, and a share to hold out is given.
+        DataError: see `read_lists`; or there is neither a list to test on nor a share.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        part: str,
+        val_split: float | None = None,
+        seed: int = 0,
+        image_root: str | os.PathLike | None = None,
+    ) -> None:
+        train, test = find_lists(Path(path))
+        if test and val_split is not None:
+            raise ValueError(f"--val-split: {test} lists the images to test on already: leave it out")
+        if not test and val_split is None:
+            raise DataError(
+                f"{train}: has no list to test on next to it: add one, or hold out a fifth, --val-split 0.2"
+            )
+        root = Path(image_root) if image_root else train.parent
+        self.classes, trained, tested = read_lists(train, test, root)
+        if val_split is not None:
+            trained, tested = held_out(trained, root, val_split, seed)
+        self.samples = trained if part == "train" else tested
+
+
+def _part_folders(root: Path, val_split: float | None) -> tuple[Path, Path | None]:
+    """The folders of the classes to train on, and of those to test on unless a share is held out."""
     train = root / "train"
     test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if train.is_dir() and test:
+        if val_split is not None:
+            raise ValueError(f"--val-split: {test} has images to test on already: leave it out")
         return train, test
+    classes = [entry.name for entry in os.scandir(root) if _is_class(entry)]
+    if train.is_dir() and val_split is not None:
+        return train, None
+    if classes and not _NO_CLASSES.intersection(map(str.lower, classes)):
+        return root, None
     missing = "val" if train.is_dir() else "train" if test else "train and no folder val"
+    hint = ", or hold out a fifth with --val-split 0.2" if train.is_dir() else ""
     raise DataError(
         f"{root}: has no folder {missing}: put the images in train/CLASS/ and val/CLASS/, for each class of its own"
+        f"{hint}"
     )
 
 
@@ -283,6 +423,7 @@ class CifarImages(ImageData, Cifar10):
         if len(counts) != 1 or not self.data:
             raise DataError(f"{self.data_file}: holds no {self.mode} images of one CIFAR: give the published archive")
         (count,) = counts
+        self.labels = [label for _, label in self.data]
         self.classes = _class_names(meta, count)
         self.mean, self.std = _CIFAR_STATISTICS[count]
 

@@ -22,6 +22,8 @@ class ModelEMA(paddle.callbacks.Callback):
     Args:
         network: the network in training; its weights are where the average begins.
         decay: the share of the average that is kept at an update, in [0, 1).
+        updates: updates done before. If given, the first updates keep less, ``(1 + n) / (10 + n)`` after n of them, as
+            in TensorFlow's EfficientNets: a short training would else end with the weights that it began with.
 
     Attributes:
         network: the averaged network, in evaluation mode.
@@ -32,11 +34,12 @@ class ModelEMA(paddle.callbacks.Callback):
 
     model: paddle.Model
 
-    def __init__(self, network: nn.Layer, decay: float = 0.9998) -> None:
+    def __init__(self, network: nn.Layer, decay: float = 0.9998, updates: int | None = None) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"ModelEMA: decay={decay} must be in [0, 1)")
         self.decay = decay
+        self.updates = updates
         self.network = copy.deepcopy(network)
         self.network.eval()
         for parameter in self.network.parameters():
@@ -55,11 +58,14 @@ class ModelEMA(paddle.callbacks.Callback):
     def update(self, network: nn.Layer) -> None:
         """Move the average towards a network, which must be a later state of the one that it began with."""
         self.copy_choices(network)
-        current = network.state_dict()
+        current, decay = network.state_dict(), self.decay
+        if self.updates is not None:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+            self.updates += 1
         for name, average in self.network.state_dict().items():
             if not _is_choice(name, average):
                 # In float32 whatever the weights are in: 0.0002 of a half-precision weight is often nothing.
-                moved = average.astype("float32") * self.decay + current[name].astype("float32") * (1 - self.decay)
+                moved = average.astype("float32") * decay + current[name].astype("float32") * (1 - decay)
                 average.set_value(moved.astype(average.dtype))
 
     @paddle.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 import paddle
 from paddle import distributed
@@ -12,6 +12,7 @@ from paddle import distributed
 from paddle_dense.process import Stopped
 from paddle_dense.training.accuracy import Accuracy
 from paddle_dense.training.condensation import density, learned_connections
+from paddle_dense.training.history import History
 
 
 class Progress(paddle.callbacks.Callback):
@@ -21,19 +22,26 @@ class Progress(paddle.callbacks.Callback):
         steps_per_epoch: batches in an epoch.
         total_steps: batches in the whole training.
         start_step: batches done before this `fit`.
-        evaluate: measures the accuracy; called on all ranks.
+        history: is given what the batches of an epoch add up to.
+        end_epoch: measures the accuracy and adds a row to the history; called on all ranks.
     """
 
     model: paddle.Model
 
     def __init__(
-        self, steps_per_epoch: int, total_steps: int, start_step: int, evaluate: Callable[[], Accuracy]
+        self,
+        steps_per_epoch: int,
+        total_steps: int,
+        start_step: int,
+        history: History,
+        end_epoch: Callable[[], Accuracy],
     ) -> None:
         super().__init__()
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
         self.step = start_step
-        self.evaluate = evaluate
+        self.history = history
+        self.end_epoch = end_epoch
         self.accuracy: Accuracy | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -42,10 +50,17 @@ class Progress(paddle.callbacks.Callback):
         # disable=None: a bar for a terminal, nothing for a file or a pipe.
         quiet = True if distributed.get_rank() else None
         self._bar = tqdm(total=self.total_steps, initial=self.step, unit="step", file=sys.stderr, disable=quiet)
+        for metric in self.model._metrics:  # a run that is continued within an epoch
+            metric.total, metric.count = [self.history.sums["correct"]], [self.history.sums["images"]]
         self._learns = bool(learned_connections(self.model.network))
 
     def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
+        if isinstance(
+            logs, dict
+        ):  # where gradients are added up, each batch has its share of the loss; for the later callbacks as well
+            logs["loss"] = [float(logs["loss"][0]) * getattr(self.model, "_accumulate", 1)]
+        self._add(logs or {})
         self._bar.update()
         if not self._bar.disable:
             self._bar.set_description(f"epoch {-(-self.step // self.steps_per_epoch)}", refresh=False)
@@ -56,6 +71,12 @@ class Progress(paddle.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._bar.close()
 
+    def _add(self, logs: Mapping[str, Any]) -> None:
+        sums, metric = self.history.sums, cast("paddle.metric.Accuracy", self.model._metrics[0])
+        sums["loss"] += logs["loss"][0]
+        sums["batches"] += 1
+        sums["correct"], sums["images"] = float(metric.total[0]), float(metric.count[0])
+
     def _figures(self, logs: Mapping[str, Any]) -> dict[str, str]:
         figures = {"loss": f"{logs['loss'][0]:.3f}", "accuracy": f"{logs['acc']:.2%}"}
         return {**figures, "density": f"{density(self.model.network):.1%}"} if self._learns else figures
@@ -63,7 +84,7 @@ class Progress(paddle.callbacks.Callback):
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         figures = self._figures(logs)
         try:
-            self.accuracy = self.evaluate()
+            self.accuracy = self.end_epoch()
         except Stopped:  # the callbacks after this one save the step and end the training
             self.accuracy = None
             return

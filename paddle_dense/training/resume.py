@@ -1,8 +1,9 @@
 """Training that survives power cuts: the whole state in one file, written in one step, the last two kept.
 
-A file ``checkpoint-00001234.safetensors`` holds the tensors under ``network.``, ``average.`` and ``optimizer.``; the
-step, the schedule, the loss scaling and the settings of the run stand as text in its header. Random numbers need no
-place in it: data order and augmentation are functions of the seed and the step, and `StepSeeds` makes dropout one too.
+A file ``checkpoint-00001234.safetensors`` holds the tensors under ``network.``, ``average.`` and ``optimizer.``, and
+those of the best epoch under ``best.``; the step, the schedule, the loss scaling, the figures of each epoch and the
+settings of the run stand as text in its header. Random numbers need no place in it: data order and augmentation are
+functions of the seed and the step, and `StepSeeds` makes dropout one too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ from paddle_dense.layers.budget import Budget
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.recognise import Architecture
 from paddle_dense.training.ema import ModelEMA
-from paddle_dense.training.schedule import WarmupCosine
+from paddle_dense.training.history import History
+from paddle_dense.training.schedule import WarmupCosine, WarmupDecay
 
 OLDER = "remove it, and the run continues from the checkpoint before"
 _KEEP = 2
@@ -52,6 +54,7 @@ class Saved:
         settings: what the run was started with.
         network: name and arguments of the network, its preprocessing and class names.
         schedule, scaler: states of the learning rate and of the loss scaling.
+        history: the figures of each epoch.
         tensors: everything else.
     """
 
@@ -62,6 +65,7 @@ class Saved:
     schedule: dict[str, Any]
     scaler: dict[str, Any]
     tensors: dict[str, np.ndarray]
+    history: dict[str, Any] = field(default_factory=dict)
 
     def build_network(self) -> nn.Layer:
         """The network as it was at this step.
@@ -87,8 +91,17 @@ class Saved:
                 raise WeightsError(f"describes no network of this package ({error}): take another checkpoint") from None
         return network
 
-    def restore(self, model: paddle.Model, average: ModelEMA | None = None) -> None:
-        """Put a prepared model, its optimizer and its average back to where they were.
+    def restore(
+        self,
+        model: paddle.Model,
+        average: ModelEMA | None = None,
+        history: History | None = None,
+        other_length: bool = False,
+    ) -> None:
+        """Put a prepared model, its optimizer, its average and its history back to where they were.
+
+        Args:
+            other_length: the run becomes longer, so that its learning rate is another one at this step.
 
         Raises:
             WeightsError: the checkpoint is of another network, was made without an average or by another optimizer, or
@@ -99,13 +112,32 @@ class Saved:
         with naming(self.path):
             state = check_state(self._part("network"), model.network)
             if isinstance(rate, LRScheduler):
-                _set_schedule(rate, self.schedule, self.step)
+                if other_length:
+                    rate.step(self.step)
+                else:
+                    _set_schedule(rate, self.schedule, self.step)
+            if history is not None:
+                self._restore_history(history)
             _set_optimizer(optimizer, model.network, self._part("optimizer"), self.step)
             set_state(model.network, state)
             if average is not None:
                 set_state(average.network, check_state(self._part("average"), average.network))
             if self.scaler:
                 _set_scaler(model, self.scaler)
+
+    def _restore_history(self, history: History) -> None:
+        if not self.history:
+            raise WeightsError(
+                "has no figures of its epochs, as those of 0.1.0: continue with the version that wrote it"
+            )
+        names = {name.partition(".")[0] for name in self._part("best")}
+        if not names <= history.networks.keys():
+            raise WeightsError(f"holds best weights of {shown(', '.join(sorted(names)))}, which the run lacks: {OLDER}")
+        best = {name: check_state(self._part(f"best.{name}"), history.networks[name]) for name in names}
+        try:
+            history.restore(self.history, best, self.step // history.steps_per_epoch)
+        except WeightsError as error:
+            raise WeightsError(f"{error}: {OLDER}") from None
 
     def _part(self, name: str) -> dict[str, np.ndarray]:
         prefix = f"{name}."
@@ -151,7 +183,8 @@ def read_checkpoint(path: Path) -> Saved:
         step = int(texts["step"][:_DIGITS])
         if step < 0:
             raise ValueError("a negative step")
-        return Saved(Path(path), step, settings, network, schedule, scaler, tensors)
+        history = dict(parse_json(texts.get("history", "{}")))
+        return Saved(Path(path), step, settings, network, schedule, scaler, tensors, history)
     except (KeyError, ValueError, TypeError):
         raise WeightsError(
             f"{path} is no checkpoint of a training run: give one that python -m paddle_dense.training wrote"
@@ -180,6 +213,8 @@ class Checkpoints(paddle.callbacks.Callback):
         every_steps: save after so many steps.
         every_seconds: and also when so much time has gone by since the last save.
         average: the EMA weights, if there are any.
+        history: the figures of each epoch, with the best weights.
+        multiple: save and stop after a multiple of so many steps alone, which an update takes.
 
     Attributes:
         step: batches done.
@@ -196,6 +231,8 @@ class Checkpoints(paddle.callbacks.Callback):
         every_steps: int | None = None,
         every_seconds: float = 600.0,
         average: ModelEMA | None = None,
+        history: History | None = None,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
@@ -204,6 +241,8 @@ class Checkpoints(paddle.callbacks.Callback):
         self.every_steps = every_steps
         self.every_seconds = every_seconds
         self.average = average
+        self.history = history
+        self.multiple = multiple
         self.stopped = False
         self._stop_requested = False
         self._saved_step: int | None = None
@@ -221,6 +260,8 @@ class Checkpoints(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
+        if self.step % self.multiple:
+            return  # the gradients so far are in no checkpoint
         due = self.every_steps is not None and self.step % self.every_steps == 0
         if due or time.monotonic() - self._saved_at > self.every_seconds:
             self.save()
@@ -254,7 +295,12 @@ class Checkpoints(paddle.callbacks.Callback):
         parts = {"network": network.state_dict(), "optimizer": _accumulators(self.model._optimizer, network)}
         if self.average is not None:
             parts["average"] = self.average.network.state_dict()
-        return {f"{part}.{name}": tensor.numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
+        arrays = {
+            f"{part}.{name}": tensor.numpy() for part, tensors in parts.items() for name, tensor in tensors.items()
+        }
+        for network_name, state in (self.history.weights if self.history else {}).items():
+            arrays.update({f"best.{network_name}.{name}": array for name, array in state.items()})
+        return arrays
 
     def _texts(self) -> dict[str, str]:
         optimizer: Any = self.model._optimizer
@@ -268,6 +314,7 @@ class Checkpoints(paddle.callbacks.Callback):
             "scaler": json.dumps(
                 scaler.state_dict() if scaler else {}, default=lambda array: np.asarray(array).tolist()
             ),
+            **({"history": json.dumps(self.history.as_json())} if self.history else {}),
         }
 
     def _any_rank_stops(self) -> bool:
@@ -333,7 +380,7 @@ def _set_schedule(rate: LRScheduler, state: Mapping[str, Any], step: int) -> Non
     if type(done) is not int or not 0 <= done <= step or last < 0:
         raise WeightsError(f"holds learning rate {last} after {done} of {step} steps, which no run has: {OLDER}")
     rate.set_state_dict(cast("Any", numbers))
-    if not isinstance(rate, (WarmupCosine, PiecewiseDecay)):
+    if not isinstance(rate, (WarmupCosine, WarmupDecay, PiecewiseDecay)):
         return
     # The cosine's last steps are differences of nearly equal numbers, which another machine may round otherwise.
     if not math.isclose(last, rate.get_lr(), rel_tol=1e-6, abs_tol=1e-12):

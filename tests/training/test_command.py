@@ -1,5 +1,6 @@
 """The command: train, stop, continue, fine-tune, evaluate, and what it says when something is wrong."""
 
+import csv
 import json
 import os
 import shutil
@@ -55,6 +56,19 @@ def arrays(path):
     return read_weights(path)
 
 
+def log_of(folder):
+    """The rows of a run's log, as numbers."""
+    with open(os.path.join(folder, "log.csv"), newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def best_epoch(folder):
+    """The row with the best accuracy, and of equal ones the smallest loss, among those with all connections dropped."""
+    rows = log_of(folder)
+    condensed = [row for row in rows if row["density"] == min(row["density"] for row in rows)]
+    return max(condensed, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+
+
 def assert_same(found, expected):
     found, expected = read_weights(found), read_weights(expected)
     assert found.keys() == expected.keys()
@@ -66,7 +80,7 @@ def test_train_and_condense(command, tmp_path):
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 4, "--ema", "--condense-at-end"]
     status, out, err = command(*SMALL, *options, "-o", "run", "--log-dir", "curves")
     assert (status, err) == (0, "")
-    assert "12 images of 2 classes, recipe finetune" in out
+    assert "12 images of 2 classes, 6 to test on, recipe finetune" in out
     assert "epoch 4/4: loss" in out and "density 25.0%" in out
     for name in ("model", "model_ema", "model_condensed"):
         assert f"{name}.pdparams: accuracy" in out
@@ -77,7 +91,9 @@ def test_train_and_condense(command, tmp_path):
     trained.eval(), condensed.eval()
     np.testing.assert_allclose(condensed(x).numpy(), trained(x).numpy(), atol=1e-6)
     entries = json.loads((tmp_path / "run" / "model_condensed.json").read_text())
-    assert entries["config"]["num_classes"] == 2 and entries["training"]["step"] == 12
+    best = best_epoch("run")
+    assert entries["config"]["num_classes"] == 2
+    assert (entries["training"]["epoch"], entries["training"]["step"]) == (best["epoch"], best["step"])
     assert any(file.name.startswith("vdlrecords") for file in (tmp_path / "curves").iterdir())
 
 
@@ -132,9 +148,14 @@ def test_half_precision_on_a_cpu_changes_nothing(command):
 def test_evaluate_a_run(command):
     command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
     _, by_run, _ = command("--resume", "run", "--eval-only", data=False)
-    _, by_file, _ = command("--pretrained", "run/model.pdparams", "--eval-only")
+    _, by_file, _ = command("--pretrained", "run/model_last.pdparams", "--eval-only")
     assert by_run == by_file and by_run.startswith("accuracy ")
-    trained = ["--pretrained", "run/model.pdparams", "--config", "stages=1-1,growth=8-8,init_stride=2,condensed=False"]
+    trained = [
+        "--pretrained",
+        "run/model_last.pdparams",
+        "--config",
+        "stages=1-1,growth=8-8,init_stride=2,condensed=False",
+    ]
     _, named, err = command("--model", "CondenseNet", *trained, "--eval-only")
     assert (named, err) == (by_run, "")
 
@@ -167,7 +188,11 @@ def saved_checkpoints_in(folder):
     ("arguments", "message"),
     [
         (["--model", "cdnv2_a"], "--data is missing: give digits"),
-        (["--data", "digits"], "--model is missing: give a preset"),
+        (["photos", "--data", "digits"], "photos and --data digits are two data: give one of them"),
+        (["--data", "digits", "--val-split", "0.2"], "--val-split is for folders and lists of images, not for digits"),
+        (["--data", "digits", "--val-split", "1"], "--val-split 1.0 is a share: give one between 0 and 1"),
+        (["--data", "digits", "--max-bad", "nan"], "--max-bad nan is a share: give one between 0 and 1"),
+        (["--data", "digits", "--image-root", "x"], "--image-root is for PaddleClas' lists, and digits has none"),
         (["--data", "digits", "--model", "resnet"], "unknown network 'resnet': choose one of"),
         (["--data", "digits", "--model", "cdnv2_a", "--recipe", "mine"], "unknown recipe 'mine': choose one of"),
         (["--data", "nowhere", "--model", "cdnv2_a"], "there is no data nowhere"),
@@ -205,8 +230,8 @@ def test_a_run_is_not_overwritten_or_changed_by_mistake(command):
     assert command(*options)[0] == 0
     status, _, err = command(*options)
     assert status == 2 and "run holds a run already: --resume continues it" in err
-    status, _, err = command("--resume", "run", "--epochs", 2)
-    assert status == 2 and "--epochs 2 contradicts the run, which began with 1: leave --epochs out" in err
+    status, _, err = command("--resume", "run", "--batch-size", 2)
+    assert status == 2 and "--batch-size 2 contradicts the run, which began with 4: leave --batch-size out" in err
 
 
 @pytest.mark.parametrize(
@@ -284,8 +309,9 @@ def test_killed_and_stopped_runs_end_where_the_uninterrupted_one_does(images, tm
     assert not (run / "model.pdparams").exists()
 
     assert "continued from step" in finish(start(images, "--resume", str(run), "--condense-at-end"))
-    for name in ("model", "model_ema", "model_condensed"):
+    for name in ("model", "model_ema", "model_last", "model_ema_last", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
+    assert (run / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
 
 
@@ -301,8 +327,9 @@ def test_killed_at_many_random_moments(images, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finish(start(images, "--resume", str(run), "--condense-at-end"))
-    for name in ("model", "model_ema", "model_condensed"):
+    for name in ("model", "model_ema", "model_last", "model_ema_last", "model_condensed"):
         assert_same(run / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")
+    assert (run / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
 
 
 def test_an_image_that_cannot_be_read_is_named(command, images, tmp_path):
@@ -321,3 +348,151 @@ def test_a_pipe_among_the_images_is_named(command, images, tmp_path, workers):
     options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
     status, _, err = command(*SMALL, *options, "--data", folder)
     assert status == 1 and "1.jpg: cannot be read as an image" in err and err.count("\n") == 1
+
+
+def test_a_folder_is_all_that_is_needed(command, tmp_path):
+    """60 images in three folders, and nothing else said."""
+    random = np.random.default_rng(0)
+    for name, light in (("dark", 40), ("grey", 120), ("bright", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = (light + random.integers(-20, 20, (40, 40, 3))).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    status, out, err = command("photos", *SMALL, "--epochs", 2, data=False)
+    assert (status, err) == (0, "")
+    assert "48 images of 3 classes, 12 to test on, recipe scratch" in out and "accuracy" in out
+    status, out, _ = command("photos", *SMALL, "--epochs", 2, "--batch-size", 64, "-o", "large", data=False)
+    assert status == 0
+    assert "note: a batch of 64 is more than there are images to train on, so a batch has 48" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_share_of_unreadable_images_is_left_out(command, images, tmp_path, workers):
+    folder = shutil.copytree(images, tmp_path / "broken")
+    for name in ("train/dark/0.png", "val/bright/1.png"):
+        (folder / name).write_bytes(b"no image")
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--workers", workers]
+    status, out, err = command(*options, "--data", folder, "--max-bad", 0.2)
+    assert status == 0 and err.count("it is left out") == 2 == err.count("\n")
+    assert "on 5 images" in out
+
+
+def test_the_best_weights_and_the_last_ones(command, tmp_path):
+    options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 8, "--learning-rate", 0.2]
+    status, out, _ = command(*SMALL, *options, "-o", "run")
+    rows, best = log_of("run"), best_epoch("run")
+    assert status == 0 and [row["epoch"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in rows] == list(range(3, 25, 3)) and rows[-1]["learning_rate"] == 0
+    assert f"images, the best epoch's ({best['epoch']:.0f})" in out and "images, the last epoch's (8)" in out
+    for name, row in (("model", best), ("model_last", rows[-1])):
+        _, measured, _ = command("--pretrained", f"run/{name}.pdparams", "--eval-only")
+        assert measured == f"accuracy {row['val_accuracy']:.2%} on 6 images, loss {row['val_loss']:.4f}\n"
+        entries = json.loads((tmp_path / "run" / f"{name}.json").read_text())["training"]
+        assert (entries["epoch"], entries["accuracy"]) == (row["epoch"], row["val_accuracy"])
+
+
+def test_a_run_that_has_ended_goes_on(command, tmp_path):
+    """Killed within its new epochs, it ends where it would have without that."""
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "--ema", "-o", "run")
+    before = log_of("run")
+    for epochs in (1, 0):
+        status, _, err = command("--resume", "run", "--epochs", epochs, data=False)
+        assert status == 2 and err.count("\n") == 1
+    assert "--epochs 1 can" not in err and "must be 1 or more" in err
+    status, out, _ = command("--resume", "run", "--epochs", 5, data=False)
+    assert status == 0 and "continued from step 6" in out and "epoch 5/5" in out
+    rows = log_of("run")
+    assert rows[:2] == before and len(rows) == 5
+    assert rows[2]["learning_rate"] > rows[3]["learning_rate"] > rows[4]["learning_rate"] == 0
+
+    shutil.copytree("run", "again")
+    for path in tmp_path.glob("again/model*"):
+        path.unlink()
+    saved_checkpoints_in("again")[0].unlink()
+    status, _, err = command("--resume", "again", "--epochs", 9, data=False)
+    assert status == 2 and "4 of 5 epochs are done: leave --epochs out, or give more once it has ended" in err
+    assert "continued from step 12" in command("--resume", "again", data=False)[1]
+    for name in ("model", "model_ema", "model_last", "model_ema_last"):
+        assert_same(f"again/{name}.pdparams", f"run/{name}.pdparams")
+    assert log_of("again") == rows
+
+
+def test_a_second_run_has_a_folder_of_its_own(command, tmp_path):
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1]
+    for _ in range(3):
+        assert command(*options)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "CondenseNet",
+        "CondenseNet-2",
+        "CondenseNet-3",
+    ]
+    os.remove("runs/CondenseNet-3/model.pdparams")
+    assert command("--model", "CondenseNet", "--resume", data=False)[0] == 0
+    assert os.path.exists("runs/CondenseNet-3/model.pdparams")
+
+
+def test_a_classifier_for_as_many_classes_is_kept(command, images):
+    """The first step's loss is that of the weights as they are."""
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
+    options = ["--batch-size", 12, "--epochs", 1, "--learning-rate", 1e-12]
+    status, _, err = command("--pretrained", "run/model.pdparams", *options, "-o", "tuned")
+    assert (status, err) == (0, "")
+    found, before = arrays("tuned/model.pdparams"), arrays("run/model.pdparams")
+    np.testing.assert_allclose(found["classifier.weight"], before["classifier.weight"], atol=1e-6)
+
+
+def test_figures_that_no_run_leaves(command):
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 2, "-o", "run")
+    path = saved_checkpoints_in("run")[0]
+    tensors, told = read_weights(path), read_metadata(path)
+    history = json.loads(told["history"])
+    for change in (
+        {"rows": history["rows"] * 9},
+        {"rows": [["x"] * 8] * 2},
+        {"rows": []},
+        {"sums": None},
+        {"best": 7},
+        {"best": -1},
+        {"best": True},
+    ):
+        write_weights(tensors, path, {**told, "history": json.dumps({**history, **change})})
+        status, _, err = command("--resume", "run", data=False)
+        assert status == 1 and "holds no figures of 2 epochs and their best weights: remove it" in err, change
+    renamed = {name.replace("best.model.", "best.other."): array for name, array in tensors.items()}
+    write_weights(renamed, path, told)
+    status, _, err = command("--resume", "run", data=False)
+    assert status == 1 and "holds best weights of 'other', which the run lacks: remove it" in err
+
+
+def test_stopped_while_an_epoch_is_evaluated(images, tmp_path):
+    """The epoch gets its row, with the figures of its training, when the run is continued."""
+    options = [*SMALL, "--recipe", "finetune", "--batch-size", "4", "--epochs", "3"]
+    finish(start(images, *options, "-o", str(tmp_path / "whole")))
+    code = (
+        "import os, signal, sys\n"
+        "from paddle_dense.commands.train import main\n"
+        "from paddle_dense.process import as_process, load_paddle\n"
+        "load_paddle()\n"
+        "from paddle_dense.training import run\n"
+        "measure, calls = run.measure_accuracy, []\n"
+        "def stopping(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return measure(*arguments)\n"
+        "run.measure_accuracy = stopping\n"
+        "as_process(main)\n"
+    )
+    folder = tmp_path / "run"
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, "--data", str(images), *options, "-o", str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+    )
+    assert stopped.returncode == 130 and "stopped and saved at step 6" in stopped.stdout, stopped.stderr
+    assert len(log_of(folder)) == 1
+    finish(start(images, "--resume", str(folder)))
+    assert log_of(folder) == log_of(tmp_path / "whole")
+    for name in ("model", "model_last"):
+        assert_same(folder / f"{name}.pdparams", tmp_path / "whole" / f"{name}.pdparams")

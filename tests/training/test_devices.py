@@ -72,7 +72,20 @@ def test_the_command_on_two_devices(tmp_path):
                 pixels = random.integers(0, 255, (32, 32, 3)).astype("uint8")
                 Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
     options = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2", "--data", "images"]
-    training = ["--recipe", "finetune", "--batch-size", "4", "--epochs", "2", "--ema", "--condense-at-end", "-o", "run"]
+    training = [
+        "--recipe",
+        "finetune",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        "--ema",
+        "--condense-at-end",
+        "-o",
+        "run",
+        "--mixup",
+        "0.2",
+    ]
     logs = launch(tmp_path, "python", "-m", "paddle_dense.training", *options, *training)
     assert "epoch 2/2" in logs[0]
     assert "model_condensed.pdparams: accuracy" in logs[0]
@@ -81,12 +94,18 @@ def test_the_command_on_two_devices(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint-00000003.safetensors",
         "checkpoint-00000006.safetensors",
+        "config.yaml",
+        "log.csv",
         "model.json",
         "model.pdparams",
         "model_condensed.json",
         "model_condensed.pdparams",
         "model_ema.json",
         "model_ema.pdparams",
+        "model_ema_last.json",
+        "model_ema_last.pdparams",
+        "model_last.json",
+        "model_last.pdparams",
     ]
 
 

@@ -71,3 +71,22 @@ def test_as_a_callback_it_follows_every_update(randomise):
 def test_the_decay_is_checked():
     with pytest.raises(ValueError, match=r"decay=1.0 must be in \[0, 1\)"):
         ModelEMA(pd_.CondenseNet(**SMALL), decay=1.0)
+
+
+def test_the_first_updates_keep_less():
+    """``min(decay, (1 + n) / (10 + n))``, as TensorFlow does with ``num_updates``; a continued average goes on so."""
+    network = paddle.nn.Linear(1, 1)
+    network.weight.set_value(paddle.zeros([1, 1]))
+    ema, expected = ModelEMA(network, 0.5, updates=0), 0.0
+    for n in range(20):
+        network.weight.set_value(paddle.full([1, 1], float(n)))
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = expected * decay + n * (1 - decay)
+        if n == 3:
+            later = ModelEMA(network, 0.5, updates=4)
+            ema.update(network)
+            later.network.set_state_dict(ema.network.state_dict())
+            ema = later
+        else:
+            ema.update(network)
+        assert ema.network.weight.item() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,48 @@
+"""The optimizers of the recipes, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+from paddle import Tensor, nn, optimizer
+from paddle.optimizer.lr import LRScheduler
+
+from paddle_dense.errors import shown
+
+# Paddle's RMSProp is that of TensorFlow 1, with epsilon under the root and the rate within the momentum.
+OPTIMIZERS: dict[str, Callable[..., optimizer.Optimizer]] = {
+    "sgd": lambda rate, **how: optimizer.Momentum(rate, momentum=0.9, use_nesterov=True, **how),
+    "rmsprop": lambda rate, **how: optimizer.RMSProp(rate, rho=0.9, epsilon=1e-3, momentum=0.9, **how),
+    "adam": lambda rate, **how: optimizer.Adam(rate, **how),
+    "adamw": lambda rate, **how: optimizer.AdamW(rate, **how),
+}
+
+
+def make_optimizer(
+    name: str, rate: LRScheduler, parameters: Sequence[Tensor], weight_decay: float, clip_norm: float | None = None
+) -> optimizer.Optimizer:
+    """An optimizer of `OPTIMIZERS`.
+
+    Args:
+        name: ``"sgd"`` (with Nesterov momentum 0.9), ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
+        rate: the learning rate at each step.
+        parameters: those that learn.
+        weight_decay: L2 penalty; decoupled from the gradient in AdamW.
+        clip_norm: gradients are scaled down where the norm of all of them together is larger.
+    """
+    how: dict[str, Any] = {"parameters": list(parameters), "weight_decay": weight_decay}
+    if clip_norm is not None:
+        how["grad_clip"] = nn.ClipGradByGlobalNorm(clip_norm)
+    return OPTIMIZERS[check_optimizer(name)](rate, **how)
+
+
+def check_optimizer(name: str) -> str:
+    """The name, if there is such an optimizer.
+
+    Raises:
+        ValueError: there is none; the message lists what there is.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {shown(name)}: choose one of {', '.join(OPTIMIZERS)}")
+    return name
