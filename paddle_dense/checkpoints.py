@@ -82,23 +82,23 @@ def load_weights(
     return [name for name in model.state_dict() if name not in loaded], [*unused, *tensors.left_out]
 
 
-def load_pretrained(model: Network, path: PathLike) -> None:
+def load_pretrained(model: Network, source: PathLike | WeightsFile) -> None:
     """Fill a preset with released weights; a classifier for another number of classes is left as it is.
 
     Args:
         model: a network that `create_model` built.
-        path: see `load_weights`.
+        source: the path of a file, see `load_weights`, or what `open_weights` read.
 
     Raises:
         WeightsError: the weights do not fit.
     """
-    file = _open_for(model, path)
+    file = source if isinstance(source, WeightsFile) else _open_for(model, source)
     tensors = _tensors_for(model, file)
     state, fresh, said = _fitted_into(model, file, tensors, fresh_classifier=True)
     if fresh:
         said.append(f"does not have the model's {model.num_classes} classes: the classifier is newly initialised")
     left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
-    _say(path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
+    _say(file.path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
     set_state(model, state)
 
 
