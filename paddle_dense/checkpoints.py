@@ -83,7 +83,10 @@ def load_weights(
 
 
 def load_pretrained(model: Network, source: PathLike | WeightsFile) -> None:
-    """Fill a preset with released weights; a classifier for another number of classes is left as it is.
+    """Fill a preset with released weights, which may have another number of classes or of channels.
+
+    A classifier for another number of classes is left as it is, and the first convolution's weights are summed or
+    repeated for another number of channels, as timm does.
 
     Args:
         model: a network that `create_model` built.
@@ -94,7 +97,7 @@ def load_pretrained(model: Network, source: PathLike | WeightsFile) -> None:
     """
     file = source if isinstance(source, WeightsFile) else _open_for(model, source)
     tensors = _tensors_for(model, file)
-    state, fresh, said = _fitted_into(model, file, tensors, fresh_classifier=True)
+    state, fresh, said = _fitted_into(model, file, tensors, adapting=True)
     if fresh:
         said.append(f"does not have the model's {model.num_classes} classes: the classifier is newly initialised")
     left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
@@ -144,7 +147,7 @@ def load_model(
         found,
         config,
         condensed=file.checkpoint is not None if condensed is None else condensed,
-        fresh_classifier=bool(config),
+        adapting=bool(config),
         allow_nonfinite=allow_nonfinite,
     )
     _say(path, [*file.warnings, *found.warnings, *fitted.warnings])
@@ -243,7 +246,7 @@ def _fitted_into(
     file: WeightsFile,
     tensors: _Tensors,
     allow_nonfinite: bool = False,
-    fresh_classifier: bool = False,
+    adapting: bool = False,
 ) -> tuple[dict[str, np.ndarray], Sequence[str], list[str]]:
     """A file's tensors in a model's form and order, names of those that the model keeps, and warnings."""
     if tensors.found is None:
@@ -253,7 +256,7 @@ def _fitted_into(
         file,
         tensors.found,
         condensed=tensors.to_be_condensed,
-        fresh_classifier=fresh_classifier,
+        adapting=adapting,
         allow_nonfinite=allow_nonfinite,
         outline=None if tensors.to_be_condensed else cast("Network", model),
     )

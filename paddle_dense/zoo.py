@@ -53,6 +53,7 @@ def create_model(name: str, pretrained: bool | PathLike = False, return_transfor
     if pretrained is True or (pretrained and _is_released(pretrained)):
         found = released(name if pretrained is True else os.fspath(pretrained))
         load_pretrained(model, found.file)
+        model.tag = found.entry["tag"]
         if model.config["in_channels"] == len(found.preprocessing.mean):
             model.preprocessing, model.input_size = found.preprocessing, found.preprocessing.input_size
     elif pretrained:
