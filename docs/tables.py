@@ -25,6 +25,7 @@ COMMANDS = {
     "python -m convert.parity": "convert.parity.__main__",
     "python -m paddle_dense info": "paddle_dense.commands.info",
     "python -m paddle_dense list": "paddle_dense.commands.list",
+    "python -m paddle_dense pull": "paddle_dense.commands.pull",
     "python -m paddle_dense.training": "paddle_dense.commands.train",
     "python -m paddle_dense.training plot": "paddle_dense.commands.plot",
     "python -m paddle_dense predict": "paddle_dense.commands.predict",

@@ -84,27 +84,28 @@ def load_weights(
     return [name for name in model.state_dict() if name not in loaded], [*unused, *tensors.left_out]
 
 
-def load_pretrained(model: Network, path: PathLike) -> None:
+def load_pretrained(model: Network, source: PathLike | WeightsFile) -> None:
     """Fill a preset with released weights, and take over their preprocessing and class names.
 
-    A classifier for another number of classes is left as it is.
+    A classifier for another number of classes is left as it is, and the first convolution's weights are summed or
+    repeated for another number of channels, as timm does.
 
     Args:
         model: a network that `create_model` built.
-        path: see `load_weights`.
+        source: the path of a file, see `load_weights`, or what `open_weights` read.
 
     Raises:
         WeightsError: the weights do not fit.
     """
-    file = _open_for(model, path)
+    file = source if isinstance(source, WeightsFile) else _open_for(model, source)
     tensors = _tensors_for(model, file)
-    state, fresh, said = _fitted_into(model, file, tensors, fresh_classifier=True)
+    state, fresh, said = _fitted_into(model, file, tensors, adapting=True)
     if fresh:
         said.append(f"does not have the model's {model.num_classes} classes: the classifier is newly initialised")
     left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
-    _say(path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
+    _say(file.path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
     set_state(model, state)
-    _describe(model, file.sidecar, path, fresh)
+    _describe(model, file.sidecar, file.path, fresh)
 
 
 def load_model(
@@ -149,7 +150,7 @@ def load_model(
         found,
         config,
         condensed=file.checkpoint is not None if condensed is None else condensed,
-        fresh_classifier=bool(config),
+        adapting=bool(config),
         allow_nonfinite=allow_nonfinite,
     )
     _say(path, [*file.warnings, *found.warnings, *fitted.warnings])
@@ -190,7 +191,8 @@ def set_description(model: Network, told: Mapping[str, Any], fresh: Collection[s
     Raises:
         ValueError: it says of either what cannot be.
     """
-    if "preprocessing" in told:
+    channels = (told.get("config") or {}).get("in_channels", model.config["in_channels"])
+    if "preprocessing" in told and channels == model.config["in_channels"]:
         model.preprocessing = Preprocessing.read(told["preprocessing"], model.config["in_channels"])
         model.input_size = model.preprocessing.input_size
     if fresh or not model.num_classes or model.features_only:
@@ -294,7 +296,7 @@ def _fitted_into(
     file: WeightsFile,
     tensors: _Tensors,
     allow_nonfinite: bool = False,
-    fresh_classifier: bool = False,
+    adapting: bool = False,
 ) -> tuple[dict[str, np.ndarray], Sequence[str], list[str]]:
     """A file's tensors in a model's form and order, names of those that the model keeps, and warnings."""
     if tensors.found is None:
@@ -304,7 +306,7 @@ def _fitted_into(
         file,
         tensors.found,
         condensed=tensors.to_be_condensed,
-        fresh_classifier=fresh_classifier,
+        adapting=adapting,
         allow_nonfinite=allow_nonfinite,
         outline=None if tensors.to_be_condensed else cast("Network", model),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 AGAIN = "download or copy it again"
 DAMAGED = f"so the file is damaged: {AGAIN}"
@@ -77,6 +78,27 @@ def shown(name: object, limit: int = 80) -> str:
     if isinstance(name, (str, bytes, int, float, type(None))):
         return repr(name)
     return f"a {type(name).__name__}"  # its repr could be without end
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What somebody may have meant by a name that is none, in brackets, with a space before it; "" for no idea.
+
+    Args:
+        name: what was given.
+        known: the names that there are.
+    """
+    known = list(known)
+    elsewhere = _ELSEWHERE.get(name)
+    nearest = [elsewhere] if elsewhere in known else get_close_matches(name, known, 1, 0.75)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+# What other libraries call an argument that networks here have.
+_ELSEWHERE = {
+    **dict.fromkeys(("in_chans", "in_channel", "input_channels", "num_input_channels", "channels"), "in_channels"),
+    **dict.fromkeys(("class_num", "class_dim", "num_class", "n_classes", "nclass", "classes"), "num_classes"),
+    "drop_rate": "dropout_rate",
+}
 
 
 def listed(names: Iterable[str]) -> str:

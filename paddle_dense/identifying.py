@@ -20,9 +20,9 @@ from paddle_dense.files.opened import WeightsFile, refuse_other_layout
 from paddle_dense.files.sidecar import network_in, sidecar_path, unreadable_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.layers.budget import Budget
-from paddle_dense.models.fitting import check_state, without_head, without_other_classifier
+from paddle_dense.models.fitting import check_state, with_other_inputs, without_head, without_other_classifier
 from paddle_dense.models.matching import Match, match
-from paddle_dense.models.network import Network, network_class
+from paddle_dense.models.network import Network, first_convolution, network_class
 from paddle_dense.models.recognise import NOTHING_STATED, Architecture, settle
 from paddle_dense.models.stated import check_stated, read_statements
 
@@ -142,7 +142,7 @@ def fit(
     overrides: Mapping[str, Any] | None = None,
     *,
     condensed: bool = True,
-    fresh_classifier: bool = False,
+    adapting: bool = False,
     allow_nonfinite: bool = False,
     settled_by: str | None = None,
     outline: Network | None = None,
@@ -154,7 +154,8 @@ def fit(
         found: the network that it holds.
         overrides: arguments of the network that the caller has changed.
         condensed: the form to return; a file in the condensed form stays in it.
-        fresh_classifier: leave out a classifier for another number of classes than the network has.
+        adapting: leave out a classifier for another number of classes than the network has, and sum or repeat the first
+            convolution's weights for another number of channels.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
         settled_by: what will settle who is right where the file states something else than the network computes, which
             is an error otherwise.
@@ -169,9 +170,15 @@ def fit(
     with naming(file.path):
         outline = outline or outlined(architecture, overrides)
         state = without_head(found.state, outline)
-        state, fresh = without_other_classifier(state, outline) if fresh_classifier else (state, [])
+        adapted: list[str] = []
+        fresh: list[str] = []
+        if adapting:
+            state, fresh = without_other_classifier(state, outline)
+            state, adapted = with_other_inputs(state, outline, first_convolution(outline))
         state = check_state(state, outline, fresh, allow_nonfinite, names)
-        said = check_stated(file.checkpoint, found.matched, architecture, outline, overrides or {}, settled_by)
+        said = adapted + check_stated(
+            file.checkpoint, found.matched, architecture, outline, overrides or {}, settled_by
+        )
         if condensed and architecture.config.get("condensed") is False:
             state, architecture = condensed_form(state, architecture)
             outline = outlined(architecture, overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -10,24 +11,31 @@ from typing import Any, Callable
 from paddle_dense.checkpoints import load_pretrained
 from paddle_dense.files.atomic import PathLike
 from paddle_dense.models import preset, presets
-from paddle_dense.pretrained import download
+from paddle_dense.pretrained import tags
+from paddle_dense.released import full_name, released, released_names
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Names of the presets that match a shell pattern, family by family.
 
     Args:
         pattern: for example ``"cdnv2*"``.
+        pretrained: those that weights can be downloaded for instead, once for each set, with its tag:
+            ``"densenet121.tv_in1k"``; the first of a preset is what `pretrained=True` takes.
     """
-    return [entry.name for entry in presets() if fnmatchcase(entry.name, pattern)]
+    names = [entry.name for entry in presets()]
+    if pretrained:
+        names = [full for name in names for full in released_names(name)]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def create_model(name: str, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any) -> Any:
     """Build a preset by name; every preset is a function of this module and of the package too, as in ppim and timm.
 
     Args:
-        name: one of `list_models`.
-        pretrained: False for fresh weights, True for the released ones (downloaded once), or a file's path.
+        name: one of `list_models`, or of ``list_models(pretrained=True)`` to choose among several sets of weights.
+        pretrained: False for fresh weights, True for the released ones (downloaded once and converted without
+            PyTorch), the path of a file of either framework, or the name of a released set.
         return_transforms: return (model, transforms), the transforms taking a PIL image to a [3, H, W] tensor.
         config: arguments of the network that replace the preset's (`num_classes`, `in_channels`, ...).
 
@@ -38,9 +46,18 @@ def create_model(name: str, pretrained: bool | PathLike = False, return_transfor
         ValueError: there is no such preset or argument; the message lists what there is.
         WeightsError: the weights do not fit the network, or none are released.
     """
-    model = preset(name).build(config)
-    if pretrained:
-        load_pretrained(model, _weights(name if pretrained is True else pretrained))
+    base, _, tag = name.partition(".")
+    model = preset(base).build(config)
+    if tag:
+        full_name(name)  # which has to be one
+    if pretrained is True or (pretrained and _is_released(pretrained)):
+        found = released(name if pretrained is True else os.fspath(pretrained))
+        load_pretrained(model, found.file)
+        model.tag = found.entry["tag"]
+        if model.config["in_channels"] == len(found.preprocessing.mean):
+            model.preprocessing, model.input_size = found.preprocessing, found.preprocessing.input_size
+    elif pretrained:
+        load_pretrained(model, pretrained)
     return (model, model.preprocessing.transforms()) if return_transforms else model
 
 
@@ -51,6 +68,8 @@ def __getattr__(name: str) -> Callable[..., Any]:
     return partial(create_model, name)
 
 
-def _weights(source: PathLike) -> PathLike:
-    """The file itself, or that of a released checkpoint's name."""
-    return source if Path(source).suffix or Path(source).exists() else download(str(source))
+def _is_released(source: PathLike) -> bool:
+    """Whether this is the name of a preset or of released weights, and not a file."""
+    name = os.fspath(source)
+    base, _, tag = name.partition(".")
+    return not Path(source).exists() and base in list_models() and (not tag or tag in tags(base))

@@ -3,7 +3,8 @@
 # The modules have `parser()` and `main(arguments)`.
 COMMANDS = {
     "info": ("paddle_dense.commands.info", "describe a weight file"),
-    "list": ("paddle_dense.commands.list", "list the presets"),
+    "list": ("paddle_dense.commands.list", "list the presets, or their released weights"),
+    "pull": ("paddle_dense.commands.pull", "download released weights"),
     "torch2paddle": ("convert.torch2paddle", "convert PyTorch checkpoints to Paddle"),
     "paddle2torch": ("convert.paddle2torch", "convert Paddle weights to PyTorch"),
     "parity": ("convert.parity.__main__", "compare a checkpoint's network in both frameworks"),

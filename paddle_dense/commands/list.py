@@ -1,9 +1,10 @@
-"""The command ``python -m paddle_dense list``: every preset, its size, and where weights for it are released."""
+"""The command ``python -m paddle_dense list``: every preset, its size, and the weights that are released for it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,41 @@ def catalogue(pattern: str = "*") -> list[dict[str, Any]]:
     Returns:
         One dict for each: `name`, `family` (the network's class), `params`, `macs` (as the family's paper counts),
         `executed_macs`, `input_size` (pixels), `note` (published figures) and `pretrained`: framework, file, source and
-        note of every released checkpoint, those in Paddle's format being what ``pretrained=True`` downloads.
+        note of every released checkpoint.
     """
     from paddle_dense.models import presets
 
     return [_entry(preset) for preset in presets() if fnmatchcase(preset.name, pattern)]
+
+
+def released_catalogue(pattern: str = "*") -> list[dict[str, Any]]:
+    """The sets of weights that ``pretrained=True`` or `paddle-dense pull` downloads, of the presets that match.
+
+    Returns:
+        One dict for each: `name` with its tag, `default` (whether ``pretrained=True`` takes it), `top1_error` (percent,
+        as published), `megabytes` (of the weights in float32), `source` and `cached`.
+    """
+    from paddle_dense.models import presets
+    from paddle_dense.pretrained import sources
+    from paddle_dense.released import is_cached, released_names
+
+    found = []
+    for preset in presets():
+        for name in released_names(preset.name):
+            if not (fnmatchcase(name, pattern) or fnmatchcase(preset.name, pattern)):
+                continue
+            first = sources(name)[0]
+            found.append(
+                {
+                    "name": name,
+                    "default": name == released_names(preset.name)[0],
+                    "top1_error": first["top1_error"],
+                    "megabytes": round((preset.size or measured(preset)).params * 4 / 1e6, 1),
+                    "source": first["source"],
+                    "cached": is_cached(name),
+                }
+            )
+    return found
 
 
 def measured(preset: Preset) -> Size:
@@ -74,18 +105,36 @@ def parser() -> Parser:
     )
     add = command.add_argument
     add("pattern", nargs="?", default="*", metavar="PATTERN", help="only names that match, such as 'cdnv2*'")
+    add("--pretrained", action="store_true", help="list the weights that can be downloaded instead, set by set")
     add("--json", action="store_true", help="print one JSON object for each preset")
     return command
 
 
 def _run(args: argparse.Namespace) -> int:
-    entries = catalogue(args.pattern)
+    entries = released_catalogue(args.pattern) if args.pretrained else catalogue(args.pattern)
     if not entries:
-        raise WeightsError(f"no preset matches {args.pattern!r}: leave the pattern out to see all of them")
+        what = "no released weights match" if args.pretrained else "no preset matches"
+        raise WeightsError(f"{what} {args.pattern!r}: leave the pattern out to see all of them")
     if args.json:
         for entry in entries:
             print(json.dumps(entry))
-        return OK
+    elif args.pretrained:
+        _print_released(entries)
+    else:
+        _print_presets(entries)
+    return OK
+
+
+def _print_released(entries: Sequence[Mapping[str, Any]]) -> None:
+    print(f"  {'name':<34}{'top-1 error':>12}{'size':>11}  {'cached':<8}source")
+    for entry in entries:
+        error = "-" if entry["top1_error"] is None else f"{entry['top1_error']:.2f} %"
+        mark, cached = "*" if entry["default"] else " ", "yes" if entry["cached"] else "no"
+        print(f"{mark} {entry['name']:<34}{error:>12}{entry['megabytes']:>8.1f} MB  {cached:<8}{entry['source']}")
+    print("* is what pretrained=True takes")
+
+
+def _print_presets(entries: Sequence[Mapping[str, Any]]) -> None:
     print(f"{'name':<26}{'family':<22}{'parameters':>12}{'MACs':>12}{'pixels':>8}  released for")
     for entry in entries:
         frameworks = ", ".join(dict.fromkeys(released["framework"] for released in entry["pretrained"]))
@@ -93,7 +142,6 @@ def _run(args: argparse.Namespace) -> int:
             f"{entry['name']:<26}{entry['family']:<22}{entry['params']:>12,}{entry['macs'] / 1e6:>10,.1f} M"
             f"{entry['input_size']:>8}  {frameworks or '-'}"
         )
-    return OK
 
 
 main = partial(run, parser, _run)

@@ -315,6 +315,16 @@ def turn(folder: PathLike) -> Iterator[bool]:
         yield alone
 
 
+@contextmanager
+def locked(folder: PathLike, patience: float) -> Iterator[bool]:
+    """Hold a folder's lock; False where it cannot be had within so many seconds. Signals come through meanwhile."""
+    with ExitStack() as closing:
+        held = False
+        with suppress(OSError):
+            held = _lock(_opened(folder, closing), patience)
+        yield held
+
+
 def _opened(path: PathLike, closing: ExitStack, flags: int = 0) -> int:
     handle = os.open(path, os.O_RDONLY | flags)
     closing.callback(os.close, handle)

@@ -230,21 +230,30 @@ class EfficientNetCondConv(Network):
         features = scaled_channels(HEAD_CHANNELS, channel_multiplier)
         self.conv_head = _conv(channels, features)
         self.bn2 = nn.BatchNorm2D(features, epsilon=bn_eps)
+        self.dropout = nn.Dropout(drop_rate)
         if num_classes:
-            self.dropout = nn.Dropout(drop_rate)
             self.classifier = _linear(features, num_classes, 1.0 / sqrt(num_classes))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if not self.features_only:
+            return self.forward_head(self.forward_features(x))
         x = F.silu(self.bn1(self.conv_stem(x)))
         pyramid = []
         for index, stage in enumerate(self.blocks):
             x = stage(x)
             if index in _LAST_OF_STRIDE:
                 pyramid.append(x)
-        if self.features_only:
-            return pyramid
-        x = F.silu(self.bn2(self.conv_head(x))).mean([2, 3])
-        return self.classifier(self.dropout(x)) if self.num_classes else x
+        return pyramid
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = F.silu(self.bn1(self.conv_stem(x)))
+        for stage in self.blocks:
+            x = stage(x)
+        return F.silu(self.bn2(self.conv_head(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean([2, 3])
+        return self.classifier(self.dropout(x)) if self.num_classes and not pre_logits else x
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:

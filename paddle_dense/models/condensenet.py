@@ -107,6 +107,21 @@ class DenseFeatures(nn.Sequential):
         self.add_sublayer("norm_last", nn.BatchNorm2D(channels))
         self.add_sublayer("relu_last", nn.ReLU())
 
+    def maps(self, x: Tensor) -> Tensor:
+        """The output of the last block, after the last BN and ReLU."""
+        for name, layer in self.named_children():
+            if name == "pool_last":
+                break
+            x = layer(x)
+        return x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What follows after `maps`, as [N, C]."""
+        names = list(self._sub_layers)
+        for name in names[names.index("pool_last") :]:
+            x = self._sub_layers[name](x)
+        return x.flatten(1)
+
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """The output of each block, the last one after the last BN and ReLU."""
         pyramid = []
@@ -202,6 +217,13 @@ class CondenseNet(Network):
             return self.features.pyramid(x)
         x = self.features(x).flatten(1)
         return self.classifier(x) if self.num_classes else x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features.maps(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.features.pooled(x)
+        return self.classifier(x) if self.num_classes and not pre_logits else x
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:

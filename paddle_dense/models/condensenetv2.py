@@ -154,6 +154,13 @@ class CondenseNetV2(Network):
         x = self.fc_act(self.fc(self.features(x).flatten(1)))
         return self.classifier(x) if self.num_classes else x
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features.maps(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.fc_act(self.fc(self.features.pooled(x)))
+        return self.classifier(x) if self.num_classes and not pre_logits else x
+
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""

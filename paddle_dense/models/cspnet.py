@@ -308,7 +308,13 @@ class CSPNet(Network):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
             return self._pyramid(x)
-        return self.head(self.stages(self.stem(x)))
+        return self.head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head.flatten(self.head.pool(x)) if pre_logits else self.head(x)
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
         """The stem's convolution and the output of each stage."""

@@ -225,8 +225,14 @@ class DenseBackbone(Network):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
             return self._pyramid(x)
-        x = self.pool5(self.relu5(self.features(x))).flatten(1)
-        return self.classifier(x) if self.num_classes else x
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.relu5(self.features(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pool5(x).flatten(1)
+        return self.classifier(x) if self.num_classes and not pre_logits else x
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
         """The stem and the output of each block, the last one after norm5 and ReLU."""

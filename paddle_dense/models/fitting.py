@@ -164,6 +164,31 @@ def without_head(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, 
     return {name: value for name, value in state.items() if not name.startswith(absent)}
 
 
+def with_other_inputs(
+    state: Mapping[str, np.ndarray], model: nn.Layer, first: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The first convolution of three channels made one of the model's; and what was done, one sentence.
+
+    As timm does: for one channel the weights are summed over the three, which is right for grey images given as three
+    equal channels; for others they are repeated, and scaled so that the sums stay as large.
+
+    Args:
+        state: the file's tensors.
+        model: the network, or its outline.
+        first: name of the weight that reads the images.
+    """
+    weight, channels = state.get(first), model.config["in_channels"]
+    if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or channels == 3:
+        return dict(state), []
+    if channels == 1:
+        adapted, how = weight.sum(axis=1, keepdims=True), "summed"
+    else:
+        repeated = np.tile(weight, (1, -(-channels // 3), 1, 1))[:, :channels]
+        adapted, how = repeated * np.asarray(3 / channels, weight.dtype), "repeated and scaled"
+    said = f"takes images of 3 channels and the model of {channels}: the weights of {quoted(first)} were {how}"
+    return {**state, first: adapted}, [said]
+
+
 def without_other_classifier(
     state: Mapping[str, np.ndarray], model: nn.Layer
 ) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
-from paddle import nn
+from paddle import LazyGuard, Tensor, nn
 from paddle.utils import unique_name
 
 from paddle_dense.data import Preprocessing
+from paddle_dense.errors import did_you_mean
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.budget import check_budget
 from paddle_dense.models.arguments import check_arguments
@@ -73,6 +74,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
         feature_strides: pixels of the image for each pixel of it.
         preprocessing: how images are prepared for it.
         classes: the name of each class, by number, where they are known.
+        tag: which of the released sets its weights are, as in ``densenet121.tv_in1k``.
         spellings: what other code calls its tensors.
         aliases: older names of single layers, theirs and ours, as rows of a `Spelling`; they hold in every spelling.
         anchors: tensors by which the network is found in a file, under whatever prefix; one of them is enough.
@@ -91,6 +93,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
     preprocessing: Preprocessing
     classes: Sequence[str] | None = None
     parameter_prefix: str | None = None
+    tag: str | None = None
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Record the arguments.
@@ -128,6 +131,77 @@ class Network(nn.Layer, metaclass=_NamesParameters):
         self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
         check_budget(self.config["in_channels"])
         self.preprocessing = Preprocessing.for_network(input_size, self.config["in_channels"])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> what the head reads, [N, C, H', W'], after the last normalisation and activation.
+
+        `forward_head` makes logits of it. A network that was built with ``features_only`` has no head to read it.
+        """
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` returned -> [N, num_classes].
+
+        Args:
+            x: [N, C, H', W'].
+            pre_logits: return what the classifier reads, [N, features], as a network without a classifier does.
+        """
+        raise NotImplementedError
+
+    def get_classifier(self) -> nn.Layer:
+        """The layer that tells the classes apart; `paddle.nn.Identity` where there is none."""
+        owner, leaf = self._place_of_classifier()
+        return owner._sub_layers.get(leaf) or nn.Identity() if owner is not None else nn.Identity()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier in the classifier's place; the network is otherwise the same.
+
+        Args:
+            num_classes: classes; 0 takes the classifier out.
+
+        Raises:
+            ValueError: the network has no head, or cannot have so many classes.
+        """
+        if self.features_only:
+            raise ValueError("a network with features_only=True has no classifier: build it without features_only")
+        config = {**self.config, "num_classes": num_classes}
+        with LazyGuard():
+            other = build_network(type(self).__name__, config)
+        (owner, leaf), (others, _) = self._place_of_classifier(), other._place_of_classifier()
+        owner._sub_layers.pop(leaf, None)
+        fresh = others._sub_layers.get(leaf)
+        if fresh is not None:
+            for name, parameter in fresh.named_parameters():
+                parameter.initialize()
+                parameter.name = f"{self.parameter_prefix or ''}{self.classifier_name}.{name}"
+            fresh.train() if self.training else fresh.eval()
+            owner.add_sublayer(leaf, fresh)
+        self.config, self.num_classes, self.classes = config, num_classes, None
+
+    def _place_of_classifier(self) -> tuple[Any, str]:
+        """The layer that the classifier is in, None where there is none, and its name there."""
+        *path, leaf = self.classifier_name.split(".")
+        owner: Any = self
+        for name in path:
+            owner = owner._sub_layers.get(name)
+        return owner, leaf
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's users ask of a model: how images are prepared, and the names of its first and last layers."""
+        told = self.preprocessing
+        return {
+            "architecture": self.arch,
+            "tag": self.tag,
+            "num_classes": self.num_classes,
+            "input_size": (len(told.mean), told.input_size, told.input_size),
+            "crop_pct": told.input_size / told.resize,
+            "interpolation": told.interpolation,
+            "mean": tuple(told.mean),
+            "std": tuple(told.std),
+            "first_conv": first_convolution(self).rpartition(".")[0],
+            "classifier": self.classifier_name,
+        }
 
     @staticmethod
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
@@ -257,7 +331,7 @@ def preset(name: str) -> Preset:
         ValueError: there is none; the message lists what there is.
     """
     if name not in _PRESETS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(_PRESETS)}")
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, _PRESETS)}: choose one of {', '.join(_PRESETS)}")
     return _PRESETS[name]
 
 
@@ -275,7 +349,8 @@ def network_class(arch: str) -> type[Network]:
     if arch in _PRESETS:
         return _PRESETS[arch].network
     if arch not in _NETWORKS:
-        raise ValueError(f"unknown network {arch!r}: choose one of {', '.join([*_PRESETS, *_NETWORKS])}")
+        known = [*_PRESETS, *_NETWORKS]
+        raise ValueError(f"unknown network {arch!r}{did_you_mean(arch, known)}: choose one of {', '.join(known)}")
     return _NETWORKS[arch]
 
 
@@ -295,12 +370,18 @@ def build_network(arch: str, config: Mapping[str, Any]) -> Network:
         return _PRESETS[arch].build(config)
     unknown = set(config) - set(config_keys(network))
     if unknown:
-        raise ValueError(f"{arch} takes no argument {sorted(unknown)[0]!r}: it takes {', '.join(config_keys(network))}")
+        first, known = sorted(unknown)[0], config_keys(network)
+        raise ValueError(f"{arch} takes no argument {first!r}{did_you_mean(first, known)}: it takes {', '.join(known)}")
     try:
         return network(**config)
     except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, SystemError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ValueError(f"{arch} cannot be built with the arguments {dict(config)}: {reason[0]}") from error
+
+
+def first_convolution(network: nn.Layer) -> str:
+    """Name of the weight that reads the images: the first of four dimensions."""
+    return next(name for name, tensor in network.state_dict().items() if len(tensor.shape) == 4)
 
 
 def name_parameters(network: Network) -> Network:

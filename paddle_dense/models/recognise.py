@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from paddle import LazyGuard, nn
 
-from paddle_dense.errors import WeightsError
+from paddle_dense.errors import WeightsError, did_you_mean
 from paddle_dense.layers.budget import Budget, within
 from paddle_dense.models.fitting import check_state, set_state
 from paddle_dense.models.matching import Match, match
@@ -175,7 +175,8 @@ def settle(
     for key in overrides:
         if key not in config_keys(network):
             raise ValueError(
-                f"{network.__name__} takes no argument {key!r}: it takes {', '.join(config_keys(network))}"
+                f"{network.__name__} takes no argument {key!r}{did_you_mean(key, config_keys(network))}: it takes "
+                f"{', '.join(config_keys(network))}"
             )
     if wanted:
         for key, value in differences(wanted, found):
