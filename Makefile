@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python -m convert.demo
 
 test: .venv/peers
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/peers
 	$(BIN)/python -m pytest -m slow
