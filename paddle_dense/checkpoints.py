@@ -172,9 +172,11 @@ def description(model: nn.Layer) -> dict[str, Any]:
     if not hasattr(model, "config"):
         return {}
     told: dict[str, Any] = {"arch": model.arch, "config": model.config}
-    if isinstance(model, Network):
+    # A preset built for other channels than its own has no preprocessing of its own.
+    if isinstance(model, Network) and len(model.preprocessing.mean) == model.config["in_channels"]:
         told["preprocessing"] = model.preprocessing.as_dict()
-        told.update({"classes": list(model.classes)} if model.classes is not None else {})
+    if isinstance(model, Network) and model.classes is not None:
+        told["classes"] = list(model.classes)
     return told
 
 

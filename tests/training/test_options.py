@@ -14,6 +14,7 @@ from PIL import Image
 
 paddle = pytest.importorskip("paddle")
 
+from paddle_dense import CondenseNet
 from paddle_dense.commands.train import main, parser
 from paddle_dense.files.weights import read_weights
 from paddle_dense.training.progress import Progress
@@ -134,7 +135,7 @@ def test_the_size_is_what_the_network_sees(images, tmp_path):
     settings = Settings(str(images), "finetune", model="CondenseNet", config={"stages": [1], "growth": [8]}, size=64)
     run = Run(settings, tmp_path)
     assert run.test_data[0][0].shape == (3, 64, 64)
-    own = run.network.preprocessing
+    own = CondenseNet([1], [8]).preprocessing
     assert run.preprocessing.input_size == 64 != own.input_size
     assert run.preprocessing.resize / 64 == pytest.approx(own.resize / own.input_size, rel=0.01)
 
