@@ -18,7 +18,7 @@ from paddle_dense.errors import WeightsError, listed, naming, shown
 from paddle_dense.files.layout import to_paddle, with_paddles_leaf
 from paddle_dense.files.names import COUNTER, pytorch_sign, renamed
 from paddle_dense.files.opened import AS_PYTORCHS, WeightsFile, open_weights, refuse_other_layout
-from paddle_dense.files.sidecar import names_in, sidecar_path, unreadable_sidecar, write_with_sidecar
+from paddle_dense.files.sidecar import names_in, network_in, sidecar_path, unreadable_sidecar, write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
 from paddle_dense.identifying import Identified, fit, identify
 from paddle_dense.layers.choices import learned_layers
@@ -193,9 +193,10 @@ def set_description(model: Network, told: Mapping[str, Any], fresh: Collection[s
     Raises:
         ValueError: it says of either what cannot be.
     """
-    channels = (told.get("config") or {}).get("in_channels", model.config["in_channels"])
-    if "preprocessing" in told and channels == model.config["in_channels"]:
-        model.preprocessing = Preprocessing.read(told["preprocessing"], model.config["in_channels"])
+    channels, described = model.config["in_channels"], network_in(told)
+    is_for_others = described is not None and described[1].get("in_channels", channels) != channels
+    if "preprocessing" in told and not is_for_others:
+        model.preprocessing = Preprocessing.read(told["preprocessing"], channels)
         model.input_size = model.preprocessing.input_size
     if fresh or not model.num_classes or model.features_only:
         return

@@ -129,6 +129,15 @@ def test_a_sidecar_that_says_what_cannot_be_is_refused(tmp_path, small, told):
         pd_.load_model(tmp_path / "net.pdparams")
 
 
+@pytest.mark.parametrize("config", [[1], "none", 3, None, {"in_channels": 1}])
+def test_a_preset_takes_the_weights_of_a_file_whose_sidecar_describes_another_network(tmp_path, config):
+    """Or none: what it says of the network is not asked for there, and preprocessing for other channels is left."""
+    whole = pd_.create_model("densenet_bc100_k12")
+    pd_.save_weights(whole, tmp_path / "net.pdparams", {"config": config})
+    model = pd_.create_model("densenet_bc100_k12", pretrained=tmp_path / "net.pdparams")
+    assert model.preprocessing == whole.preprocessing
+
+
 @pytest.fixture
 def pets(tmp_path):
     """Noise in folders train/ and val/, of three classes."""
