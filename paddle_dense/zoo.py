@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,13 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
-def create_model(name: str, pretrained: bool | PathLike = False, return_transforms: bool = False, **config: Any) -> Any:
+def create_model(
+    name: str,
+    pretrained: bool | PathLike = False,
+    return_transforms: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **config: Any,
+) -> Any:
     """Build a preset by name; every preset is a function of this module and of the package too, as in ppim and timm.
 
     Args:
@@ -37,6 +44,7 @@ def create_model(name: str, pretrained: bool | PathLike = False, return_transfor
         pretrained: False for fresh weights, True for the released ones (downloaded once and converted without
             PyTorch), the path of a file of either framework, or the name of a released set.
         return_transforms: return (model, transforms), the transforms taking a PIL image to a [3, H, W] tensor.
+        out_indices: with ``features_only=True``, the levels of the pyramid to return, by number.
         config: arguments of the network that replace the preset's (`num_classes`, `in_channels`, ...).
 
     Returns:
@@ -48,6 +56,8 @@ def create_model(name: str, pretrained: bool | PathLike = False, return_transfor
     """
     base, _, tag = name.partition(".")
     model = preset(base).build(config)
+    if out_indices is not None:
+        model.choose_levels(out_indices)
     if tag:
         full_name(name)  # which has to be one
     if pretrained is True or (pretrained and _is_released(pretrained)):

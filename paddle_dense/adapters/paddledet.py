@@ -42,7 +42,8 @@ import paddle
 from paddle import Tensor, nn
 from paddle.regularizer import L2Decay
 
-from paddle_dense.adapters.pyramid import Pyramid, check_levels
+from paddle_dense.adapters.pyramid import Pyramid
+from paddle_dense.models.network import check_levels
 
 try:
     from ppdet.core.workspace import register, serializable

@@ -8,6 +8,7 @@ from typing import Any
 
 from paddle import Tensor, nn
 
+from paddle_dense.models.network import check_levels
 from paddle_dense.zoo import create_model
 
 
@@ -49,15 +50,3 @@ class Pyramid(nn.Layer):
     def forward(self, x: Tensor) -> list[Tensor]:
         features = self.network(x)
         return [features[level] for level in self.levels]
-
-
-def check_levels(arch: str, levels: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The levels as a list, if the network has them all; ValueError otherwise."""
-    levels = list(levels)
-    known = range(len(strides))
-    if not levels or levels != sorted(set(levels)) or not set(levels) <= set(known):
-        raise ValueError(
-            f"{arch} has no levels {levels}: give ascending ones of {list(known)}, which have the strides "
-            f"{list(strides)}"
-        )
-    return levels

@@ -243,7 +243,7 @@ class EfficientNetCondConv(Network):
             x = stage(x)
             if index in _LAST_OF_STRIDE:
                 pyramid.append(x)
-        return pyramid
+        return self.chosen(pyramid)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = F.silu(self.bn1(self.conv_stem(x)))

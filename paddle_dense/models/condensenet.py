@@ -214,7 +214,7 @@ class CondenseNet(Network):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
-            return self.features.pyramid(x)
+            return self.chosen(self.features.pyramid(x))
         x = self.features(x).flatten(1)
         return self.classifier(x) if self.num_classes else x
 

@@ -150,7 +150,7 @@ class CondenseNetV2(Network):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
-            return self.features.pyramid(x)
+            return self.chosen(self.features.pyramid(x))
         x = self.fc_act(self.fc(self.features(x).flatten(1)))
         return self.classifier(x) if self.num_classes else x
 

@@ -307,7 +307,7 @@ class CSPNet(Network):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
-            return self._pyramid(x)
+            return self.chosen(self._pyramid(x))
         return self.head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:

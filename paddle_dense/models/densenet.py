@@ -224,7 +224,7 @@ class DenseBackbone(Network):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
-            return self._pyramid(x)
+            return self.chosen(self._pyramid(x))
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import gc
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -19,6 +19,7 @@ from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers.budget import check_budget
 from paddle_dense.models.arguments import check_arguments
 
+_T = TypeVar("_T")
 _NETWORKS: dict[str, type[Network]] = {}
 _PRESETS: dict[str, Preset] = {}
 _named: WeakSet[Network] = WeakSet()
@@ -69,6 +70,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
         parameter_prefix: how Paddle's names of its parameters begin, once `name_parameters` has given them.
         num_classes: classes; 0 for none.
         features_only: whether it returns the pyramid instead of logits.
+        out_indices: which levels of the pyramid it returns, by number; all of them unless chosen.
         input_size: side of the images that it was made for, in pixels.
         feature_channels: channels of each tensor of the pyramid.
         feature_strides: pixels of the image for each pixel of it.
@@ -94,6 +96,7 @@ class Network(nn.Layer, metaclass=_NamesParameters):
     classes: Sequence[str] | None = None
     parameter_prefix: str | None = None
     tag: str | None = None
+    out_indices: Sequence[int] | None = None
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Record the arguments.
@@ -131,6 +134,25 @@ class Network(nn.Layer, metaclass=_NamesParameters):
         self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
         check_budget(self.config["in_channels"])
         self.preprocessing = Preprocessing.for_network(input_size, self.config["in_channels"])
+
+    def choose_levels(self, out_indices: Sequence[int]) -> None:
+        """Return only some levels of the pyramid from now on; their channels and strides are the network's then.
+
+        Args:
+            out_indices: places in `feature_strides`, ascending, from the end where negative, as in timm.
+
+        Raises:
+            ValueError: the network returns logits, or has no such levels.
+        """
+        if not self.features_only:
+            raise ValueError("out_indices chooses among the levels of the pyramid: give features_only=True with it")
+        self.out_indices = check_levels(self.arch, out_indices, self.feature_strides)
+        self.feature_channels = self.chosen(self.feature_channels)
+        self.feature_strides = self.chosen(self.feature_strides)
+
+    def chosen(self, levels: Sequence[_T]) -> list[_T]:
+        """What `out_indices` leaves of the levels of the pyramid."""
+        return list(levels) if self.out_indices is None else [levels[index] for index in self.out_indices]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> what the head reads, [N, C, H', W'], after the last normalisation and activation.
@@ -207,6 +229,22 @@ class Network(nn.Layer, metaclass=_NamesParameters):
     def recognise(state: Mapping[str, np.ndarray]) -> Recognised | None:
         """Read the constructor's arguments from a state_dict in Paddle's layout; None if it is another network's."""
         raise NotImplementedError
+
+
+def check_levels(arch: str, levels: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """The places of these levels of a pyramid, from the end where negative.
+
+    Raises:
+        ValueError: it has no such levels, or they are not in ascending order.
+    """
+    known = range(len(strides))
+    found = [level + len(strides) if level < 0 else level for level in levels]
+    if not found or found != sorted(set(found)) or not set(found) <= set(known):
+        raise ValueError(
+            f"{arch} has no levels {list(levels)}: give ascending ones of {list(known)}, which have the strides "
+            f"{list(strides)}"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def test_pretrained_takes_the_file_of_a_whole_network(randomise, difference, tmp
     assert not any(name.startswith("classifier.") for name in loaded)
 
 
-@pytest.mark.parametrize("levels", [[], [5], [-1], [3, 2], [2, 2]])
+@pytest.mark.parametrize("levels", [[], [5], [-6], [3, 2], [2, 2]])
 def test_levels_that_are_not_there_are_an_error(levels):
     with pytest.raises(ValueError, match=r"cdnv2_a has no levels .* give ascending ones of \[0, 1, 2, 3, 4\]"):
         Pyramid("cdnv2_a", levels=levels)

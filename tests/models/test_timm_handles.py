@@ -73,6 +73,38 @@ def test_without_a_head_there_is_no_classifier():
         model.reset_classifier(3)
 
 
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("out_indices", [(1, 3), (-2, -1), (4,)])
+def test_levels_are_chosen_as_timm_chooses_them(name, out_indices):
+    timm = peer("timm")
+    theirs = timm.create_model(name, features_only=True, out_indices=out_indices).eval()
+    ours = evaluating(create_model(name, features_only=True, out_indices=out_indices))
+    channels, strides = theirs.feature_info.channels(), theirs.feature_info.reduction()
+    assert (ours.feature_channels, ours.feature_strides) == (channels, strides)
+    shapes = [[1, channel, 64 // stride, 64 // stride] for channel, stride in zip(channels, strides)]
+    assert [list(level.shape) for level in ours(paddle.zeros([1, 3, 64, 64]))] == shapes
+
+
+@EVERY
+def test_chosen_levels_are_those_of_the_whole_pyramid(kind, randomise):
+    model = randomise(small(kind, features_only=True))
+    model.eval()
+    x = images(model)
+    with paddle.no_grad():
+        whole = [level.numpy() for level in model(paddle.to_tensor(x))]
+        model.choose_levels([0, -1])
+        chosen = [level.numpy() for level in model(paddle.to_tensor(x))]
+    assert len(chosen) == len(model.feature_channels) == len(model.feature_strides) == 2
+    assert np.array_equal(chosen[0], whole[0]) and np.array_equal(chosen[1], whole[-1])
+
+
+def test_levels_are_those_of_a_pyramid_that_are_there():
+    with pytest.raises(ValueError, match=r"densenet121 has no levels \[5\]: give ascending ones of \[0, 1, 2, 3, 4\]"):
+        create_model("densenet121", features_only=True, out_indices=[5])
+    with pytest.raises(ValueError, match="among the levels of the pyramid: give features_only=True with it"):
+        create_model("cdnv2_a", out_indices=[1])
+
+
 @pytest.mark.parametrize("name", ["densenet121", "cspresnet50", "cdnv2_a", "condensenet50", "tf_efficientnet_cc_b0_4e"])
 def test_pretrained_cfg_is_the_presets(name):
     model = create_model(name)
