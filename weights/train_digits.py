@@ -23,6 +23,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,13 +97,13 @@ def train(images: Tensor, labels: Tensor, epochs: int) -> CondenseNetV2:
     return net.eval()
 
 
-def condense(net: CondenseNetV2) -> CondenseNetV2:
-    """The same network in the condensed form."""
+def condense(net: CondenseNetV2, config: dict[str, Any]) -> CondenseNetV2:
+    """The same network, which was made with the same config, in the condensed form."""
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     arrays = condense_state(
         state, lambda name: (condense_sfr if name.endswith(".sfr") else condense_lgc, GROUPS, GROUPS)
     )
-    condensed = CondenseNetV2(**CONFIG, condensed=True)
+    condensed = CondenseNetV2(**config, condensed=True)
     condensed.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
     return condensed.eval()
 
@@ -128,7 +129,7 @@ def main() -> None:
     net = train(torch.from_numpy(digits.train_images), torch.from_numpy(digits.train_labels), options.epochs)
     print(f"trained in {time.perf_counter() - start:.0f} s")
 
-    condensed = condense(net)
+    condensed = condense(net, CONFIG)
     images, labels = torch.from_numpy(digits.test_images), torch.from_numpy(digits.test_labels)
     with torch.no_grad():
         logits = {"trained": net(images), "condensed": condensed(images)}
