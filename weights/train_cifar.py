@@ -1,4 +1,4 @@
-"""Train `cdnv2_cifar10.pth`: a small CondenseNet V2 (PyTorch) that names what is on 32x32 colour photographs.
+"""Train `cdnv2_cifar10.pth`: a small CondenseNet V2 (PyTorch) that names what 32x32 colour photographs show.
 
     OMP_WAIT_POLICY=passive PYTHONPATH=. python weights/train_cifar.py CIFAR-10-images
 
@@ -63,7 +63,7 @@ def load(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Shift each picture of [N, 3, H, W] by up to 4 pixels, what moves in is the mean colour, and mirror half of them."""
+    """Shift each image of [N, 3, H, W] by up to 4 pixels, over the mean colour, and mirror half of them."""
     number, _, height, width = images.shape
     padded = F.pad(images, [PADDING] * 4)
     top, left = torch.randint(2 * PADDING + 1, (2, number, 1))

@@ -105,6 +105,12 @@ def parser() -> Parser:
     add("--clip-norm", type=float, metavar="NORM", help="scale gradients down whose norm is larger")
     add("--accumulate", type=int, metavar="BATCHES", help="add up the gradients of so many batches for an update")
     add("--freeze", metavar="PATTERN,...", help="parameters that do not learn; backbone for all but the classifier")
+    add(
+        "--layer-decay",
+        type=float,
+        metavar="FACTOR",
+        help="of a block's learning rate for the block before it, so that the first layers change least; 0.75 is usual",
+    )
     add("--patience", type=int, metavar="EPOCHS", help="end after so many epochs without a better one")
     add("--class-weights", metavar="WEIGHTS", help="balanced, or a number for each class as 1,2.5,1")
     add("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")

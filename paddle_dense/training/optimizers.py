@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Callable
 
@@ -35,6 +36,34 @@ def make_optimizer(
     if clip_norm is not None:
         how["grad_clip"] = nn.ClipGradByGlobalNorm(clip_norm)
     return OPTIMIZERS[check_optimizer(name)](rate, **how)
+
+
+def decay_rates(network: nn.Layer, decay: float) -> None:
+    """Let each block learn more slowly than the one after it: its learning rate is the next one's times `decay`.
+
+    What stands before the first block counts as one, and so does what stands after the last one, with the classifier,
+    which has the full rate.
+
+    Args:
+        network: one of this package.
+        decay: in (0, 1]; timm's ``--layer-decay`` over its coarse groups.
+    """
+    named = list(network.named_parameters())
+    blocks = sorted({int(block[1]) for name, _ in named if (block := _BLOCK.match(name))})
+    place = 0
+    for name, parameter in named:
+        block = _BLOCK.match(name)
+        if block:
+            place = 1 + blocks.index(int(block[1]))
+        elif place and not name.startswith(_WITH_THE_LAST):
+            place = 1 + len(blocks)
+        parameter.optimize_attr["learning_rate"] = decay ** (1 + len(blocks) - place)
+
+
+# The blocks of every network here, in the names of its parameters. As in timm, a transition goes with the block before
+# it, and the last convolution of EfficientNets with their last block.
+_BLOCK = re.compile(r"(?:features\.(?:denseblock|transition)_?|stages\.|blocks\.)(\d+)\.")
+_WITH_THE_LAST = ("conv_head.", "bn2.")
 
 
 def check_optimizer(name: str) -> str:

@@ -49,7 +49,7 @@ from paddle_dense.training.ema import ModelEMA
 from paddle_dense.training.freezing import freeze
 from paddle_dense.training.history import EarlyStopping, History
 from paddle_dense.training.mixing import Mixing, SharedLoss, WeightedCrossEntropy, class_weights
-from paddle_dense.training.optimizers import check_optimizer, make_optimizer
+from paddle_dense.training.optimizers import check_optimizer, decay_rates, make_optimizer
 from paddle_dense.training.progress import Curves, Progress
 from paddle_dense.training.recipes import Recipe, recipe
 from paddle_dense.training.resume import OLDER, Checkpoints, Saved, StepSeeds
@@ -76,6 +76,7 @@ class Settings:
         optimizer, weight_decay, label_smoothing, mixup, cutmix, clip_norm: in place of the recipe's.
         accumulate: batches whose gradients are added up for an update.
         freeze: what does not learn, see `paddle_dense.training.freezing`.
+        layer_decay: what each block's learning rate is multiplied with for the block before it.
         patience: the run ends after so many epochs without a better one.
         class_weights: ``"balanced"``, or a number for each class.
 
@@ -105,6 +106,7 @@ class Settings:
     clip_norm: OptionalFactor = None
     accumulate: Count = 1
     freeze: OptionalText = None
+    layer_decay: OptionalShare = None
     patience: OptionalCount = None
     class_weights: OptionalText = None
 
@@ -186,6 +188,8 @@ class Run:
         self.network = saved.build_network() if saved else _network(settings, self.recipe, self.train_data)
         if settings.freeze:
             freeze(self.network, settings.freeze)
+        if settings.layer_decay:
+            decay_rates(self.network, settings.layer_decay)
         self.preprocessing = _preprocessing(self.network, self.train_data, settings.size)
         # Both go with the weights, into their sidecar and into what is exported.
         self.network.preprocessing = self.preprocessing

@@ -1,6 +1,8 @@
-"""Mixup, CutMix, weighted classes, frozen layers, optimizers: against PyTorch and timm."""
+"""Mixup, CutMix, weighted classes, frozen layers, optimizers, layer-wise rates: against PyTorch and timm."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ paddle = pytest.importorskip("paddle")
 import paddle_dense as pd_
 from paddle_dense.training.freezing import freeze
 from paddle_dense.training.mixing import Mixing, SharedLoss, WeightedCrossEntropy, class_weights
-from paddle_dense.training.optimizers import OPTIMIZERS, make_optimizer
+from paddle_dense.training.optimizers import OPTIMIZERS, decay_rates, make_optimizer
 from paddle_dense.training.schedule import WarmupDecay
+from tests.helpers import random_images, small
 from tests.peers import peer
 
 RANDOM = np.random.default_rng(0)
@@ -224,3 +227,42 @@ def test_some_layers_are_frozen():
         freeze(network, "stem")
     with pytest.raises(ValueError, match="leaves nothing to train: freeze less, 'backbone' for example"):
         freeze(network, "*")
+
+
+# Learning rates of layers
+
+
+@pytest.mark.parametrize("name", ["densenet121", "cspresnet50", "cspdarknet53", "tf_efficientnet_cc_b0_4e"])
+def test_blocks_learn_at_the_rates_that_timm_gives_them(name):
+    timm = peer("timm")
+    from timm.optim import param_groups_layer_decay
+
+    theirs = timm.create_model(name)
+    matcher, names = theirs.group_matcher, {id(parameter): name for name, parameter in theirs.named_parameters()}
+    theirs.group_matcher = lambda coarse=False: matcher(coarse=True)
+    groups = param_groups_layer_decay(theirs, weight_decay=0.1, layer_decay=0.75)
+    expected = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    network = pd_.create_model(name)
+    decay_rates(network, 0.75)
+    found = {name: parameter.optimize_attr["learning_rate"] for name, parameter in network.named_parameters()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_of_every_optimizer_is_scaled_by_layer(optimizer, randomise):
+    network = randomise(small("CSP resnet")).to(dtype="float64")
+    x = paddle.to_tensor(random_images(4, 3, 64, 64, dtype="float64"))
+    changes = []
+    for decay in (1.0, 0.1):
+        copied = copy.deepcopy(network)
+        decay_rates(copied, decay)
+        copied(x).square().sum().backward()
+        learning = {name: parameter for name, parameter in copied.named_parameters() if not parameter.stop_gradient}
+        before = {name: parameter.numpy() for name, parameter in learning.items()}
+        make_optimizer(optimizer, 0.01, list(learning.values()), 0.0).step()
+        changes.append({name: parameter.numpy() - before[name] for name, parameter in learning.items()})
+    alone, scaled = changes
+    shares = {name: np.abs(scaled[name]).max() / np.abs(alone[name]).max() for name in alone}
+    first, *_, last = shares.values()
+    assert first == pytest.approx(1e-3, rel=1e-6) and last == pytest.approx(1.0)
+    assert sorted({round(share, 6) for share in shares.values()}) == [0.001, 0.01, 0.1, 1.0]
