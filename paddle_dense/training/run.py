@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import paddle
 from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
+from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.condensing import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
@@ -411,12 +413,27 @@ def _network(settings: Settings, recipe: Recipe, data: ImageData) -> nn.Layer:
         network = build_network(name, given)
         if settings.pretrained:
             load_pretrained(network, settings.pretrained)
+    if settings.pretrained and not _tells_apart(network, data.classes):
+        network.reset_classifier(network.num_classes)
+        warnings.warn(
+            f"{settings.pretrained}: its classes have other names than those of {settings.data}: the classifier is "
+            f"newly initialised",
+            stacklevel=2,
+        )
     if network.config["in_channels"] != data.in_channels:
         raise WeightsError(
             f"{settings.pretrained or network.arch} takes images of {network.config['in_channels']} channels and "
             f"{settings.data} has {data.in_channels}: take another network or other data"
         )
     return network
+
+
+def _tells_apart(network: nn.Layer, classes: Sequence[str]) -> bool:
+    """Whether a network's classes are these, in this order, as far as it is known what they are called."""
+    if network.classes is None or len(network.classes) != len(classes):
+        return True
+    synsets = [entry.synset for entry in imagenet()]
+    return list(classes) in (list(network.classes), synsets if list(network.classes) == imagenet_classes() else None)
 
 
 def _preprocessing(network: nn.Layer, data: ImageData, size: int | None) -> Preprocessing:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,6 +440,29 @@ def test_a_classifier_for_as_many_classes_is_kept(command, images):
     assert (status, err) == (0, "")
     found, before = arrays("tuned/model.pdparams"), arrays("run/model.pdparams")
     np.testing.assert_allclose(found["classifier.weight"], before["classifier.weight"], atol=1e-6)
+
+
+def test_a_classifier_for_other_classes_is_not_kept(command, images):
+    """As many classes under other names are other classes."""
+    command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
+    path = Path("run/model.pdparams")
+    told = json.loads(path.with_suffix(".json").read_text())
+    options = ["--batch-size", 12, "--epochs", 1, "--learning-rate", 1e-12]
+    path.with_suffix(".json").write_text(json.dumps({**told, "classes": told["classes"][::-1]}))
+    with pytest.warns(
+        UserWarning, match="run/model.pdparams: its classes have other names than those of .*: the class"
+    ):
+        assert command("--pretrained", path, *options, "-o", "tuned")[0] == 0
+    found, before = arrays("tuned/model.pdparams"), arrays(path)
+    assert np.abs(found["classifier.weight"] - before["classifier.weight"]).max() > 1e-3
+    name = next(iter(before))
+    np.testing.assert_allclose(found[name], before[name], atol=1e-6)
+    del told["classes"]  # as long as nobody knows what they are called, they may be these
+    path.with_suffix(".json").write_text(json.dumps(told))
+    assert command("--pretrained", path, *options, "-o", "kept")[0] == 0
+    np.testing.assert_allclose(
+        arrays("kept/model.pdparams")["classifier.weight"], before["classifier.weight"], atol=1e-6
+    )
 
 
 def test_figures_that_no_run_leaves(command):
