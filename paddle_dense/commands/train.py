@@ -312,16 +312,19 @@ def _write_config(settings: Settings, folder: Path) -> None:
 def _introduce(run: Run, args: Any) -> None:
     import paddle
 
+    from paddle_dense.profiling import profile
+
     settings, network = run.settings, run.network
     if settings.amp and paddle.get_device().startswith("cpu"):
         _say("note: Paddle has no half precision on a CPU, so --amp changes nothing here")
     wanted = settings.batch_size or run.recipe.batch_size
     if run.batch_size < wanted:
         _say(f"note: a batch of {wanted} is more than there are images to train on, so a batch has {run.batch_size}")
-    parameters = sum(parameter.size for parameter in network.parameters())
+    side = run.preprocessing.input_size
+    found = profile(network, (run.train_data.in_channels, side, side))
     start = f", continued from step {run.saved.step}" if run.saved else ""
     _say(
-        f"{network.arch}, {parameters:,} parameters, on {settings.data}: {len(run.train_data):,} images of "
+        f"{network.arch}, {found}, on {settings.data}: {len(run.train_data):,} images of "
         f"{len(run.train_data.classes)} classes, {len(run.test_data):,} to test on, recipe {settings.recipe}{start}"
     )
 

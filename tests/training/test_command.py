@@ -432,6 +432,12 @@ def test_a_second_run_has_a_folder_of_its_own(command, tmp_path):
     assert os.path.exists("runs/CondenseNet-3/model.pdparams")
 
 
+def test_the_numbers_of_the_network_are_those_of_profile(command):
+    _, out, _ = command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
+    network = pd_.load_model("run/model.pdparams")
+    assert out.startswith(f"{network.arch}, {pd_.profile(network)}, on ")
+
+
 def test_a_classifier_for_as_many_classes_is_kept(command, images):
     """The first step's loss is that of the weights as they are."""
     command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
