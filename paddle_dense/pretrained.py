@@ -44,6 +44,11 @@ def manifest() -> list[dict[str, Any]]:
     return json.loads((shipped_folder() / "manifest.json").read_text(encoding="utf-8"))["entries"]
 
 
+def shipped_path(entry: Entry) -> Path | None:
+    """Where this package has a file of the manifest that it ships itself; None for one that is elsewhere."""
+    return None if entry["url"] or entry["page"] else shipped_folder() / entry["file"]
+
+
 def tags(name: str) -> list[str]:
     """The released sets of weights of a preset, the one that `pretrained=True` takes first.
 

@@ -6,15 +6,18 @@ then on nothing is asked of a server.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.files.atomic import PathLike
 from paddle_dense.files.opened import WeightsFile, open_weights
 from paddle_dense.files.sidecar import sidecar_path, write_with_sidecar
 from paddle_dense.identifying import fit, identify
-from paddle_dense.pretrained import alone, cache_folder, fetch, is_published, sources, tags, url_of
+from paddle_dense.models import presets
+from paddle_dense.pretrained import alone, cache_folder, fetch, is_published, shipped_path, sources, tags, url_of
 
 
 class Released(NamedTuple):
@@ -49,8 +52,8 @@ def full_name(name: str) -> str:
 
 
 def cached_path(name: str) -> Path:
-    """Where the cache has a released set of weights, or will have it."""
-    return cache_folder() / f"{full_name(name)}.pdparams"
+    """Where the cache has a released set of weights, or will have it; where this package has it, if it ships."""
+    return shipped_path(sources(name)[0]) or cache_folder() / f"{full_name(name)}.pdparams"
 
 
 def released(name: str) -> Released:
@@ -82,9 +85,16 @@ def is_cached(name: str) -> bool:
 
 
 def released_names(preset: str) -> list[str]:
-    """The released sets of a preset's weights that can be downloaded, the preferred one first."""
+    """The released sets of a preset's weights that ship or can be downloaded, the preferred one first."""
     names = [f"{preset}.{tag}" for tag in tags(preset)]
-    return [name for name in names if sources(name)[0]["url"]]
+    return [name for name in names if sources(name)[0]["url"] or shipped_path(sources(name)[0])]
+
+
+def is_released(source: PathLike) -> bool:
+    """Whether this is the name of a preset, or of a released set of its weights, and not a file."""
+    name, _, tag = os.fspath(source).partition(".")
+    is_preset = any(entry.name == name for entry in presets())
+    return is_preset and (not tag or tag in tags(name)) and not os.path.exists(source)
 
 
 def _cached(path: Path, name: str) -> WeightsFile | None:

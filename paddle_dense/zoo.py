@@ -6,14 +6,12 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable
 
 from paddle_dense.checkpoints import load_pretrained
 from paddle_dense.files.atomic import PathLike
 from paddle_dense.models import preset, presets
-from paddle_dense.pretrained import tags
-from paddle_dense.released import full_name, released, released_names
+from paddle_dense.released import full_name, is_released, released, released_names
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -60,7 +58,7 @@ def create_model(
         model.choose_levels(out_indices)
     if tag:
         full_name(name)  # which has to be one
-    if pretrained is True or (pretrained and _is_released(pretrained)):
+    if pretrained is True or (pretrained and is_released(pretrained)):
         found = released(name if pretrained is True else os.fspath(pretrained))
         load_pretrained(model, found.file)
         model.tag = found.entry["tag"]
@@ -76,10 +74,3 @@ def __getattr__(name: str) -> Callable[..., Any]:
     if name.startswith("_") or name not in list_models():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return partial(create_model, name)
-
-
-def _is_released(source: PathLike) -> bool:
-    """Whether this is the name of a preset or of released weights, and not a file."""
-    name = os.fspath(source)
-    base, _, tag = name.partition(".")
-    return not Path(source).exists() and base in list_models() and (not tag or tag in tags(base))

@@ -67,8 +67,9 @@ def parser() -> Parser:
     add("--recipe", help="how to train (default: by the data; finetune with --pretrained)")
     add(
         "--pretrained",
-        metavar="FILE",
-        help="begin with these weights; the classifier is new unless it has as many classes as the data",
+        metavar="WEIGHTS",
+        help="begin with these: a file, or a name as in list --pretrained; the classifier is new unless it has the "
+        "classes of the data",
     )
     add(
         "-o",

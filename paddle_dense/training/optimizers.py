@@ -11,10 +11,22 @@ from paddle.optimizer.lr import LRScheduler
 
 from paddle_dense.errors import shown
 
-# Paddle's RMSProp is that of TensorFlow 1, with epsilon under the root and the rate within the momentum.
+
+class RMSPropTF(optimizer.RMSProp):
+    """Paddle's RMSProp, which has epsilon under the root and the rate within the momentum, as TensorFlow 1's has.
+
+    Its mean square begins at 1 as well, and not at 0: the first steps are small and not the largest of all.
+    """
+
+    def _add_accumulator(self, name: str, param: Tensor, *args: Any, **how: Any) -> Any:
+        if name == self._mean_square_acc_str:
+            how["fill_value"] = 1.0
+        return super()._add_accumulator(name, param, *args, **how)
+
+
 OPTIMIZERS: dict[str, Callable[..., optimizer.Optimizer]] = {
     "sgd": lambda rate, **how: optimizer.Momentum(rate, momentum=0.9, use_nesterov=True, **how),
-    "rmsprop": lambda rate, **how: optimizer.RMSProp(rate, rho=0.9, epsilon=1e-3, momentum=0.9, **how),
+    "rmsprop": lambda rate, **how: RMSPropTF(rate, rho=0.9, epsilon=1e-3, momentum=0.9, **how),
     "adam": lambda rate, **how: optimizer.Adam(rate, **how),
     "adamw": lambda rate, **how: optimizer.AdamW(rate, **how),
 }

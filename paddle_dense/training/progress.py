@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from math import isnan
 from typing import Any, Callable, cast
 
 import paddle
 from paddle import distributed
 
+from paddle_dense.errors import WeightsError
 from paddle_dense.process import Stopped
 from paddle_dense.training.accuracy import Accuracy
 from paddle_dense.training.condensation import density, learned_connections
@@ -24,6 +26,9 @@ class Progress(paddle.callbacks.Callback):
         start_step: batches done before this `fit`.
         history: is given what the batches of an epoch add up to.
         end_epoch: measures the accuracy and adds a row to the history; called on all ranks.
+
+    Raises:
+        WeightsError: in training, the loss is NaN.
     """
 
     model: paddle.Model
@@ -73,6 +78,13 @@ class Progress(paddle.callbacks.Callback):
 
     def _add(self, logs: Mapping[str, Any]) -> None:
         sums, metric = self.history.sums, cast("paddle.metric.Accuracy", self.model._metrics[0])
+        if isnan(logs["loss"][0]):
+            self._bar.close()
+            rate = cast("Any", self.model._optimizer).get_lr()
+            raise WeightsError(
+                f"the loss is no number any more at step {self.step}, with a learning rate of {rate:.2g}: start again "
+                f"with a smaller --learning-rate, or with --clip-norm 1"
+            )
         sums["loss"] += logs["loss"][0]
         sums["batches"] += 1
         sums["correct"], sums["images"] = float(metric.total[0]), float(metric.count[0])

@@ -36,6 +36,7 @@ from paddle_dense.models.arguments import (
 from paddle_dense.models.fitting import set_state
 from paddle_dense.models.network import build_network, config_keys, network_class
 from paddle_dense.process import Stopped, handling_signals
+from paddle_dense.released import is_released, released
 from paddle_dense.training.accuracy import Accuracy, measure_accuracy
 from paddle_dense.training.augment import Augmented, eval_transforms, train_transforms
 from paddle_dense.training.batches import TrainingBatches
@@ -64,10 +65,10 @@ class Settings:
 
     Attributes:
         data: `digits`, a folder of images, PaddleClas' lists, or a CIFAR archive.
-        model: preset or network; from the file's sidecar or tensors where `pretrained` is given alone.
+        model: preset or network; what `pretrained` holds where that is given alone.
         recipe: name of a recipe.
         config: arguments of the network.
-        pretrained: weight file to begin with.
+        pretrained: weights to begin with: a file, or the name of a preset or of a released set.
         epochs, batch_size, learning_rate: in place of the recipe's.
         seed: of weights, data order, augmentation, dropout and the images held out.
         val_split: share of each class to test on.
@@ -401,25 +402,23 @@ class Run:
 def _network(settings: Settings, recipe: Recipe, data: ImageData) -> nn.Layer:
     """The network of the settings, with as many outputs as the data has classes."""
     given = {"num_classes": len(data.classes), **settings.config}
-    if settings.pretrained and not settings.model:
-        network = load_model(settings.pretrained, **given)
+    source = settings.pretrained
+    if source and not settings.model and not is_released(source):
+        network = load_model(source, **given)
     else:
-        name = cast("str", settings.model)  # there is one or the other
+        name = settings.model or str(source).partition(".")[0]
         given = {"in_channels": data.in_channels, **given}
         keys = config_keys(network_class(name))
         given = {**{key: value for key, value in recipe.network.items() if key in keys}, **given}
-        if not settings.pretrained and "condensed" in keys:
+        if not source and "condensed" in keys:
             given = {"condensed": False, **given}
         network = build_network(name, given)
-        if settings.pretrained:
-            load_pretrained(network, settings.pretrained)
-    if settings.pretrained and not _tells_apart(network, data.classes):
+        if source:
+            load_pretrained(network, released(source).file if is_released(source) else source)
+    if source and not _tells_apart(network, data.classes):
         network.reset_classifier(network.num_classes)
-        warnings.warn(
-            f"{settings.pretrained}: its classes have other names than those of {settings.data}: the classifier is "
-            f"newly initialised",
-            stacklevel=2,
-        )
+        names = f"{source}: its classes have other names than those of {settings.data}"
+        warnings.warn(f"{names}: the classifier is newly initialised", stacklevel=2)
     if network.config["in_channels"] != data.in_channels:
         raise WeightsError(
             f"{settings.pretrained or network.arch} takes images of {network.config['in_channels']} channels and "

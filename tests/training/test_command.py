@@ -448,6 +448,31 @@ def test_a_classifier_for_as_many_classes_is_kept(command, images):
     np.testing.assert_allclose(found["classifier.weight"], before["classifier.weight"], atol=1e-6)
 
 
+def test_a_loss_that_is_no_number_ends_the_run(command):
+    options = ["--recipe", "finetune", "--batch-size", 4, "--epochs", 9, "--learning-rate", 1e30]
+    status, _, err = command(*SMALL, *options, "-o", "run")
+    assert status == 1 and len(err.splitlines()) == 1
+    assert "the loss is no number any more at step" in err and "with a smaller --learning-rate, or with --clip" in err
+
+
+@pytest.mark.parametrize("name", ["cdnv2_a", "cdnv2_a.ppim"])
+def test_it_begins_with_released_weights_by_name(command, tmp_path, monkeypatch, randomise, name):
+    monkeypatch.setenv("PADDLE_DENSE_HOME", str(tmp_path))
+    monkeypatch.setenv("PADDLE_DENSE_OFFLINE", "1")
+    before = randomise(pd_.create_model("cdnv2_a")).state_dict()
+    network = pd_.create_model("cdnv2_a")
+    network.set_state_dict(before)
+    pd_.save_weights(network, tmp_path / "cdnv2_a.ppim.pdparams", {"source": {"sha256": 64 * "0"}})
+    options = ["--size", 64, "--batch-size", 12, "--epochs", 1, "--learning-rate", 1e-12]
+    status, out, err = command("--pretrained", name, *options, "-o", "run")
+    assert status == 0 and "recipe finetune" in out, err
+    found = arrays("run/model.pdparams")
+    np.testing.assert_allclose(
+        found["features.init_conv.weight"], before["features.init_conv.weight"].numpy(), atol=1e-6
+    )
+    assert found["classifier.weight"].shape[-1] == 2
+
+
 def test_a_classifier_for_other_classes_is_not_kept(command, images):
     """As many classes under other names are other classes."""
     command(*SMALL, "--recipe", "finetune", "--batch-size", 4, "--epochs", 1, "-o", "run")
