@@ -2,7 +2,7 @@
 
 from paddle_dense.layers.activation import HS, activation
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
-from paddle_dense.layers.conv import Conv, conv2d, share
+from paddle_dense.layers.conv import Conv, ConvNormAct, conv2d, share
 from paddle_dense.layers.lgc import LGC, CondenseConv, CondenseLGC, LearnedGroupConv
 from paddle_dense.layers.linear import CondenseLinear, linear
 from paddle_dense.layers.se import SELayer
@@ -20,6 +20,7 @@ __all__ = [
     "CondenseLinear",
     "CondenseSFR",
     "Conv",
+    "ConvNormAct",
     "LearnedGroupConv",
     "RoutedCondConv2D",
     "SELayer",
