@@ -9,8 +9,8 @@ lie between those of the scales s-1 and s+1, so each scale of the pyramid assemb
 
 The paper compresses with Maxout, to save memory, and does not say more. What is decided here:
 
-- Every level is compressed before the concatenation, as the authors did (Darknet's tracker), and all of them to the
-  same number of channels, unless given that of the level with the fewest.
+- Every level is compressed before the concatenation, as the authors did, and all of them to the same number of
+  channels, unless given that of the level with the fewest.
 - Which channels compete is as in Darknet, with which the authors trained (see `Maxout`).
 - Finer levels come down by max pooling 2x2, coarser ones up by repeating pixels as in YOLOv3. Neither has parameters,
   and a maximum over channels is the same before and after them.
@@ -79,7 +79,7 @@ class ExactFusion(nn.Layer):
 
     Raises:
         ValueError: there are fewer than two levels, or not as many `out_channels`; a number of channels is too small,
-            or `maxout_channels` larger than one of `in_channels`.
+            or `maxout_channels` larger than one of `in_channels`; or a pyramid has other levels than these.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ExactFusion(nn.Layer):
                 f"2 or more"
             )
         compressed = min(in_channels) if maxout_channels is None else maxout_channels
-        self.out_channels = widths
+        self.in_channels, self.out_channels = list(in_channels), widths
         self.maxout = nn.LayerList(Maxout(channels, compressed) for channels in in_channels)
         self.fuse = nn.LayerList(
             nn.Sequential(
@@ -107,6 +107,12 @@ class ExactFusion(nn.Layer):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        channels = [level.shape[1] for level in pyramid]
+        if channels != self.in_channels:
+            raise ValueError(
+                f"the levels have {channels} channels, but this ExactFusion fuses levels of {self.in_channels}: give "
+                f"it those, finest first"
+            )
         levels = [maxout(level) for maxout, level in zip(self.maxout, pyramid)]
         fused = []
         for place, (own, fuse) in enumerate(zip(levels, self.fuse)):

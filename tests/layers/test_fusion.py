@@ -160,6 +160,13 @@ def test_arguments_that_make_no_fusion(arguments, message):
         ExactFusion(*arguments)
 
 
+@pytest.mark.parametrize("channels", [[4, 8], [4, 8, 16, 32], [16, 8, 4]])
+def test_a_pyramid_of_other_levels_is_refused(channels):
+    pyramid = [paddle.zeros([1, count, 16 >> place, 16 >> place]) for place, count in enumerate(channels)]
+    with pytest.raises(ValueError, match=r"fuses levels of \[4, 8, 16\]: give it those, finest first"):
+        ExactFusion([4, 8, 16], 6)(pyramid)
+
+
 @pytest.mark.parametrize("full_graph", [True, False])
 def test_fusion_in_a_static_graph(randomise, difference, full_graph):
     layer = randomise(ExactFusion(IN, OUT))
