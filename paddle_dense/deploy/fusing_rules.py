@@ -24,8 +24,8 @@ from paddle_dense.deploy.fused_layers import (
     merged_groups,
     to_array,
 )
-from paddle_dense.layers import CondenseLGC, CondenseSFR
-from paddle_dense.models import condconv, condensenet, cspnet, densenet
+from paddle_dense.layers import CondenseLGC, CondenseSFR, ConvNormAct
+from paddle_dense.models import condconv, condensenet, densenet
 from paddle_dense.surgery import Rule, Rules
 
 
@@ -146,7 +146,7 @@ _ENGINES: Rules = {
     CondenseLGC: lgc_for_engines,
     densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
     densenet.DenseLayer: _folding(("conv1", "norm2")),
-    cspnet.ConvNormAct: _folding(("conv", "bn")),
+    ConvNormAct: _folding(("conv", "bn")),
     condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
     condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
     condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),

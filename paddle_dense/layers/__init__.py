@@ -2,7 +2,8 @@
 
 from paddle_dense.layers.activation import HS, activation
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
-from paddle_dense.layers.conv import Conv, conv2d, share
+from paddle_dense.layers.conv import Conv, ConvNormAct, conv2d, share
+from paddle_dense.layers.fusion import ExactFusion, Maxout
 from paddle_dense.layers.lgc import LGC, CondenseConv, CondenseLGC, LearnedGroupConv
 from paddle_dense.layers.linear import CondenseLinear, linear
 from paddle_dense.layers.se import SELayer
@@ -20,7 +21,10 @@ __all__ = [
     "CondenseLinear",
     "CondenseSFR",
     "Conv",
+    "ConvNormAct",
+    "ExactFusion",
     "LearnedGroupConv",
+    "Maxout",
     "RoutedCondConv2D",
     "SELayer",
     "ShuffleLayer",

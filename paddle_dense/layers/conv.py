@@ -132,3 +132,35 @@ class Conv(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, self.activation(self.norm(x)))
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch normalisation and, unless `act` is False, LeakyReLU: [N, in, H, W] -> [N, out, H', W'].
+
+    Args:
+        in_channels: channels of the input, a multiple of `groups`.
+        out_channels: channels of the output, a multiple of `groups`.
+        kernel_size: side of the kernel in pixels; half of it is padded with zeros on every side.
+        stride: step of the kernel in pixels.
+        groups: number of groups of the convolution.
+        act: end with the activation.
+        slope: of the activation below 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        slope: float = 0.01,
+    ) -> None:
+        layers = [
+            ("conv", conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups)),
+            ("bn", nn.BatchNorm2D(out_channels)),
+        ]
+        if act:
+            layers.append(("act", nn.LeakyReLU(slope)))
+        super().__init__(*layers)

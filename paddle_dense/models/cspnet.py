@@ -34,7 +34,7 @@ from paddle.nn.initializer import Constant, Normal
 from paddle_dense.data import Preprocessing
 from paddle_dense.files.names import count_from_0
 from paddle_dense.files.spelling import Spelling
-from paddle_dense.layers import conv2d
+from paddle_dense.layers import ConvNormAct
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
@@ -139,27 +139,6 @@ class CSPDenseNet(DenseBackbone):
         # One block has nothing between blocks, and the modes with and without are then the same network.
         config["mode"] = "fusionfirst" if not inside else "stand" if between else "fusionlast"
         return Recognised(config)
-
-
-class ConvNormAct(nn.Sequential):
-    """Convolution, batch normalisation and, unless `act` is False, LeakyReLU: [N, in, H, W] -> [N, out, H', W']."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        act: bool = True,
-    ) -> None:
-        layers = [
-            ("conv", conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups)),
-            ("bn", nn.BatchNorm2D(out_channels)),
-        ]
-        if act:
-            layers.append(("act", nn.LeakyReLU(0.01)))
-        super().__init__(*layers)
 
 
 class Bottleneck(nn.Layer):

@@ -110,16 +110,19 @@ def paddleseg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modul
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], dict[str, Any]]:
-    """``example(adapter)``: the configuration in an adapter's docstring, in a folder that holds its weights."""
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """``example(adapter)``: the first configuration in its docstring, in a folder that holds its weights.
+
+    ``example(adapter, place)`` is one of the further ones.
+    """
     import paddle_dense as pd_
 
-    def parsed(adapter: ModuleType) -> dict[str, Any]:
+    def parsed(adapter: ModuleType, place: int = 0) -> dict[str, Any]:
         yaml = pytest.importorskip("yaml", reason="reads the example: pip install pyyaml")
         monkeypatch.chdir(tmp_path)
         pd_.save_weights(pd_.cdnv2_a(), "cdnv2_a.pdparams")
-        [block] = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", adapter.__doc__)
-        return yaml.safe_load(block)
+        blocks = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", adapter.__doc__)
+        return yaml.safe_load(blocks[place])
 
     return parsed
 

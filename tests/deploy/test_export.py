@@ -17,6 +17,7 @@ import paddle_dense as pd_
 from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, load_onnx, load_paddle
 from paddle_dense.deploy.fusing import fuse
 from paddle_dense.errors import WeightsError
+from paddle_dense.layers import ExactFusion
 from tests.helpers import answers, random_images
 
 EXTRA = "pip install paddle_dense[deploy]"
@@ -88,6 +89,21 @@ def test_onnx_files_of_every_family_take_any_batch_and_size(tmp_path, network, o
     x = random_images(3, 3, 64, 96)
     expected = answers(model, x)
     assert difference(load_onnx(files)(x), expected if isinstance(expected, list) else [expected]) < 2e-6
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+@pytest.mark.parametrize("name", ["CSPResNet", "CondenseNet"])
+def test_a_fused_pyramid_takes_odd_sizes(tmp_path, network, request, difference, name, format):
+    """Of 50x75 pixels the first network rounds the sides up at each level, and the other one down."""
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    backbone = network(name, features_only=True)
+    model = nn.Sequential(backbone, ExactFusion(backbone.feature_channels, 8))
+    model.eval()
+    files = export(model, tmp_path / "net", format)
+    for size in ((64, 96), (50, 75)):
+        x = random_images(3, 3, *size)
+        assert difference((load_onnx if format == "onnx" else load_paddle)(files)(x), answers(model, x)) < 2e-6
 
 
 def test_digits_in_onnx_with_what_they_mean(capfd, tmp_path, onnxruntime):
