@@ -1,6 +1,6 @@
 """Building blocks of the densely connected networks, one idea a file."""
 
-from paddle_dense.layers.activation import HS, activation
+from paddle_dense.layers.activation import HS, activation, silu
 from paddle_dense.layers.condconv import CondConv2D, CondConvLinear, RoutedCondConv2D
 from paddle_dense.layers.conv import Conv, ConvNormAct, conv2d, share
 from paddle_dense.layers.fusion import ExactFusion, Maxout
@@ -33,4 +33,5 @@ __all__ = [
     "conv2d",
     "linear",
     "share",
+    "silu",
 ]

@@ -13,6 +13,12 @@ class HS(nn.Layer):
         return F.hardswish(x)
 
 
+def silu(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, element by element (arXiv 1710.05941)."""
+    # The gradient of Paddle's `F.silu` is NaN on a CPU where x is below -88: it divides infinity by infinity.
+    return F.swish(x)
+
+
 _ACTIVATIONS = {"ReLU": nn.ReLU, "HS": HS}
 
 

@@ -26,6 +26,7 @@ from paddle.nn.initializer import Constant, Normal, Uniform
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.names import count_from_0
+from paddle_dense.layers import silu
 from paddle_dense.layers.condconv import RoutedCondConv2D
 from paddle_dense.models.arguments import Count, Epsilon, Factor, FromZero, Share
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
@@ -69,7 +70,7 @@ class SqueezeExcite(nn.Layer):
         self.conv_expand = _conv(reduced, channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.conv_expand(F.silu(self.conv_reduce(x.mean([2, 3], keepdim=True))))
+        gate = self.conv_expand(silu(self.conv_reduce(x.mean([2, 3], keepdim=True))))
         return x * F.sigmoid(gate)
 
 
@@ -109,7 +110,7 @@ class DepthwiseSeparable(Block):
         self.bn2 = nn.BatchNorm2D(out_channels, epsilon=bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.se(F.silu(self.bn1(self.conv_dw(x))))
+        y = self.se(silu(self.bn1(self.conv_dw(x))))
         return self.residual(x, self.bn2(self.conv_pw(y)))
 
 
@@ -145,8 +146,8 @@ class InvertedResidual(Block):
     def forward(self, x: Tensor) -> Tensor:
         # What each convolution takes beside its input.
         routing = () if self.routing_fn is None else (F.sigmoid(self.routing_fn(x.mean([2, 3]))),)
-        y = F.silu(self.bn1(self.conv_pw(x, *routing)))
-        y = F.silu(self.bn2(self.conv_dw(y, *routing)))
+        y = silu(self.bn1(self.conv_pw(x, *routing)))
+        y = silu(self.bn2(self.conv_dw(y, *routing)))
         return self.residual(x, self.bn3(self.conv_pwl(self.se(y), *routing)))
 
 
@@ -237,7 +238,7 @@ class EfficientNetCondConv(Network):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if not self.features_only:
             return self.forward_head(self.forward_features(x))
-        x = F.silu(self.bn1(self.conv_stem(x)))
+        x = silu(self.bn1(self.conv_stem(x)))
         pyramid = []
         for index, stage in enumerate(self.blocks):
             x = stage(x)
@@ -246,10 +247,10 @@ class EfficientNetCondConv(Network):
         return self.chosen(pyramid)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = F.silu(self.bn1(self.conv_stem(x)))
+        x = silu(self.bn1(self.conv_stem(x)))
         for stage in self.blocks:
             x = stage(x)
-        return F.silu(self.bn2(self.conv_head(x)))
+        return silu(self.bn2(self.conv_head(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean([2, 3])

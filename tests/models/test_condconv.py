@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from paddle_dense.errors import WeightsError
+from paddle_dense.layers import silu
 from paddle_dense.models.condconv import EfficientNetCondConv
 from paddle_dense.models.network import presets
 from paddle_dense.models.recognise import recognise
@@ -65,7 +66,7 @@ def test_the_pyramid_and_the_classifier_see_the_same_features(small, difference)
     loaded(pyramid, {name: value for name, value in arrays(network).items() if name in pyramid.state_dict()})
     x = random_images(2, 3, 64, 64)
     last = paddle.to_tensor(answers(pyramid, x)[-1])
-    pooled = paddle.nn.functional.silu(network.bn2(network.conv_head(last))).mean([2, 3])
+    pooled = silu(network.bn2(network.conv_head(last))).mean([2, 3])
     assert difference(answers(network, x), network.classifier(pooled)) == 0
 
 
