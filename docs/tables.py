@@ -166,6 +166,7 @@ README_CN = DOCS.parent / "README_cn.md"
 MEASURED = ("latency", "conversion", "training", "digits", "sizes")
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "reference" / "commands.md": {"commands": commands},
+    DOCS / "reference" / "commands.zh.md": {"commands": commands},
     DOCS / "reference" / "converter.md": {"spellings": spellings},
     DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
     README_CN: {section: partial(measured, section) for section in MEASURED},

@@ -40,9 +40,20 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_every_page_is_there(site):
-    """As a file of its own, which a browser opens without a server."""
-    for document in DOCS.rglob("*.md"):
-        assert (site / document.relative_to(DOCS)).with_suffix(".html").exists()
+    """As a file of its own, which a browser opens without a server, and in both languages."""
+    for page in [*pages(), *(f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb"))]:
+        assert (site / f"{page}.html").exists()
+        assert (site / "zh" / f"{page}.html").exists()
+
+
+def pages() -> set[str]:
+    """The pages in English: their paths without a suffix."""
+    return {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} - translated()
+
+
+def translated() -> set[str]:
+    """The pages in Chinese, PAGE.zh."""
+    return {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.zh.md")}
 
 
 @pytest.mark.slow
