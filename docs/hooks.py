@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -37,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
     """The Markdown of a notebook's page; other pages are read from their files."""
     notebook = (ROOT / page.file.src_uri).with_suffix(".ipynb")
-    return markdown(notebook) if notebook.is_file() else None
+    return rendered(notebook) if notebook.is_file() else None
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -51,13 +52,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """A Chinese page searches below its own language's folder."""
+    """A Chinese page searches below its own language's folder; no links for which the theme asks for site maps."""
+    output = re.sub(r' *<link rel="alternate"[^>]*>\n', "", output)
     return re.sub(r'"base": "\.(?:\./)?(\.[^"]*)"', r'"base": "\1"', output) if page.url.startswith("zh/") else output
 
 
 @event_priority(-200)  # after the index of both languages is written
 def on_post_build(config: MkDocsConfig) -> None:
-    """An index for each language, and the site maps, which the theme asks for and which are empty without an address."""
+    """An index for each language, and site maps, which the theme asks for; they are empty, as the site has no address."""
     site = Path(config.site_dir)
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     languages: dict[Path, list[dict[str, Any]]] = {site: [], site / "zh": []}
@@ -74,17 +76,25 @@ def on_post_build(config: MkDocsConfig) -> None:
         (folder / "sitemap.xml").write_text(NO_SITEMAP, encoding="utf-8")
 
 
-def markdown(notebook: Path) -> str:
-    """A notebook's cells and their saved outputs; images are in the text itself, nothing is run."""
+def rendered(notebook: Path) -> str:
+    """A notebook's cells and their saved outputs; images are in the text itself, nothing is run.
+
+    The first cell of code, which is the same everywhere and long, is folded.
+    """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join(part for cell in cells for part in _cell(cell))
+    setup = next(cell for cell in cells if cell["cell_type"] == "code")
+    return "\n\n".join(_folded(cell) if cell is setup else _shown(cell) for cell in cells)
 
 
-def _cell(cell: dict[str, Any]) -> list[str]:
+def _shown(cell: dict[str, Any]) -> str:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
-        return [re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", source)]
-    return [_fenced(source, "python"), *map(_output, cell["outputs"])]
+        return re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", source)
+    return "\n\n".join([_fenced(source, "python"), *map(_output, cell["outputs"])])
+
+
+def _folded(cell: dict[str, Any]) -> str:
+    return f'??? note "准备环境 / Setup"\n\n{indent(_shown(cell), "    ")}'
 
 
 def _output(output: dict[str, Any]) -> str:
