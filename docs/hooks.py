@@ -59,7 +59,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 @event_priority(-200)  # after the index of both languages is written
 def on_post_build(config: MkDocsConfig) -> None:
-    """An index for each language, and site maps, which the theme asks for; they are empty, as the site has no address."""
+    """An index for each language, and empty site maps: the theme asks for them, and the site has no address."""
     site = Path(config.site_dir)
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     languages: dict[Path, list[dict[str, Any]]] = {site: [], site / "zh": []}
@@ -108,4 +108,6 @@ def _output(output: dict[str, Any]) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    return f"```{language}\n{text.strip()}\n```" if text.strip() else ""
+    """A block in a fence that is longer than any in it."""
+    lines = text.strip("\n")
+    return f"`````{language}\n{lines}\n`````" if lines else ""
