@@ -29,6 +29,7 @@ bench: .venv/runtimes
 	$(BIN)/python -m benchmarks.growth
 
 # The site, in build/site: its tables and figures again, then the pages. It works offline.
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/docs
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/figures.py

@@ -61,6 +61,14 @@ def notebooks(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """The site, its figures again, and what is promised of it."""
+    _environment(session)
+    session.install(*PINNED, "-e", ".[cpu,test,docs]")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session(python="3.11")
 def adapters(session: nox.Session) -> None:
     """The adapters with the real PaddleClas, PaddleDetection and PaddleSeg."""
     _environment(session)

@@ -15,7 +15,15 @@ extras = {
     "train": ["scikit-learn>=1.0", "visualdl>=2.5", "pyyaml>=5.1"],
     "completion": ["shtab>=1.6"],
     "fuzz": ["atheris>=3"],
-    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "matplotlib>=3.6"],
+    "docs": [
+        "mkdocs-material>=9.5",
+        "mkdocs-static-i18n>=1.3",
+        "mkdocs-autorefs>=1.4",
+        "mkdocstrings[python]>=0.26",
+        "jieba>=0.42",
+        "matplotlib>=3.6",
+        "scikit-learn>=1.0",
+    ],
     "notebooks": ["notebook", "ipykernel>=6", "matplotlib>=3.5", "scikit-learn>=1.0"],
     "test": [
         "pytest>=7",

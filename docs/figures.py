@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import paddle_dense as pd_  # noqa: E402
+from paddle_dense.data import load_digits  # noqa: E402
+from paddle_dense.evaluation import evaluation  # noqa: E402
+from paddle_dense.explanation import grad_cam  # noqa: E402
 from paddle_dense.layers import LGC, SFR, CondConv2D, CondenseSFR  # noqa: E402
 from paddle_dense.layers.condconv import mixed_conv2d  # noqa: E402
 from paddle_dense.layers.learned import LearnedConnections, due_stage  # noqa: E402
@@ -191,6 +194,26 @@ def condconv() -> Figure:
     return figure
 
 
+def digits() -> Figure:
+    """Handwritten digits that training never saw, and where the included network looks when it names them."""
+    shown = np.linspace(0, len(load_digits().test_images) - 1, 9).astype(int)
+    images = load_digits().test_images[shown]
+    model = pd_.load_model(ROOT / "weights" / "cdnv2_digits.pdparams")
+    with evaluation(model):
+        chances = paddle.nn.functional.softmax(model(paddle.to_tensor(images))).numpy()
+    figure = Figure(figsize=(7.2, 1.9), layout="constrained")
+    panels = figure.subplots(2, len(images))
+    for image, heat, chance, (above, below) in zip(images, grad_cam(model, images), chances, panels.T):
+        above.imshow(image[0], cmap="gray_r")
+        above.set_title(f"{chance.argmax()}: {chance.max():.0%}", fontsize=9)
+        below.imshow(image[0], cmap="gray_r")
+        extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
+        below.imshow(heat, cmap="Oranges", alpha=0.65 * heat, extent=extent, interpolation="bilinear")
+    for axes in panels.flat:
+        axes.axis("off")
+    return figure
+
+
 def floors() -> Figure:
     """The floors of the source, as import-linter's contract in pyproject.toml has them: imports go down only."""
     import tomllib  # of Python 3.11; the other figures are drawn, and tested, on 3.9 too
@@ -222,6 +245,7 @@ def floors() -> Figure:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
+    "digits": digits,
     "floors": floors,
     "dense": dense,
     "lgc": lgc,

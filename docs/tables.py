@@ -69,14 +69,23 @@ def _escaped(text: str) -> str:
     return re.sub(r"([|<>*])", r"\\\1", text)
 
 
+# The networks by their papers, in the order of README.md.
+PAPERS = {
+    "CondenseNet V2": ("CondenseNetV2",),
+    "CondenseNet": ("CondenseNet",),
+    "DenseNet": ("DenseNet",),
+    "CSPNet": ("CSPDenseNet", "CSPNet"),
+    "CondConv": ("EfficientNetCondConv",),
+}
+
+
 def presets() -> str:
-    """Every preset: size, image, published figures."""
+    """Every preset, paper by paper: size, image, published figures."""
     from paddle_dense.commands.list import catalogue
 
     rows = [
         (
             f"`{entry['name']}`",
-            entry["family"],
             f"{entry['params']:,}",
             f"{entry['macs'] / 1e6:,.1f} M",
             str(entry["input_size"]),
@@ -84,27 +93,35 @@ def presets() -> str:
         )
         for entry in catalogue()
     ]
-    columns = ("name", "network", "parameters", "MACs", "pixels", "published")
-    return table(columns, rows, right=(2, 3, 4))
+    return _by_paper(("name", "parameters", "MACs", "pixels", "published"), rows, right=(1, 2, 3))
 
 
 def checkpoints() -> str:
-    """Every released checkpoint: file, source, published errors, and what else is to be known of it."""
+    """Every released checkpoint, paper by paper: file, published errors, source, and what else is to be known of it."""
     entries = json.loads((DOCS.parent / "weights" / "manifest.json").read_text(encoding="utf-8"))["entries"]
     rows = [
         (
             f"`{entry['name']}`",
-            entry["framework"],
+            {"pytorch": "PyTorch", "paddle": "Paddle"}[entry["framework"]],
             f"[{entry['file']}]({entry['url'] or entry['page']})",
             _percent(entry["top1_error"]),
             _percent(entry["top5_error"]),
-            f"[{'/'.join(entry['source'].split('/')[3:])}]({entry['source']})",
-            entry["note"],
+            f"[{'/'.join(entry['source'].split('/')[3:])}]({entry['source']}): {entry['note']}",
         )
         for entry in entries
     ]
-    columns = ("name", "for", "file", "top-1 error", "top-5 error", "source", "note")
-    return table(columns, rows, right=(3, 4))
+    return _by_paper(("name", "for", "file", "top-1 error", "top-5 error", "source"), rows, right=(3, 4))
+
+
+def _by_paper(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    """A table for each paper, of the rows whose first cell is one of its presets."""
+    from paddle_dense.commands.list import catalogue
+
+    family = {f"`{entry['name']}`": entry["family"] for entry in catalogue()}
+    return "\n\n".join(
+        f"### {paper}\n\n{table(columns, [row for row in rows if family[row[0]] in networks], right)}"
+        for paper, networks in PAPERS.items()
+    )
 
 
 def spellings() -> str:
@@ -124,7 +141,7 @@ def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:g}"
 
 
-# The headings of README.md's tables of measurements, and the rows that are words, in README_cn.md.
+# The headings of the tables, and the cells that are words.
 _CHINESE = {
     "network": "网络",
     "parameters": "参数量",
@@ -146,6 +163,14 @@ _CHINESE = {
     "ratio": "比值",
     "published": "公布值",
     "MACs": "乘加次数",
+    "name": "名称",
+    "pixels": "图像边长",
+    "for": "框架",
+    "top-1 error": "top-1 错误率",
+    "top-5 error": "top-5 错误率",
+    "source": "来源",
+    "argument": "参数",
+    "meaning": "说明",
 }
 
 
@@ -153,12 +178,19 @@ def measured(section: str) -> str:
     """The tables of a marked section of README.md, their words in Chinese."""
     text = README.read_text(encoding="utf-8")
     text = text.partition(f"[start:{section}] -->")[2].partition(f"[end:{section}] -->")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return "\n".join(f"| {' | '.join(map(_in_chinese, line[2:-2].split(' | ')))} |" for line in lines)
+    return _in_chinese("\n".join(line for line in text.splitlines() if line.startswith("|")))
 
 
-def _in_chinese(cell: str) -> str:
-    return _CHINESE.get(cell, cell)
+def in_chinese(make: Callable[[], str]) -> Callable[[], str]:
+    """The same tables, with the words of their cells in Chinese."""
+    return lambda: _in_chinese(make())
+
+
+def _in_chinese(text: str) -> str:
+    def row(line: str) -> str:
+        return f"| {' | '.join(_CHINESE.get(cell, cell) for cell in line[2:-2].split(' | '))} |"
+
+    return "\n".join(row(line) if line.startswith("| ") else line for line in text.splitlines())
 
 
 README = DOCS.parent / "README.md"
@@ -166,8 +198,10 @@ README_CN = DOCS.parent / "README_cn.md"
 MEASURED = ("latency", "conversion", "training", "digits", "sizes")
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "reference" / "commands.md": {"commands": commands},
+    DOCS / "reference" / "commands.zh.md": {"commands": in_chinese(commands)},
     DOCS / "reference" / "converter.md": {"spellings": spellings},
     DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
+    DOCS / "models.zh.md": {"presets": in_chinese(presets), "checkpoints": in_chinese(checkpoints)},
     README_CN: {section: partial(measured, section) for section in MEASURED},
 }
 

@@ -33,7 +33,7 @@ DATA = Path(__file__).resolve().parent / "data"
 # A translation has the same blocks, comments aside, so it is enough to run the original's.
 TRANSLATIONS = {
     ROOT / "README_cn.md": ROOT / "README.md",
-    **{path: DOCS / path.relative_to(DOCS / "zh") for path in sorted((DOCS / "zh").rglob("*.md"))},
+    **{path: path.with_suffix("").with_suffix(".md") for path in sorted(DOCS.rglob("*.zh.md"))},
 }
 ORIGINALS = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if path not in TRANSLATIONS)]
 SHELL = ("", "bash")  # the README's blocks of commands name no language
