@@ -156,13 +156,13 @@ class Page:
         summary, message = conversion_html(converted, language), self._shown(note_html(predicted, language))
         return [*self._words(language), summary, message, answer]
 
-    def convert(self, uploads: Sequence[str] | None, options: str, language: str) -> list[Any]:
+    def convert(self, uploads: Sequence[str] | None, options: str | None, language: str) -> list[Any]:
         """Convert what was dropped."""
         gr = self.gr
         if not uploads:
             hidden = gr.update(visible=False)
             return [None, _paragraph(say("no_checkpoint", language)), hidden, hidden, "", hidden, ""]
-        done = convert_uploads(uploads, self.folder, options)
+        done = convert_uploads(uploads, self.folder, options or "")
         return [
             done,
             conversion_html(done, language),

@@ -95,7 +95,7 @@ class Prediction:
     error: str | None = None
 
     def named(self, language: str) -> dict[str, float]:
-        """The answers by name, each one's once: two of ImageNet's classes are called ``crane``."""
+        """The answers by name; of a name that several classes have, the others' numbers are added."""
         names = translated(self.classes, language) if self.classes else None
         found: dict[str, float] = {}
         for number, probability in self.answers:
