@@ -13,7 +13,7 @@ extras = {
     "report": ["jinja2>=3.0", "matplotlib>=3.5"],
     "deploy": ["paddle2onnx>=1.3", "onnx>=1.14", "onnxruntime>=1.16"],
     "train": ["scikit-learn>=1.0", "visualdl>=2.5", "pyyaml>=5.1"],
-    "app": ["gradio>=6", "jinja2>=3.0"],
+    "app": ["gradio>=6.31", "jinja2>=3.0"],
     "completion": ["shtab>=1.6"],
     "fuzz": ["atheris>=3"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "matplotlib>=3.6"],

@@ -20,7 +20,7 @@ from paddle_dense.cli import Parser, UsageError, program, run
 from paddle_dense.process import OK, handling_signals, importing, load_paddle, removed_afterwards
 
 PORT, MAX_SIZE = 7860, 512 << 20
-_GRADIO = 6  # the oldest that has what the page uses
+_GRADIO = "6.31"  # the oldest that the page is tested with; 6.0 loads a script from elsewhere
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _HIGHEST_PORT = 65535
 _MOST_SESSIONS = 200  # whose results are kept
@@ -158,6 +158,11 @@ def _check_gradio() -> None:
         found = metadata.version("gradio")
     except metadata.PackageNotFoundError:
         found = ""
-    if not found or int(found.partition(".")[0]) < _GRADIO:
+    if not found or _numbers(found) < _numbers(_GRADIO):
         what = f"and {found} is installed" if found else "on Python 3.10 or newer"
         raise ImportError(f'the page needs Gradio {_GRADIO} or newer, {what}: pip install "paddle_dense[app]"')
+
+
+def _numbers(version: str) -> list[int]:
+    """``"6.31.0"`` as ``[6, 31]``, to be compared."""
+    return [int(number) for number in re.findall(r"[0-9]+", version)[:2]]
