@@ -355,6 +355,25 @@ def test_labels_are_words_of_the_page_in_both_languages(address, folder):
     assert shown and all(id(part) in labelled for part in shown)
 
 
+def test_old_files_are_deleted_and_the_examples_stay(digit, folder, monkeypatch):
+    """After an hour, when Gradio deletes what is old; an example that was clicked is a file of the page like others."""
+    gradio = pytest.importorskip("gradio", reason='the page is made with Gradio: pip install "paddle_dense[app]"')
+    from gradio.processing_utils import move_files_to_cache
+    from gradio.route_utils import delete_files_created_by_app
+
+    from paddle_dense.commands.page import Page
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    with gradio.Blocks() as blocks:
+        page = Page(gradio, folder)
+    other = folder / "other.png"
+    shutil.copy(digit, other)
+    for path in (page.pick(0)[0], other):
+        move_files_to_cache(page.image.postprocess(str(path)).model_dump(), page.image)
+    delete_files_created_by_app(blocks, 0)
+    assert not other.exists() and Path(page.pick(0)[0]).exists()
+
+
 def convert(
     client: Any, path: Path, options: str = "--no-verify", language: str = "zh"
 ) -> tuple[str, list[Path], str, str]:

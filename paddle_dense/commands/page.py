@@ -96,8 +96,9 @@ class Page:
             self.image.preprocess = lambda payload: payload and payload.path
             _only_uploads(gr, self.image)
             self.samples = [[str(path)] for path in examples(self.folder)] if EXAMPLES_OF in networks() else []
-            shown = {"samples": self.samples, "components": ["image"], "type": "index", "visible": bool(self.samples)}
-            self.examples = self._add(gr.Dataset, {"label": "examples"}, **shown)
+            # As images of this very component: Gradio then keeps them when it deletes old files.
+            shown = {"samples": self.samples, "components": [self.image], "visible": bool(self.samples)}
+            self.examples = self._add(gr.Dataset, {"label": "examples"}, type="index", **shown)
             self.model = self._add(gr.Dropdown, {"label": "model"}, choices=choices, value=choices[0][1])
             self.weights = self._add_files({"label": "own_weights"}, height=150)
             self.ask = self._add(gr.Button, {"value": "predict"}, variant="primary")

@@ -209,7 +209,7 @@ def _called(shipped: str) -> str:
     return f"{shipped} ({', '.join(map(printable, classes[:TOP]))} ...)" if classes else shipped
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _named(name: str) -> tuple[Network, Sequence[str]]:
     """One of `networks`."""
     path = shipped_folder() / f"{name}.pdparams"
