@@ -92,6 +92,18 @@ def adapters(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def app(session: nox.Session) -> None:
+    """The page with the real Gradio, opened in Chromium, which has to be installed with its driver."""
+    _environment(session)
+    # Gradio 6 takes no Pillow 13, which constraints.txt has for everything else.
+    pins = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(pin for pin in pins if not pin.startswith("pillow==")), encoding="utf-8")
+    session.install("-c", str(constraints), "-e", ".[cpu,torch,test,app]", "selenium")
+    session.run("pytest", "tests/test_app.py", *session.posargs)
+
+
+@nox.session(python="3.11")
 def wheel(session: nox.Session) -> None:
     """Build wheel and sdist, install the wheel into this empty environment, and use it outside the checkout."""
     _environment(session)

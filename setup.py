@@ -13,6 +13,7 @@ extras = {
     "report": ["jinja2>=3.0", "matplotlib>=3.5"],
     "deploy": ["paddle2onnx>=1.3", "onnx>=1.14", "onnxruntime>=1.16"],
     "train": ["scikit-learn>=1.0", "visualdl>=2.5", "pyyaml>=5.1"],
+    "app": ["gradio>=6.31", "jinja2>=3.0"],
     "completion": ["shtab>=1.6"],
     "fuzz": ["atheris>=3"],
     "docs": [
@@ -56,6 +57,7 @@ setup(
     package_dir={"paddle_dense.shipped": "weights"},
     package_data={
         "paddle_dense": ["py.typed", "*.tsv"],
+        "paddle_dense.commands": ["*.css"],
         "convert": ["py.typed"],
         "convert.report": ["*.j2", "*.css"],
         "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],

@@ -31,6 +31,7 @@ COMMANDS = {
     "python -m paddle_dense predict": "paddle_dense.commands.predict",
     "python -m paddle_dense evaluate": "paddle_dense.commands.evaluate",
     "python -m paddle_dense.deploy": "paddle_dense.commands.deploy",
+    "python -m paddle_dense app": "paddle_dense.commands.app",
     "python -m paddle_dense completion": "paddle_dense.commands.completion",
 }
 

@@ -346,6 +346,7 @@ PARSED = {
     r"paddle_dense\.training --resume": "needs a run that was stopped; tests/training/test_resume.py has one",
     r"paddle_dense\.training --pretrained": "learns from the user's images; tests/training/test_command.py does",
     r"paddle_dense\.adapters": "needs clones of the other packages; tests/adapters runs it",
+    r"^paddle-dense app": "serves until it is stopped; tests/test_app.py stops it",
     r"^pip install": "the extras are looked up in setup.py",
     r"^make": "the targets are looked up in the Makefile",
     r"(benchmarks|fuzz)\.": "takes minutes to hours",

@@ -12,5 +12,6 @@ COMMANDS = {
     "predict": ("paddle_dense.commands.predict", "tell what images show"),
     "evaluate": ("paddle_dense.commands.evaluate", "measure how often a network is right"),
     "deploy": ("paddle_dense.commands.deploy", "make a network fast and export it"),
+    "app": ("paddle_dense.commands.app", "serve a page that converts weights and tells what images show"),
     "completion": ("paddle_dense.commands.completion", "print a script that completes these commands in a shell"),
 }
