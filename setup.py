@@ -60,7 +60,7 @@ setup(
         "paddle_dense.commands": ["*.css"],
         "convert": ["py.typed"],
         "convert.report": ["*.j2", "*.css"],
-        "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json"],
+        "paddle_dense.shipped": ["manifest.json", "*.pth", "*.pdparams", "*.json", "*.png"],
     },
     install_requires=["numpy>=1.24", "ppim", "pooch>=1.6", "lazy-loader>=0.3", "tqdm", "Pillow>=9.1"],
     extras_require=extras,

@@ -104,14 +104,23 @@ def checkpoints() -> str:
         (
             f"`{entry['name']}`",
             {"pytorch": "PyTorch", "paddle": "Paddle"}[entry["framework"]],
-            f"[{entry['file']}]({entry['url'] or entry['page']})",
+            _link(entry["file"], entry["url"] or entry["page"]),
             _percent(entry["top1_error"]),
             _percent(entry["top5_error"]),
-            f"[{'/'.join(entry['source'].split('/')[3:])}]({entry['source']}): {entry['note']}",
+            f"{_source(entry['source'])}: {entry['note']}",
         )
         for entry in entries
     ]
     return _by_paper(("name", "for", "file", "top-1 error", "top-5 error", "source"), rows, right=(3, 4))
+
+
+def _link(text: str, address: str | None) -> str:
+    """What ships with the package has no address."""
+    return f"[{text}]({address})" if address else f"`{text}`"
+
+
+def _source(source: str) -> str:
+    return _link("/".join(source.split("/")[3:]), source) if source.startswith("https://") else _link(source, None)
 
 
 def _by_paper(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:

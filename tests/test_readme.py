@@ -105,6 +105,8 @@ def test_links_lead_somewhere(name):
 # The files that the documents take for granted. The digits' small network stands in for the user's.
 
 DIGITS = ROOT / "weights" / "cdnv2_digits.pth"
+PHOTOGRAPHS = ROOT / "weights" / "cdnv2_cifar10.pth"
+SHIP = ROOT / "weights" / "ship.png"
 
 
 def _images(folder: Path) -> None:
@@ -114,6 +116,18 @@ def _images(folder: Path) -> None:
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 256, [40, 48, 3], "uint8")
         Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def _image(path: Path) -> None:
+    from PIL import Image
+
+    Image.open(SHIP).convert("RGB").save(path)
+
+
+def _photographs_in_paddle(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".pdparams", ".json"):
+        shutil.copy(PHOTOGRAPHS.with_suffix(suffix), path.with_suffix(suffix))
 
 
 def _digits_in_paddle(path: Path) -> None:
@@ -191,6 +205,8 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "cdnv2_a.pdparams": _digits_in_paddle,
     "my_digits.pdparams": _digits_in_paddle,
     "runs/cdnv2_a/model.pdparams": _digits_in_paddle,
+    "runs/cdnv2_cifar10/model.pdparams": _photographs_in_paddle,
+    "new.jpg": _image,
 }
 
 
@@ -340,7 +356,7 @@ SCRIPTS = {
 }
 # Commands that are not run here but parsed by their own parser, and why.
 PARSED = {
-    r"paddle_dense\.training photos/": "learns from the user's images; tests/training/test_parts.py does",
+    r"(\.training|dense train) photos/": "learns from the user's images; tests/training/test_command.py does",
     r"paddle\.distributed\.launch": "needs several devices; tests/training/test_devices.py runs it",
     r"paddle_dense\.training --model cdnv2_a": "learns from the user's images for days",
     r"paddle_dense\.training --resume": "needs a run that was stopped; tests/training/test_resume.py has one",
@@ -462,16 +478,27 @@ def test_commands(command, workplace, capsys):
         assert list(workplace.glob(f"{target.rstrip('/')}*")), f"{target} is not there"
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", DOCS / "index.md"], ids=lambda path: path.name)
-def test_the_first_block_needs_nothing_but_the_checkout(document, workplace, capsys):
+@pytest.mark.parametrize(
+    ("document", "count", "said"),
+    [(ROOT / "README.md", 1, "ship"), (DOCS / "index.md", 2, "verified: True")],
+    ids=["README.md", "index.md"],
+)
+def test_the_first_block_needs_nothing_but_the_checkout(document, count, said, workplace, capsys):
     """What a newcomer pastes first, one command after the other and without any file of the user's."""
     for package in ("torch", "jinja2", "matplotlib"):
         pytest.importorskip(package)
     first = [command for command in typed(blocks(document)[0]) if not re.search("^pip|^python3 -m venv", command)]
     for command in first:
         assert _run(command) == 0, capsys.readouterr().err
-    assert len(first) == 2
-    assert "verified: True" in capsys.readouterr().out
+    assert len(first) == count
+    assert said in capsys.readouterr().out
+
+
+def test_the_answers_that_the_readme_shows_are_given(workplace, capsys):
+    shown = next(text for text in transcripts(ROOT / "README.md") if "predict" in text)
+    call, *answers = shown.splitlines()
+    assert _run(call[2:]) == 0
+    assert capsys.readouterr().out.splitlines() == answers
 
 
 def test_the_list_of_what_is_only_parsed_is_of_use():

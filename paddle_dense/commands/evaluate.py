@@ -113,7 +113,7 @@ def _result(args: argparse.Namespace, scores: Scores, arch: str) -> dict[str, An
         "top1": scores.top1,
         "top5": scores.top5,
         "loss": scores.loss,
-        "published": published(arch) or None,
+        "published": published(arch, len(scores.classes)) or None,
     }
 
 

@@ -25,6 +25,7 @@ _IMAGENET_RECIPES = {
 }
 CONFIG = "config.yaml"
 DEFAULT_MODEL = "cdnv2_a"  # of the networks for photographs the one with the fewest operations
+DEFAULT_WEIGHTS = "cdnv2_cifar10"  # which ship, and are a better start than none where there are few photographs
 
 if TYPE_CHECKING:
     from paddle_dense.training.resume import Saved
@@ -42,7 +43,7 @@ def parser() -> Parser:
     # What is not given must not contradict what a continued run says.
     add = command.add_argument
     add("images", nargs="?", metavar="DATA", help="the same as --data")
-    add("--model", help="a preset, or a network with --config (default: what the pretrained file holds, or cdnv2_a)")
+    add("--model", help="a preset, or a network with --config (default: that of --pretrained, or cdnv2_a)")
     add("--config", metavar="KEY=VALUE,...", type=key_values, help="arguments of the network, as stages=1-2-3")
     add(
         "--data",
@@ -69,7 +70,7 @@ def parser() -> Parser:
         "--pretrained",
         metavar="WEIGHTS",
         help="begin with these: a file, or a name as in list --pretrained; the classifier is new unless it has the "
-        "classes of the data",
+        "classes of the data (default: cdnv2_cifar10 for fewer than 10,000 images without --model, or else none)",
     )
     add(
         "-o",
@@ -220,13 +221,17 @@ def _continued(args: Any, saved: Saved) -> Settings:
 
 
 def _settings(args: Any) -> Settings:
+    from paddle_dense.training.parts import has_few_images
     from paddle_dense.training.recipes import recipe
     from paddle_dense.training.run import Settings
 
     if not args.data:
         raise UsageError("--data is missing: give digits, a folder of images, PaddleClas' lists or a CIFAR archive")
     if not args.model and not args.pretrained:
-        args.model = DEFAULT_MODEL
+        if args.recipe in (None, "finetune") and has_few_images(args.data):
+            args.pretrained = DEFAULT_WEIGHTS
+        else:
+            args.model = DEFAULT_MODEL
     args.recipe = args.recipe or _default_recipe(args)
     recipe(args.recipe)
     settings = {setting.name: getattr(args, setting.name) for setting in fields(Settings)}

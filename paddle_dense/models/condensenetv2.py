@@ -21,7 +21,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddle_dense.data import Preprocessing
+from paddle_dense.data import CIFAR_10, Preprocessing
 from paddle_dense.layers import HS, SFR, CondenseSFR, SELayer, linear, share
 from paddle_dense.layers.lgc import condense_lgc
 from paddle_dense.layers.sfr import condense_sfr
@@ -210,5 +210,12 @@ register_model(
 register_model(
     "cdnv2_c", CondenseNetV2, Preprocessing(), Published(6.1, 309, 24.1), Size(6_177_512, 309_740_977, 514_605_088),
     stages=[4, 6, 8, 10, 8], growth=[8, 16, 32, 64, 128], init_stride=2,
+)
+# Of this package: weights/train_cifar.py.
+register_model(
+    "cdnv2_cifar10", CondenseNetV2, CIFAR_10, Published(0.16, 8.7, 16.54, data="CIFAR-10"),
+    Size(156_730, 8_656_166, 9_849_696),
+    stages=[1, 3, 5], growth=[8, 16, 32], fc_channel=256, group_1x1=4, group_3x3=4, group_trans=4, init_stride=1,
+    num_classes=10,
 )
 # fmt: on

@@ -149,7 +149,7 @@ RECIPES = {
     "finetune": Recipe(
         "a start for images of one's own",
         epochs=20,
-        batch_size=64,
+        batch_size=16,
         learning_rate=0.01,
         weight_decay=1e-4,
         warmup_epochs=1,

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from paddle_dense.classes import LANGUAGES, imagenet, imagenet_classes
+from paddle_dense.classes import IMAGENET_COUNT, LANGUAGES, imagenet, imagenet_classes
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import DataError, naming, shown
 from paddle_dense.files.atomic import PathLike, atomic_write
@@ -339,11 +339,14 @@ def plot_confusion(scores: Scores, path: PathLike) -> None:
         figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
 
 
-def published(arch: str) -> Mapping[str, object]:
-    """What is published of a preset: the errors in percent and the data; empty for other networks."""
+def published(arch: str, classes: int) -> Mapping[str, object]:
+    """What is published of a preset: the errors in percent and the data; empty for other networks, or classes."""
     from paddle_dense.models import presets
 
-    found = next((entry.published for entry in presets() if entry.name == arch), None)
-    if found is None or found.top1_error is None:
+    preset = next((entry for entry in presets() if entry.name == arch), None)
+    if preset is None or preset.config.get("num_classes", IMAGENET_COUNT) != classes:
+        return {}
+    found = preset.published
+    if found.top1_error is None:
         return {}
     return {"top1_error": found.top1_error, "top5_error": found.top5_error, "data": found.data}

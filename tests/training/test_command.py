@@ -17,6 +17,7 @@ from PIL import Image
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
+from paddle_dense.commands import predict
 from paddle_dense.commands.train import main
 from paddle_dense.files.weights import read_metadata, read_weights, write_weights
 from paddle_dense.training.resume import saved_checkpoints
@@ -365,6 +366,26 @@ def test_a_folder_is_all_that_is_needed(command, tmp_path):
     status, out, _ = command("photos", *SMALL, "--epochs", 2, "--batch-size", 64, "-o", "large", data=False)
     assert status == 0
     assert "note: a batch of 64 is more than there are images to train on, so a batch has 48" in out
+
+
+def test_few_photographs_fine_tune_the_network_that_ships(command, tmp_path, monkeypatch, capsys):
+    """Two commands and no option but the folder, from images to the name of a new one."""
+    monkeypatch.setenv("PADDLE_DENSE_OFFLINE", "1")
+    random = np.random.default_rng(0)
+
+    def image(path, light):
+        Image.fromarray((light + random.integers(-20, 20, (40, 40, 3))).astype("uint8")).save(path)
+
+    for name, light in (("dark", 40), ("grey", 120), ("bright", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            image(tmp_path / "photos" / name / f"{number}.png", light)
+    with pytest.warns(UserWarning, match="the classifier is newly initialised"):
+        status, out, err = command("photos", data=False)
+    assert status == 0 and out.startswith("cdnv2_cifar10, ") and "recipe finetune" in out, err
+    image("new.png", 200)
+    assert predict.main(["runs/cdnv2_cifar10/model.pdparams", "new.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("bright")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

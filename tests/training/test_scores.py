@@ -209,8 +209,8 @@ def test_data_that_do_not_fit_are_refused(few, tmp_path, capsys, model):
 
 
 def test_what_is_published_of_a_preset():
-    assert published("densenet121")["top1_error"] > 20 and published("densenet121")["data"] == "ImageNet"
-    assert published("CondenseNetV2") == {} and published("") == {}
+    assert published("densenet121", 1000)["top1_error"] > 20 and published("densenet121", 1000)["data"] == "ImageNet"
+    assert published("densenet121", 3) == published("CondenseNetV2", 1000) == published("", 1000) == {}
 
 
 def test_an_exported_file_scores_as_the_network(capsys, digits, tmp_path):
