@@ -321,7 +321,7 @@ def completed(tmp_path_factory):
 
 def test_bash_completes_commands_options_and_presets(completed):
     assert completed("paddle-dense in") == ["info"]
-    assert completed("paddle-dense list cdnv2_") == ["cdnv2_a", "cdnv2_b", "cdnv2_c"]
+    assert completed("paddle-dense list cdnv2_") == ["cdnv2_a", "cdnv2_b", "cdnv2_c", "cdnv2_cifar10"]
     assert completed("torch2paddle --keep") == ["--keep-trained-form"]
     assert completed("torch2paddle --arch densenet12") == ["densenet121"]
     assert "net.pth" in completed("paddle-dense info ne")

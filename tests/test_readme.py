@@ -298,6 +298,10 @@ def _detection(shown: dict[str, Any]) -> None:
     assert len(shown["levels"]) == 3
 
 
+def _photographs(shown: dict[str, Any]) -> None:
+    assert shown["answers"][0][0][0] == "ship"
+
+
 def _small(name: str, most: float) -> Callable[[dict[str, Any]], None]:
     def check(shown: dict[str, Any]) -> None:
         assert shown[name] < most
@@ -317,6 +321,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/from-timm.md": _small("difference", 1e-4),
     "docs/from-ppim.md": _small("difference", 1e-4),
     "docs/models.md": lambda shown: None,
+    "docs/howto/photographs.md": _photographs,
 }
 
 
