@@ -15,7 +15,7 @@ SMALL = {"stages": [1, 1], "growth": [8, 8], "fc_channel": 8, "num_classes": 3, 
 
 
 def test_list_models_takes_a_pattern():
-    assert list_models("cdnv2*") == ["cdnv2_a", "cdnv2_b", "cdnv2_c"]
+    assert list_models("cdnv2*") == ["cdnv2_a", "cdnv2_b", "cdnv2_c", "cdnv2_cifar10"]
     assert list_models("*v2_b") == ["cdnv2_b"]
     assert list_models("CDNV2*") == []
     assert set(list_models("cdnv2*")) <= set(list_models())
