@@ -21,7 +21,7 @@ from PIL import Image
 import paddle_dense as pd_
 from convert import torch2paddle
 from paddle_dense.classes import imagenet_classes
-from paddle_dense.commands import app, predict
+from paddle_dense.commands import app, predict, uploads
 from paddle_dense.commands.page import conversion_html
 from paddle_dense.commands.page_words import LANGUAGES, WORDS, preferred, say
 from paddle_dense.commands.uploads import (
@@ -41,6 +41,14 @@ WEIGHTS = ROOT / "weights"
 DIGITS, CONVERTED = WEIGHTS / "cdnv2_digits.pth", WEIGHTS / "cdnv2_digits.pdparams"
 MAX_SIZE = 1 << 20  # bytes, of the tests' server
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept_networks() -> Iterator[None]:
+    """The page keeps the networks that it opened last; other tests want the names of their parameters."""
+    yield
+    for kept in (uploads._named, uploads._uploaded):
+        kept.cache_clear()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from PIL import Image
 import paddle_dense as pd_
 from paddle_dense.commands import list as list_command
 from paddle_dense.commands import pull
+from paddle_dense.files.torch_file import read_checkpoint
 from tests.helpers import arrays
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -52,8 +53,8 @@ def test_it_answers_as_its_original_in_pytorch(model, difference):
     from convert.torch_models.condensenetv2 import CondenseNetV2
 
     theirs = CondenseNetV2(**{**model.config, "condensed": True}).eval()
-    saved = torch.load(WEIGHTS / "cdnv2_cifar10.pth", weights_only=True)
-    theirs.load_state_dict(saved["state_dict"])
+    saved = read_checkpoint(WEIGHTS / "cdnv2_cifar10.pth").state
+    theirs.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in saved.items()})
     photographs = [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     crops = [photo[y : y + 200, x : x + 200] for photo in photographs for y in (0, 200) for x in (0, 200, 400)]
     transforms = model.preprocessing.transforms()

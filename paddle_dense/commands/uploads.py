@@ -182,7 +182,10 @@ def predict_upload(image: PathLike, model: str, folder: Path, weights: Sequence[
 def networks() -> dict[str, str]:
     """The networks that need no upload, those that ship and those in the cache, and what the page calls them."""
     shipped = {path.stem: _called(path.stem) for path in sorted(shipped_folder().glob("*.pdparams"))}
-    return {**shipped, **{name: name for name in list_models(pretrained=True) if is_cached(name)}}
+    cached = (
+        name for name in list_models(pretrained=True) if is_cached(name) and name.partition(".")[0] not in shipped
+    )
+    return {**shipped, **{name: name for name in cached}}
 
 
 def examples(folder: Path) -> list[Path]:
