@@ -108,6 +108,30 @@ def condense(net: CondenseNetV2, config: dict[str, Any]) -> CondenseNetV2:
     return condensed.eval()
 
 
+def save(
+    condensed: CondenseNetV2, logits: dict[str, Tensor], labels: Tensor, most: float, told: dict[str, Any], path: Path
+) -> None:
+    """Report how many answers of the trained and the condensed form are right, and save the latter if they agree.
+
+    Args:
+        condensed: the network to save.
+        logits: of both forms for the test images, [N, 10].
+        labels: [N].
+        most: the largest difference of the logits that is rounding.
+        told: what the checkpoint says of the network.
+        path: where it goes.
+    """
+    difference = (logits["trained"] - logits["condensed"]).abs().max().item()
+    for form, values in logits.items():
+        right = int((values.argmax(1) == labels).sum())
+        print(f"{form}: {right} of {len(labels)} right, {100 * right / len(labels):.2f} %")
+    print(f"largest difference between their logits: {difference:.1e}")
+    if not difference <= most:
+        raise SystemExit("the two forms disagree, so nothing was saved: please report this")
+    torch.save({"state_dict": condensed.state_dict(), **told, "best_prec1": 100 * right / len(labels)}, path)
+    print(f"saved {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
 def main() -> None:
     """Train, condense, compare the two forms, report what is right and save."""
     parser = argparse.ArgumentParser(description="Train the digits checkpoint.")
@@ -133,22 +157,8 @@ def main() -> None:
     images, labels = torch.from_numpy(digits.test_images), torch.from_numpy(digits.test_labels)
     with torch.no_grad():
         logits = {"trained": net(images), "condensed": condensed(images)}
-    difference = (logits["trained"] - logits["condensed"]).abs().max().item()
-    for form, values in logits.items():
-        right = int((values.argmax(1) == labels).sum())
-        print(f"{form}: {right} of {len(labels)} right, {100 * right / len(labels):.2f} %")
-    print(f"largest difference between their logits: {difference:.1e}")
-    if not difference <= 1e-5:
-        raise SystemExit("the two forms disagree, so nothing was saved: please report this")
-    checkpoint = {
-        "state_dict": condensed.state_dict(),
-        "arch": "cdnv2_digits",
-        "config": {**CONFIG, "condensed": True},
-        "epoch": options.epochs,
-        "best_prec1": 100 * right / len(labels),
-    }
-    torch.save(checkpoint, options.output)
-    print(f"saved {options.output}, {options.output.stat().st_size / 1000:.0f} kB")
+    told = {"arch": "cdnv2_digits", "config": {**CONFIG, "condensed": True}, "epoch": options.epochs}
+    save(condensed, logits, labels, 1e-5, told, options.output)
 
 
 if __name__ == "__main__":
