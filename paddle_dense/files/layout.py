@@ -18,11 +18,48 @@ anything else               the same name         as they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 
 from paddle_dense.files.names import COUNTER, STATISTICS, renamed
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a tensor of Paddle is made of tensors of PyTorch.
+
+    Attributes:
+        text: the formula in words.
+        make: PyTorch's arrays -> Paddle's.
+    """
+
+    text: str
+    make: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+AS_IT_IS = Formula("as it is", lambda arrays: arrays[0])
+TRANSPOSED = Formula("transposed", lambda arrays: arrays[0].T)
+
+# Class of a Paddle layer -> for its tensors: their name, PyTorch's names, the formula. Of several lines for one tensor
+# the first applies whose names the file has. A name that stands in no line is PyTorch's as well.
+LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...], Formula], ...]] = {
+    "Linear": (("weight", ("weight",), TRANSPOSED),),
+    "_BatchNormBase": (("_mean", ("running_mean",), AS_IT_IS), ("_variance", ("running_var",), AS_IT_IS)),
+}
+
+
+def rows_of(classes: Iterable[type], tensors: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...], Formula]]:
+    """The lines of the table for a layer: its class is the first of these that is Paddle's and has some.
+
+    Args:
+        classes: the layer's class and those that it is derived from, in Python's order of resolution.
+        tensors: names of its tensors, from the layer on.
+    """
+    known = next((LAYOUTS[c.__name__] for c in classes if c.__module__.startswith("paddle.") and c.__name__ in LAYOUTS), ())
+    return (row for row in known if row[0] in set(tensors))
 
 
 def to_paddle(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
