@@ -19,7 +19,7 @@ from convert.result import OWN_TWIN, Result
 from paddle_dense.cli import UsageError, key_values
 from paddle_dense.errors import WeightsError, enough_memory, printable
 from paddle_dense.files.atomic import file_key, overlap
-from paddle_dense.files.opened import Framework, open_weights
+from paddle_dense.files.opened import Framework, WeightsFile, open_weights
 from paddle_dense.files.sidecar import sidecar_path, with_its_sidecar
 from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_output, signals_waiting, warn
 
@@ -27,6 +27,8 @@ from paddle_dense.process import FAILED, OK, USAGE, complain, importing, is_of_o
 _SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pdparams")
 _PACKED = re.compile(r"(?<=.)\.(zip|gz|index\.json)$", re.IGNORECASE)
 _WORTH_SAVING = 1_000_000  # bytes
+_OF_OWN_NETWORKS = ("inputs", "map", "propose", "loss")
+_OF_THIS_PACKAGE = ("arch", "config", "images", "compact", "keep_trained_form", "condense_classifier", "size")
 Options = TypeVar("Options", bound=options.Options)
 
 
@@ -96,6 +98,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--report", metavar="FILE", type=Path, help=f"write a report: {', '.join(SUFFIXES)}")
 
 
+def add_own_network(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add what converts and compares a network that is not this package's."""
+    group = command.add_argument_group("a network of your own", "These options run your code; the file is only read.")
+    add = group.add_argument
+    add("--network", metavar="MODULE:FACTORY", help="the Paddle network that the tensors are for")
+    add("--inputs", metavar="MODULE:FUNCTION", help="run both networks on what this returns (default: random numbers)")
+    add("--map", metavar="FILE.csv", type=Path, help="which tensor is made of which, as --propose writes it")
+    return group
+
+
 def _pair(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not old or not equals:
@@ -117,8 +129,11 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     clash = overlap([args.report], inputs) if args.report else None
     if clash:
         raise UsageError(f"--report {clash}")
-    if args.reference and not all(args.reference.partition(":")):
-        raise UsageError(f"--reference {args.reference} must have the form MODULE:FACTORY")
+    for option in ("reference", "network", "inputs", "loss"):
+        name = getattr(args, option, None)
+        if name and not all(name.partition(":")):
+            raise UsageError(f"--{option} {name} must have the form MODULE:FUNCTION")
+    _check_own_network(args)
     if not args.atol >= 0:
         raise UsageError(f"--atol {args.atol} must be 0 or more")
     if args.arch:
@@ -130,6 +145,19 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
             raise UsageError(f"--arch: {error}") from None
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in vars(args).items() if name in names and value is not None})
+
+
+def _check_own_network(args: argparse.Namespace) -> None:
+    """UsageError for options that only a network of the user's own has, or only one of this package."""
+    own = getattr(args, "network", None)
+    for option in _OF_THIS_PACKAGE if own else _OF_OWN_NETWORKS:
+        if not getattr(args, option, None):
+            continue
+        if own:
+            raise UsageError(
+                f"--{option.replace('_', '-')} is for networks of this package: leave it out with --network"
+            )
+        raise UsageError(f"--{option} is for a network of your own: give it with --network MODULE:FACTORY")
 
 
 def targets(
@@ -220,7 +248,11 @@ def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequen
     def work(number: int, result: Result) -> int:
         refuse_written(outputs, number)
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",), said.key)
+        file = open_weights(
+            args.checkpoints[number], framework, said.ema, ("sha256",), said.key, whole=not said.network
+        )
+        if said.network:
+            return convert_own(file, outputs[number], said, result, args.json)
         with importing():
             from convert.conversion import convert_back, convert_checkpoint
         convert = convert_checkpoint if framework == "pytorch" else convert_back
@@ -228,6 +260,18 @@ def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequen
         return OK
 
     return for_each(args.checkpoints, work, {"output": None} if args.json else None, said.report, said.force)
+
+
+def convert_own(file: WeightsFile, output: Path, said: options.Options, result: Result, as_json: bool) -> int:
+    """Convert a file for the user's own network, or propose where its tensors go; returns the exit status."""
+    with importing():
+        from convert.any_network import convert_file, propose
+    if said.propose is None:
+        tell_conversion(convert_file(file, output, said, result), as_json)
+        return OK
+    pairing = propose(file, said)
+    print(f"{printable(str(file.path))}: wrote {printable(str(said.propose))}: {pairing.summary}")
+    return OK
 
 
 def for_each(

@@ -86,7 +86,7 @@ def convert_checkpoint(
         describe(result, outline, state, options)
         # The user's own network has the file's own names.
         verify(file.tensors if options.reference else original, state, identified, outline, options, result)
-    _conclude(result, file, target, start)
+    conclude(result, file, target, start)
     provenance = result.provenance()
     provenance["source"].update(record_origin(identified.matched.original_names(), original, state))
     write_with_sidecar(state, target, provenance, options.force, options.compact)
@@ -132,7 +132,7 @@ def convert_back(
             # What is written is what is read again: under the names that it will have.
             again = identified._replace(matched=match(original, in_pytorch=True, known=fitted.architecture.network))
             verify(original if options.reference else again.matched.state, state, again, outline, options, result)
-    _conclude(result, file, target, start)
+    conclude(result, file, target, start)
     _write_torch(original, target, result.provenance())
     return result
 
@@ -213,7 +213,8 @@ def describe(result: Result, outline: Network, state: Mapping[str, np.ndarray], 
         result.weights = summarise(state)
 
 
-def _conclude(result: Result, file: WeightsFile, target: Path, start: float) -> None:
+def conclude(result: Result, file: WeightsFile, target: Path, start: float) -> None:
+    """Record what is known once the checks have passed, and make the target's folder."""
     result.output, result.sha256 = str(target), file.digest()
     result.seconds = time.perf_counter() - start
     make_folder(target.parent)

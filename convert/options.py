@@ -30,6 +30,10 @@ class Options:
         atol: largest difference allowed, relative to the logits' scale.
         images: folder of images to compare on besides the random ones.
         reference: ``MODULE:FACTORY`` of the user's own PyTorch network, in place of the twin.
+        network: ``MODULE:FACTORY`` of the user's own Paddle network, in place of one of this package.
+        map: the mapping file that says which of the file's tensors its tensors are made of.
+        propose: where to write such a file, instead of converting.
+        inputs: ``MODULE:FUNCTION`` of what both networks are run on.
         force: overwrite what stands at the target.
         report: draw up what a report shows besides the result; it takes a run of both frameworks more.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less, and compare without them.
@@ -50,6 +54,10 @@ class Options:
     atol: float = 1e-5
     images: Path | None = None
     reference: str | None = None
+    network: str | None = None
+    map: Path | None = None
+    propose: Path | None = None
+    inputs: str | None = None
     force: bool = False
     report: Path | None = None
     allow_nonfinite: bool = False
@@ -71,6 +79,7 @@ class ParityOptions(Options):
         batch_size: images in each step.
         size: pixels of the random images' sides; unless given, the network's own, but at most 64 in training.
         seed: of the random images.
+        loss: ``MODULE:FUNCTION`` of the loss, of a network of the user's own.
     """
 
     steps: int = 3
@@ -78,3 +87,4 @@ class ParityOptions(Options):
     batch_size: int = 4
     size: int | None = None
     seed: int = 0
+    loss: str | None = None

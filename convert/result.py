@@ -37,6 +37,7 @@ class Result:
         parity: the figures of that, and `atol` the largest difference allowed.
         layers: the same, layer by layer.
         training: loss, gradients and steps compared.
+        cause: where and why two networks differ, a clause, where one of the usual causes explains it.
         weights: how the numbers are distributed.
         left_out: names of the file's tensors that are no part of the network.
         warnings: what the user should know, one sentence each.
@@ -60,6 +61,7 @@ class Result:
     atol: float | None = None
     layers: Sequence[LayerPrecision] = ()
     training: TrainingParity | None = None
+    cause: str | None = None
     weights: Weights | None = None
     left_out: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

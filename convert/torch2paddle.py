@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 
 try:
-    from convert.command import add_choice_of_weights, add_conversion_options, add_options, convert_each
+    from convert.command import (
+        add_choice_of_weights,
+        add_conversion_options,
+        add_options,
+        add_own_network,
+        convert_each,
+    )
     from paddle_dense.cli import Parser, program, run
     from paddle_dense.process import FAILED, OK, USAGE, as_process
 except ImportError as error:  # without Paddle; the message says what to install
@@ -48,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add_choice_of_weights(command)
     add_options(command)
+    add_own_network(command).add_argument(
+        "--propose",
+        metavar="FILE.csv",
+        type=Path,
+        help="write which tensor could be made of which, by names, order and shapes, and convert nothing",
+    )
     return command
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convert.factories import call
 from convert.options import Options
 from convert.parity.forward import (
     LayerDifference,
@@ -57,8 +55,7 @@ def verify(
     fault = pytorch_fault() if options.verify else None
     said: list[str] = []
     if fault:
-        what, _, advice = fault.rpartition(": ")
-        said.append(f"PyTorch {what}, so the result was not checked against it: {advice}")
+        said.append(unchecked(fault))
     elif options.verify:
         said += check(source, state, identified, outline, options, result)
         result.verified, result.checked_against = True, options.reference or OWN_TWIN
@@ -66,6 +63,12 @@ def verify(
         result.assumed = dict(identified.architecture.assumed)
         result.warnings += identified.architecture.warnings
     result.warnings += said
+
+
+def unchecked(fault: str) -> str:
+    """What to say where PyTorch cannot be run, for the reason that `pytorch_fault` gives."""
+    what, _, advice = fault.rpartition(": ")
+    return f"PyTorch {what}, so the result was not checked against it: {advice}"
 
 
 def with_binary_masks(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -165,7 +168,7 @@ def both_networks(
     if options.allow_nonfinite:
         source, replaced = comparable(source)
         state, _ = comparable(state)
-    reference: Any = _own_reference(options.reference) if options.reference else build_twin(found)
+    reference: Any = own_reference(options.reference) if options.reference else build_twin(found)
     load_torch_state(reference, with_binary_masks(source))
     if options.condense_classifier:
         if options.reference:
@@ -205,17 +208,11 @@ def build_twin(architecture: Architecture) -> torch.nn.Module:
     return getattr(module, architecture.network.__name__)(**architecture.config)
 
 
-def _own_reference(name: str) -> torch.nn.Module:
-    """The network that the user's ``MODULE:FACTORY`` makes; what its code prints goes to stderr."""
-    module_name, _, factory_name = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        with redirect_stdout(sys.stderr):
-            return getattr(importlib.import_module(module_name), factory_name)()
-    except Exception as error:  # the user's code may raise anything
-        raise ValueError(
-            f"--reference {name} could not be built ({type(error).__name__}: {error}): name a module and a function "
-            f"without arguments that returns the PyTorch network"
-        ) from error
-    finally:
-        sys.path.pop(0)
+def own_reference(name: str) -> torch.nn.Module:
+    """The PyTorch network that the user's ``MODULE:FACTORY`` makes."""
+    import torch
+
+    reference = call("--reference", name, "the PyTorch network")
+    if not isinstance(reference, torch.nn.Module):
+        raise ValueError(f"--reference {name} returned {type(reference).__name__}: return a torch.nn.Module")
+    return reference

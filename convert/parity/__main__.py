@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 try:
-    from convert.command import add_choice_of_weights, add_options, for_each, read_options, tell_warnings
+    from convert.command import (
+        add_choice_of_weights,
+        add_options,
+        add_own_network,
+        for_each,
+        read_options,
+        tell_warnings,
+    )
     from convert.options import ParityOptions
     from convert.pytorch import pytorch_fault
     from convert.result import Result
@@ -42,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = command.add_argument
     files = ".pth, .pt, .pth.tar, .safetensors, .index.json, or .pdparams"
-    add("checkpoints", nargs="+", type=Path, metavar="CKPT", help=files)
+    add("checkpoints", nargs="*", type=Path, metavar="CKPT", help=f"{files}; not needed with --network")
     add("--steps", type=int, default=3, help="training steps, each with loss and gradients; 0: none (default: 3)")
     add("--learning-rate", type=float, default=0.01, help="of the training steps (default: 0.01)")
     add("--batch-size", type=int, default=4, help="images in each training step (default: 4)")
@@ -62,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="overwrite an existing report")
     add_choice_of_weights(command)
     add_options(command)
+    add_own_network(command).add_argument(
+        "--loss",
+        metavar="MODULE:FUNCTION",
+        help="the loss of the outputs, as both frameworks' tensors, for the training steps",
+    )
     return command
 
 
@@ -73,16 +85,25 @@ def _run(args: argparse.Namespace) -> int:
     if util.find_spec("torch") is None:
         raise ImportError("this command compares with PyTorch, which is not installed: pip install torch")
 
+    if options.network and not options.reference:
+        raise UsageError("--network is compared with the PyTorch network: give it with --reference MODULE:FACTORY")
+    if not (args.checkpoints or options.network):
+        raise UsageError("there is nothing to compare: give a checkpoint, or --network and --reference")
+
     def work(number: int, result: Result) -> int:
         # Read first: a bad file is reported before Paddle is loaded, which takes seconds.
-        file = open_weights(args.checkpoints[number], ema=options.ema, key=options.key)
+        path = args.checkpoints[number] if args.checkpoints else None
+        file = open_weights(path, ema=options.ema, key=options.key, whole=not options.network) if path else None
         with importing():
             import paddle_dense.checkpoints  # noqa: F401  Paddle first: no bad file waits for PyTorch
         if fault := pytorch_fault():
             raise ImportError(f"this command compares with PyTorch, which {fault}")
         with importing():
-            from convert.parity.checkpoint import check_checkpoint
-        check_checkpoint(file, options, result)
+            if options.network:
+                from convert.any_network import compare_file as check
+            else:
+                from convert.parity.checkpoint import check_checkpoint as check
+        check(file, options, result)
         tell_warnings(result.input, result.warnings)
         if args.json:
             print(json.dumps(result.comparison(args.layers)))
@@ -92,7 +113,9 @@ def _run(args: argparse.Namespace) -> int:
             complain(f"{result.input}: Paddle and PyTorch differ: {result.difference}")
         return FAILED if result.difference else OK
 
-    return for_each(args.checkpoints, work, {} if args.json else None, options.report, options.force)
+    return for_each(
+        args.checkpoints or [Path(args.reference)], work, {} if args.json else None, options.report, options.force
+    )
 
 
 def _print(result: Result, layers: bool) -> None:

@@ -58,7 +58,9 @@ def rows_of(classes: Iterable[type], tensors: Iterable[str]) -> Iterator[tuple[s
         classes: the layer's class and those that it is derived from, in Python's order of resolution.
         tensors: names of its tensors, from the layer on.
     """
-    known = next((LAYOUTS[c.__name__] for c in classes if c.__module__.startswith("paddle.") and c.__name__ in LAYOUTS), ())
+    known = next(
+        (LAYOUTS[c.__name__] for c in classes if c.__module__.startswith("paddle.") and c.__name__ in LAYOUTS), ()
+    )
     return (row for row in known if row[0] in set(tensors))
 
 

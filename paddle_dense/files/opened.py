@@ -88,6 +88,7 @@ def open_weights(
     ema: bool = True,
     hashes: Sequence[str] = (),
     key: str | None = None,
+    whole: bool = True,
 ) -> WeightsFile:
     """Read a weight file, and a Paddle file's sidecar.
 
@@ -99,6 +100,7 @@ def open_weights(
         ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
         key: take the weights under this key of a PyTorch file instead.
+        whole: compute the pruned and normed weights of a PyTorch file, which it stores in parts.
 
     Raises:
         WeightsError: the file cannot be read, is damaged, or its tensors could only be had by running it.
@@ -108,7 +110,7 @@ def open_weights(
 
     def read() -> dict[str, Any] | None:
         opened.clear()  # before memory is needed for it again
-        opened.append(_read(path, framework, ema, hashes, key))
+        opened.append(_read(path, framework, ema, hashes, key, whole))
         return None if opened[0].checkpoint else read_sidecar(path, opened[0].tensors)
 
     try:
@@ -142,12 +144,14 @@ def refuse_other_layout(file: WeightsFile, own: Container[str] = ()) -> None:
         raise WeightsError(f"has {theirs}, and PyTorch lays linear layers out differently: {AS_PYTORCHS}")
 
 
-def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
+def _read(
+    path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None, whole: bool
+) -> WeightsFile:
     with naming(path):
         whole = read_file(path)
         content = contents(path, whole)
     if isinstance(content, Shards):
-        return _read_shards(path, framework, content, hashes, key)
+        return _read_shards(path, framework, content, hashes, key, whole)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
     if is_safetensors(content):
         format = "safetensors"
@@ -162,7 +166,7 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
         if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
             framework = "pytorch"
     if framework == "pytorch" or format.startswith("PyTorch"):
-        checkpoint = read_checkpoint(path, ema, content, key)
+        checkpoint = read_checkpoint(path, ema, content, key, whole)
         tensors = checkpoint.state
         format = "safetensors, from PyTorch" if format == "safetensors" else format
     elif key is not None:
@@ -172,11 +176,11 @@ def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[s
 
 
 def _read_shards(
-    path: Path, framework: Framework | None, shards: Shards, hashes: Sequence[str], key: str | None
+    path: Path, framework: Framework | None, shards: Shards, hashes: Sequence[str], key: str | None, whole: bool
 ) -> WeightsFile:
     if framework == "paddle":
         raise WeightsError(f"{path}: {foreign(shards.index)}")
-    checkpoint = read_checkpoint(path, content=shards, key=key)
+    checkpoint = read_checkpoint(path, content=shards, key=key, whole=whole)
     parts = [shards.index, *shards.contents.values()]
     return WeightsFile(
         path,

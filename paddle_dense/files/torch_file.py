@@ -114,7 +114,11 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | os.PathLike, ema: bool = True, content: memoryview | Shards | None = None, key: str | None = None
+    path: str | os.PathLike,
+    ema: bool = True,
+    content: memoryview | Shards | None = None,
+    key: str | None = None,
+    whole: bool = True,
 ) -> Checkpoint:
     """Reads a PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors, whichever its content says it is.
 
@@ -126,6 +130,7 @@ def read_checkpoint(
         ema: take the EMA weights where the file has them.
         content: what `read_file` and `contents` gave for it, if it has been read already.
         key: take the weights under this key of the file instead; ``a.b`` for a dict in a dict.
+        whole: compute pruned and normed weights, which PyTorch stores in parts.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or its tensors could only be had by running it.
@@ -140,14 +145,14 @@ def read_checkpoint(
             arrays = (
                 data.joined(lambda shard: _plain(shard, warnings)) if isinstance(data, Shards) else _plain(data, [])
             )
+            arrays = whole_weights(arrays, warnings) if whole else arrays
             header = {} if isinstance(data, Shards) else read_metadata(path, data)
-            return replace(
-                _finish(whole_weights(arrays, warnings), BARE, warnings, {}), stated=header_statements(header)
-            )
+            return replace(_finish(arrays, BARE, warnings, {}), stated=header_statements(header))
         saved = _saved(data, warnings)
         taken = take(saved, ema, key)
         warnings += taken.warnings
-        arrays = whole_weights(_arrays(taken.entries, len(data), warnings), warnings)
+        arrays = _arrays(taken.entries, len(data), warnings)
+        arrays = whole_weights(arrays, warnings) if whole else arrays
         found = _finish(arrays, taken.key, warnings, taken.layers)
         return replace(found, averaged=taken.averaged, sets=taken.sets, stated=statements(saved, taken.module))
 
