@@ -151,8 +151,8 @@ def read_checkpoint(
         warnings += taken.warnings
         arrays = whole_weights(_arrays(taken.entries, len(data), warnings), warnings)
         found = _finish(arrays, taken.key, warnings, taken.layers)
-        told = {"stated": statements(saved, taken.module), "classes": class_names(saved, taken.module)}
-        return replace(found, averaged=taken.averaged, sets=taken.sets, **told)
+        stated, classes = statements(saved, taken.module), class_names(saved, taken.module)
+        return replace(found, averaged=taken.averaged, sets=taken.sets, stated=stated, classes=classes)
 
 
 def _saved(data: memoryview, warnings: list[str]) -> Any:
