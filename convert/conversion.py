@@ -88,6 +88,7 @@ def convert_checkpoint(
         verify(file.tensors if options.reference else original, state, identified, outline, options, result)
     conclude(result, file, target, start)
     provenance = result.provenance()
+    provenance.update(file.described(outline.num_classes))
     provenance["source"].update(record_origin(identified.matched.original_names(), original, state))
     write_with_sidecar(state, target, provenance, options.force, options.compact)
     result.size, result.size_of_indices = target.stat().st_size, 0 if options.compact else saved_bytes(state)

@@ -105,7 +105,7 @@ def load_pretrained(model: Network, source: PathLike | WeightsFile) -> None:
     left_out = [f"left out what is no part of the network: {listed(map(shown, tensors.left_out))}"]
     _say(file.path, [*file.warnings, *tensors.notes, *(left_out if tensors.left_out else []), *said])
     set_state(model, state)
-    _describe(model, file.sidecar, file.path, fresh)
+    _describe(model, file, fresh)
 
 
 def load_model(
@@ -156,15 +156,15 @@ def load_model(
     _say(path, [*file.warnings, *found.warnings, *fitted.warnings])
     model = materialise(fitted.outline)
     set_state(model, fitted.state)
-    _describe(model, file.sidecar, path, fitted.fresh)
+    _describe(model, file, fitted.fresh)
     return model
 
 
-def _describe(model: Network, told: Mapping[str, Any] | None, path: PathLike, fresh: Collection[str]) -> None:
+def _describe(model: Network, file: WeightsFile, fresh: Collection[str]) -> None:
     try:
-        set_description(model, told or {}, fresh)
+        set_description(model, file.described(model.num_classes), fresh)
     except ValueError as error:
-        raise unreadable_sidecar(sidecar_path(path)) from error
+        raise unreadable_sidecar(sidecar_path(file.path)) from error
 
 
 def description(model: nn.Layer) -> dict[str, Any]:

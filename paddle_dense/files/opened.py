@@ -68,6 +68,13 @@ class WeightsFile:
         """Where in PyTorch's file the tensors were, such as "state_dict_ema"; None for Paddle's file."""
         return self.checkpoint.container if self.checkpoint else None
 
+    def described(self, num_classes: int) -> dict[str, Any]:
+        """What the file says of a network with so many classes, as a sidecar does; of a PyTorch file, their names."""
+        if not self.checkpoint:
+            return self.sidecar or {}
+        names = self.checkpoint.classes or []
+        return {"classes": names} if names and len(names) == num_classes else {}
+
     @property
     def warnings(self) -> list[str]:
         """What the user should know about the tensors, one sentence each."""

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from paddle_dense.files.modules import is_plain
+from paddle_dense.files.sidecar import LONGEST_NAME
 from paddle_dense.files.unpickle import Inert
 
 # The entries of a checkpoint, or attributes of a module, that are looked into.
@@ -22,8 +23,14 @@ _GROUPS = {
     *("hparams", "hyper_parameters", "hyperparameters", "hyperparams", "default_cfg", "pretrained_cfg"),
     *("model_args", "model_cfg", "model_config", "model_kwargs", "model_params", "network_config", "init_args"),
 }
+# Where scripts keep the names of the classes: Lightning's and MMEngine's data have groups of their own.
+_GROUPS_OF_DATA = {"meta", "dataset_meta", "data_config", "datamodule_hyper_parameters"}
+_LISTS_OF_CLASSES = {"classes", "class_names", "label_names", "CLASSES"}
+_NUMBERS_BY_CLASS = {"class_to_idx", "label2id"}
+_CLASSES_BY_NUMBER = {"idx_to_class", "id2label"}
 _NAME = re.compile(r"[A-Za-z][\w-]{0,80}", re.ASCII)
 _MAX_VALUES, _MAX_LIST = 5000, 16
+_MAX_CLASSES = 100_000
 
 
 def statements(*holders: object) -> dict[str, Any]:
@@ -38,6 +45,37 @@ def statements(*holders: object) -> dict[str, Any]:
         if value not in different:
             different.append(value)
     return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def class_names(*holders: object) -> list[str] | None:
+    """The name of each class, by number, as torchvision's ``class_to_idx`` or a list has them; None where none is sure.
+
+    Args:
+        holders: what a file holds: dicts, modules.
+    """
+    groups = [value for holder in holders for name, value in _entries(holder) if name in _GROUPS | _GROUPS_OF_DATA]
+    found: list[list[str]] = []
+    for name, value in (entry for holder in (*holders, *groups) for entry in _entries(holder)):
+        names = _classes(name, value)
+        if names and names not in found:
+            found.append(names)
+    return found[0] if len(found) == 1 else None
+
+
+def _classes(key: str, value: Any) -> list[str] | None:
+    """The names in an entry that is known to have such, by number."""
+    if key in _LISTS_OF_CLASSES and isinstance(value, (list, tuple)):
+        names = dict(enumerate(value))
+    elif key in _NUMBERS_BY_CLASS and isinstance(value, dict):
+        names = {number: name for name, number in value.items() if type(number) is int}
+    elif key in _CLASSES_BY_NUMBER and isinstance(value, dict):
+        names = {int(number) if str(number).isdecimal() else -1: name for number, name in value.items()}
+    else:
+        return None
+    if not 0 < len(names) == len(value) <= _MAX_CLASSES or names.keys() != set(range(len(names))):
+        return None
+    in_order = [names[number] for number in range(len(names))]
+    return in_order if all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in in_order) else None
 
 
 def header_statements(metadata: Mapping[str, str]) -> dict[str, Any]:

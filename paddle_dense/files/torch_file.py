@@ -27,7 +27,7 @@ from paddle_dense.files.names import renamed
 from paddle_dense.files.reparametrised import whole_weights
 from paddle_dense.files.sets import BARE, take
 from paddle_dense.files.shards import Shards, contents
-from paddle_dense.files.statements import header_statements, statements
+from paddle_dense.files.statements import class_names, header_statements, statements
 from paddle_dense.files.unpickle import (
     Inert,
     Lazy,
@@ -101,6 +101,7 @@ class Checkpoint:
         averaged: these are EMA weights, or averaged in another way.
         sets: the keys of all sets of weights that the file has for the same network, that of this one first.
         stated: plain values by name, from the arguments and configurations that the file keeps next to them.
+        classes: the names of the classes, by number, where the file has them.
     """
 
     state: dict[str, np.ndarray]
@@ -111,6 +112,7 @@ class Checkpoint:
     averaged: bool = False
     sets: Sequence[str] = ()
     stated: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
 
 
 def read_checkpoint(
@@ -154,7 +156,8 @@ def read_checkpoint(
         arrays = _arrays(taken.entries, len(data), warnings)
         arrays = whole_weights(arrays, warnings) if whole else arrays
         found = _finish(arrays, taken.key, warnings, taken.layers)
-        return replace(found, averaged=taken.averaged, sets=taken.sets, stated=statements(saved, taken.module))
+        stated, classes = statements(saved, taken.module), class_names(saved, taken.module)
+        return replace(found, averaged=taken.averaged, sets=taken.sets, stated=stated, classes=classes)
 
 
 def _saved(data: memoryview, warnings: list[str]) -> Any:
