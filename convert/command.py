@@ -248,9 +248,7 @@ def convert_each(args: argparse.Namespace, framework: Framework, formats: Sequen
     def work(number: int, result: Result) -> int:
         refuse_written(outputs, number)
         # Read first: a bad file is told of before Paddle is loaded, which takes seconds.
-        file = open_weights(
-            args.checkpoints[number], framework, said.ema, ("sha256",), said.key, whole=not said.network
-        )
+        file = open_weights(args.checkpoints[number], framework, said.ema, ("sha256",), said.key)
         if said.network:
             return convert_own(file, outputs[number], said, result, args.json)
         with importing():

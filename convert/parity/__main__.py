@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     def work(number: int, result: Result) -> int:
         # Read first: a bad file is reported before Paddle is loaded, which takes seconds.
         path = args.checkpoints[number] if args.checkpoints else None
-        file = open_weights(path, ema=options.ema, key=options.key, whole=not options.network) if path else None
+        file = open_weights(path, ema=options.ema, key=options.key) if path else None
         with importing():
             import paddle_dense.checkpoints  # noqa: F401  Paddle first: no bad file waits for PyTorch
         if fault := pytorch_fault():

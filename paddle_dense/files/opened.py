@@ -95,7 +95,6 @@ def open_weights(
     ema: bool = True,
     hashes: Sequence[str] = (),
     key: str | None = None,
-    whole: bool = True,
 ) -> WeightsFile:
     """Read a weight file, and a Paddle file's sidecar.
 
@@ -107,7 +106,6 @@ def open_weights(
         ema: take the EMA weights where a PyTorch file has them.
         hashes: names of hashes to compute, in threads of their own.
         key: take the weights under this key of a PyTorch file instead.
-        whole: compute the pruned and normed weights of a PyTorch file, which it stores in parts.
 
     Raises:
         WeightsError: the file cannot be read, is damaged, or its tensors could only be had by running it.
@@ -117,7 +115,7 @@ def open_weights(
 
     def read() -> dict[str, Any] | None:
         opened.clear()  # before memory is needed for it again
-        opened.append(_read(path, framework, ema, hashes, key, whole))
+        opened.append(_read(path, framework, ema, hashes, key))
         return None if opened[0].checkpoint else read_sidecar(path, opened[0].tensors)
 
     try:
@@ -151,14 +149,12 @@ def refuse_other_layout(file: WeightsFile, own: Container[str] = ()) -> None:
         raise WeightsError(f"has {theirs}, and PyTorch lays linear layers out differently: {AS_PYTORCHS}")
 
 
-def _read(
-    path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None, whole: bool
-) -> WeightsFile:
+def _read(path: Path, framework: Framework | None, ema: bool, hashes: Sequence[str], key: str | None) -> WeightsFile:
     with naming(path):
         whole = read_file(path)
         content = contents(path, whole)
     if isinstance(content, Shards):
-        return _read_shards(path, framework, content, hashes, key, whole)
+        return _read_shards(path, framework, content, hashes, key)
     head, metadata, checkpoint = bytes(content[:_HEAD]), read_metadata(path, content), None
     if is_safetensors(content):
         format = "safetensors"
@@ -173,7 +169,7 @@ def _read(
         if framework is None and format == "safetensors" and pytorch_sign(tensors, metadata):
             framework = "pytorch"
     if framework == "pytorch" or format.startswith("PyTorch"):
-        checkpoint = read_checkpoint(path, ema, content, key, whole)
+        checkpoint = read_checkpoint(path, ema, content, key)
         tensors = checkpoint.state
         format = "safetensors, from PyTorch" if format == "safetensors" else format
     elif key is not None:
@@ -183,11 +179,11 @@ def _read(
 
 
 def _read_shards(
-    path: Path, framework: Framework | None, shards: Shards, hashes: Sequence[str], key: str | None, whole: bool
+    path: Path, framework: Framework | None, shards: Shards, hashes: Sequence[str], key: str | None
 ) -> WeightsFile:
     if framework == "paddle":
         raise WeightsError(f"{path}: {foreign(shards.index)}")
-    checkpoint = read_checkpoint(path, content=shards, key=key, whole=whole)
+    checkpoint = read_checkpoint(path, content=shards, key=key)
     parts = [shards.index, *shards.contents.values()]
     return WeightsFile(
         path,
