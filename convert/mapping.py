@@ -1,0 +1,818 @@
+"""Which of a PyTorch file's tensors each tensor of a Paddle network is made of, and the file in which a user says so.
+
+`pair` finds out, `refuse` says what it left open; `write_proposal` writes all pairs for a user to read, and
+`read_mapping` reads them again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from convert.alignment import (
+    NAME,
+    ONLY,
+    Alignment,
+    Place,
+    Shape,
+    Stored,
+    Unit,
+    Wanted,
+    align,
+    joined,
+    shape_of,
+    split,
+)
+from paddle_dense.errors import WeightsError, did_you_mean, listed, naming, shown
+from paddle_dense.files.atomic import PathLike, atomic_write, refuse_existing
+from paddle_dense.files.names import COUNTER, two_names
+from paddle_dense.files.spelling import EVERYTHING, Selection
+from paddle_dense.models.matching import is_bystander, several_networks, unwrapped
+from paddle_dense.models.sources import Source, sources
+
+if TYPE_CHECKING:
+    import torch
+
+COLUMNS = ("paddle", "pytorch", "shape", "basis")
+UNDECIDED = "?"
+_GIVEN, _TIED, _OF_NOTHING = "mapping file", "the same tensor as {}", "made of no tensor"
+_AND = " + "  # between the names of several tensors of which one is made
+_MAX_BYTES, _MAX_ROWS = 64 << 20, 500_000  # of a mapping file
+_MAX_NAMED = 3  # tensors of either side, in one message
+_MAX_COMPARED = 300  # names that the nearest is looked for among
+_MAX_CUTS, _MAX_PREFIXES = 12, 16  # places of a name after which a prefix can end, and prefixes that are tried
+_SEE = "write all pairs with --propose map.csv, read and complete them, and give them back with --map map.csv"
+
+
+class Given(NamedTuple):
+    """What a user says of pairs.
+
+    Attributes:
+        pairs: PyTorch's name for each of Paddle's, names of several with " + " between them, "" for what stays as the
+            network was built.
+        left_out: PyTorch's tensors that have no place on purpose.
+    """
+
+    pairs: Mapping[str, str]
+    left_out: Collection[str] = ()
+
+
+class Order(NamedTuple):
+    """In which order the layers of each network are run, see `executed`."""
+
+    paddle: Sequence[str]
+    pytorch: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which of a file's tensors each tensor of a Paddle network is made of.
+
+    Attributes:
+        chosen: what is certain: Paddle's tensor -> its source.
+        proposed: what goes by order and shape only and could also be otherwise, the same.
+        layers: Paddle's layer -> PyTorch's, as far as certain.
+        missing: Paddle's tensors that have no source.
+        untouched: Paddle's tensors that stay as the network was built on purpose.
+        unplaced: PyTorch's tensors that have no place, though the PyTorch network may compute with them.
+        left_out: PyTorch's tensors that have no place and need none.
+        notes: what was done, one sentence each.
+        basis: for each tensor of `chosen` and `proposed`, how it was found.
+    """
+
+    chosen: dict[str, Source]
+    proposed: dict[str, Source]
+    layers: dict[str, str]
+    missing: tuple[str, ...]
+    untouched: tuple[str, ...]
+    unplaced: tuple[str, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    basis: dict[str, str]
+    _network: _Network = field(repr=False)
+    _shapes: Mapping[str, Shape] = field(repr=False)  # of PyTorch's tensors
+    _misfits: Sequence[tuple[str, str]] = field(repr=False)  # Paddle's and PyTorch's tensor
+    _plain: Callable[[str], str | None] = field(repr=False)
+
+    @property
+    def summary(self) -> str:
+        """How many tensors were paired in which way."""
+        counts = Counter(self.basis[name] for name in self.chosen)
+        by_name = counts[NAME] + counts[_GIVEN]
+        others = sum(counts.values()) - by_name
+        parts = [
+            f"{by_name} tensors by name",
+            *([f"{others} without another choice"] if others else []),
+            *([f"{len(self.proposed)} by order and shape only"] if self.proposed else []),
+            *([f"{len(self.missing)} of the network's without any"] if self.missing else []),
+            *([f"{len(self.unplaced)} of the file's without a place"] if self.unplaced else []),
+        ]
+        return ", ".join(parts)
+
+    def own_name(self, theirs: str) -> str | None:
+        """The Paddle network's name for a layer of the PyTorch network; None for one that it does not have."""
+        for ours, name in self.layers.items():
+            if name == theirs:
+                return ours
+        plain = self._plain(theirs)
+        return None if plain is None or self.layers.get(plain, theirs) != theirs else plain
+
+    def nearest(self, ours: str) -> list[str]:
+        """The file's tensors without a place that one of Paddle's is most likely made of, at most two."""
+        expected = self._network.possible[ours][0].names or (ours,)
+        fitting = [name for name in self.unplaced if self._network.fits(ours, [self._shapes[name]])]
+        return _most_alike(expected[0], fitting or self.unplaced)
+
+    def nearest_place(self, theirs: str) -> list[str]:
+        """The Paddle network's tensors without a source that one of the file's is most likely for, at most two."""
+        fitting = [name for name in self.missing if self._network.fits(name, [self._shapes[theirs]])]
+        return _most_alike(theirs, fitting or self.missing)
+
+    def ours_with_shape(self, name: str) -> str:
+        """One of Paddle's tensors as a message shows it."""
+        return f"{shown(name)} {list(self._network.shapes[name])}"
+
+    def theirs_with_shape(self, name: str) -> str:
+        """One of PyTorch's tensors as a message shows it."""
+        return f"{shown(name)} {list(self._shapes[name])}"
+
+
+def pair(
+    network: nn.Layer,
+    tensors: Mapping[str, np.ndarray],
+    selection: Selection = EVERYTHING,
+    given: Given | Mapping[str, str] | None = None,
+    order: Order | None = None,
+) -> Pairing:
+    """Find out which of a PyTorch file's tensors each tensor of a Paddle network is made of.
+
+    What the user says comes first, then equal names, apart from a prefix and what wrappers add; then order and shapes,
+    see `convert.alignment`.
+
+    Args:
+        network: of Paddle.
+        tensors: of PyTorch, by the file's names.
+        selection: which of them, and their names.
+        given: pairs that the user gives.
+        order: of the layers, in place of that of the two state_dicts.
+
+    Raises:
+        WeightsError: what the user says does not fit; the file has several such networks, or two tensors in place of
+            one of Paddle's.
+    """
+    return _Pairing(_Network.of(network), tensors, selection, _as_given(given), order).result()
+
+
+def refuse(pairing: Pairing) -> None:
+    """WeightsError for what is not certain, or has no counterpart.
+
+    Raises:
+        WeightsError: with the first such tensors, the nearest that there are, and what to do.
+    """
+    for ours, theirs in pairing._misfits:
+        if ours in pairing.missing and theirs in pairing.unplaced:
+            formula = pairing._network.possible[ours][0].formula
+            raise WeightsError(
+                f"has {pairing.theirs_with_shape(theirs)}, of which the network's {pairing.ours_with_shape(ours)} "
+                f"cannot be made ({formula.text}): build the network with the file's sizes, or give the tensor another "
+                f"place with --rename OLD=NEW (in Python: rename={{OLD: NEW}})"
+            )
+    if pairing.missing or pairing.unplaced:
+        raise WeightsError(_without_counterpart(pairing))
+    if pairing.proposed:
+        ours, source = next(iter(pairing.proposed.items()))
+        one = len(pairing.proposed) == 1
+        them = "it" if one else "them"
+        raise WeightsError(
+            f"has {'a pair that goes' if one else f'{len(pairing.proposed)} pairs that go'} by order and shape only, "
+            f"such as {shown(ours)} = {shown(_AND.join(source.names))}: write {them} with --propose map.csv, read "
+            f"{them}, and give {them} back with --map map.csv (in Python: write_proposal, mapping='map.csv')"
+        )
+
+
+def _without_counterpart(pairing: Pairing) -> str:
+    """The sentence on tensors that have no counterpart, with the nearest."""
+    said = []
+    if pairing.unplaced:
+        some = pairing.unplaced[:_MAX_NAMED]
+        names = [_with_nearest(pairing.theirs_with_shape(name), pairing.nearest_place(name)) for name in some]
+        said.append(f"has {_listed(names, len(pairing.unplaced))} without a place in the network")
+    if pairing.missing:
+        some = pairing.missing[:_MAX_NAMED]
+        names = [_with_nearest(pairing.ours_with_shape(name), pairing.nearest(name)) for name in some]
+        said.append(f"{'' if said else 'has '}no tensor for the network's {_listed(names, len(pairing.missing))}")
+    fixes = ["say which are which with --rename OLD=NEW", f"{_SEE} (in Python: rename=, drop=, mapping=)"]
+    if pairing.unplaced:
+        fixes.insert(1, "leave out with --drop PATTERN what the outputs do not depend on")
+    return f"{' and '.join(said)}: {', '.join(fixes[:-1])}, or {fixes[-1]}"
+
+
+def _with_nearest(name: str, nearest: Sequence[str]) -> str:
+    return f"{name} (nearest: {shown(nearest[0])})" if nearest else name
+
+
+def _listed(names: Sequence[str], number: int) -> str:
+    """These names, of so many."""
+    return ", ".join(names) + (f" and {number - len(names)} more" if number > len(names) else "")
+
+
+def _most_alike(name: str, others: Sequence[str]) -> list[str]:
+    """Of the other names the two that are most like this one."""
+    matcher = SequenceMatcher(b=name, autojunk=False)
+
+    def likeness(other: str) -> float:
+        matcher.set_seq1(other)
+        return -matcher.ratio()
+
+    return sorted(others[:_MAX_COMPARED], key=likeness)[:2]
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A Paddle network, as far as it matters here.
+
+    Attributes:
+        shapes: of its tensors.
+        possible: what each may be made of.
+        groups: its names, those of one tensor together.
+    """
+
+    shapes: dict[str, Shape]
+    possible: Mapping[str, tuple[Source, ...]]
+    groups: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, network: nn.Layer) -> _Network:
+        tensors = network.state_dict()
+        groups: dict[int, list[str]] = {}
+        for name, tensor in tensors.items():
+            groups.setdefault(id(tensor), []).append(name)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return cls(shapes, sources(network), list(groups.values()))
+
+    @cached_property
+    def expected(self) -> set[str]:
+        """Every name that some tensor may be made of."""
+        return {name for some in self.possible.values() for source in some for name in source.names}
+
+    def count_named(self, names: Collection[str]) -> int:
+        """How many tensors can be made of tensors of these names."""
+        return sum(
+            any(source.names and all(name in names for name in source.names) for source in self.alternatives(group))
+            for group in self.groups
+        )
+
+    def alternatives(self, group: Sequence[str]) -> list[Source]:
+        """What the tensor of these names may be made of, the likeliest first."""
+        return list(dict.fromkeys(source for name in group for source in self.possible[name]))
+
+    def fits(self, name: str, shapes: Sequence[Shape]) -> bool:
+        """Whether a tensor can be made of some of these shapes."""
+        return any(
+            len(source.names) == len(shapes) and shape_of(source.formula, shapes) == self.shapes[name]
+            for source in self.possible[name]
+        )
+
+
+class _Names:
+    """What the file's tensors are called in the network: as the user says, and without prefix and wrappers."""
+
+    def __init__(self, names: Sequence[str], network: _Network, selection: Selection) -> None:
+        self._selection, self._unwraps, self._old, self._new = selection, False, "", ""
+        self._find(names, network)
+        self.names: dict[str, str] = {}
+        for name in names:
+            plain = self.plain(name)
+            if plain in self.names:
+                raise two_names(self.names[plain], name, plain)
+            self.names[plain] = name
+
+    def _find(self, names: Sequence[str], network: _Network) -> None:
+        """Choose the beginnings with which most of the network's tensors have names of the file's, if many have."""
+        expected = network.expected
+        best, several = network.count_named({self._selection.renamed(name) for name in names}), [""]
+        for unwraps in (False, True):
+            renamed = {self._renamed(name, unwraps) for name in names}
+            for old, new in _prefixes(renamed, expected):
+                hits = network.count_named({_replaced(name, old, new) for name in renamed})
+                if hits > best and 2 * hits >= min(len(names), len(network.groups)):
+                    best, several = hits, [old]
+                    self._unwraps, self._old, self._new = unwraps, old, new
+                elif hits == best and (unwraps, new) == (self._unwraps, self._new) and _are_apart(old, several):
+                    several.append(old)
+        if len(several) > 1:
+            raise several_networks(several)
+
+    def plain(self, name: str) -> str:
+        """The network's name for a tensor, or for a layer with a dot after it."""
+        return _replaced(self._renamed(name, self._unwraps), self._old, self._new)
+
+    def layer(self, name: str) -> str | None:
+        """The network's name for a layer; None if it is not under the prefix."""
+        renamed = self._renamed(f"{name}.", self._unwraps) if name else ""
+        return self.plain(f"{name}.")[:-1] if name and renamed.startswith(self._old) else None if name else ""
+
+    def _renamed(self, name: str, unwraps: bool) -> str:
+        renamed = self._selection.renamed(name)
+        return unwrapped(renamed) if unwraps else renamed
+
+    def note(self) -> Iterator[str]:
+        """What was done to the names."""
+        if self._unwraps:
+            yield "took what wrappers put into names, such as 'module.', out of them"
+        if self._old or self._new:
+            done = [f"took {shown(self._old)} off"] if self._old else []
+            done += [f"put {shown(self._new)} before"] if self._new else []
+            yield f"{' and '.join(done)} the file's names"
+
+
+def _replaced(name: str, old: str, new: str) -> str:
+    return new + name[len(old) :] if name.startswith(old) else name
+
+
+def _are_apart(prefix: str, others: Sequence[str]) -> bool:
+    """Whether what is under a prefix is under none of the others, and the other way round."""
+    return not any(prefix.startswith(other) or other.startswith(prefix) for other in others)
+
+
+def _prefixes(names: Collection[str], expected: Collection[str]) -> list[tuple[str, str]]:
+    """Beginnings of names, the file's and what stands for it in the network, with which some names are expected."""
+    pairs = Counter({("", ""): 1})
+    pairs.update((old, "") for name in names for old, rest in _cuts(name) if rest in expected)
+    pairs.update(("", new) for name in expected for new, rest in _cuts(name) if rest in names)
+    pairs[_common_prefix(names), _common_prefix(expected)] += len(names)
+    return [prefixes for prefixes, _ in pairs.most_common(_MAX_PREFIXES)]
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """A name in two, after each of its first dots."""
+    at = -1
+    for _ in range(_MAX_CUTS):
+        at = name.find(".", at + 1)
+        if at < 0:
+            return
+        yield name[: at + 1], name[at + 1 :]
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """What the layers of all names begin with, whole parts and a dot."""
+    layers = [split(name)[0].split(".") for name in names]
+    common = list(takewhile(lambda parts: len(set(parts)) == 1 and parts[0], zip(*layers)))
+    return "".join(f"{parts[0]}." for parts in common)
+
+
+class _Pairing:
+    """The work of `pair`, step by step."""
+
+    def __init__(
+        self,
+        network: _Network,
+        tensors: Mapping[str, np.ndarray],
+        selection: Selection,
+        given: Given,
+        order: Order | None,
+    ) -> None:
+        self._network, self._tensors, self._order, self._given = network, tensors, order, given
+        self._kept = [
+            name
+            for name in tensors
+            if selection.keeps(name) and (name.rpartition(".")[2] != COUNTER or name in network.expected)
+        ]
+        self._chosen: dict[str, Source] = {}
+        self._proposed: dict[str, Source] = {}
+        self._basis: dict[str, str] = {}
+        self._owners: dict[str, tuple[str, str]] = {}  # of Paddle's tensors: the layer's path, and the file's
+        self._twins: list[str] = []  # PyTorch's second names for a tensor
+        self._take_given()
+        out = {*given.left_out, *(name for source in self._chosen.values() for name in source.names)}
+        self._names = _Names([name for name in self._kept if name not in out], network, selection)
+        self._alignment = self._align()
+        self._take_found()
+        self._take_second_names()
+
+    def _shapes(self, names: Iterable[str]) -> list[Shape]:
+        return [self._tensors[name].shape for name in names]
+
+    # What the user says
+
+    def _take_given(self) -> None:
+        """Pair what the user pairs.
+
+        Raises:
+            WeightsError: there are no such tensors, or one cannot be made of the other.
+        """
+        for name in self._given.left_out:
+            self._refuse_unknown(name)
+        for ours, text in self._given.pairs.items():
+            if ours not in self._network.shapes:
+                raise WeightsError(
+                    f"the mapping names {shown(ours)}, which the network does not have"
+                    f"{did_you_mean(ours, self._network.shapes)}: take the names of its state_dict()"
+                )
+            if text:
+                names = (text,) if text in self._tensors else tuple(text.split(_AND))
+                for name in names:
+                    self._refuse_unknown(name)
+                self._choose(ours, self._given_source(ours, names), _GIVEN)
+            elif self._of_nothing(ours):
+                self._choose(ours, self._of_nothing(ours)[0], _OF_NOTHING)
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self._tensors:
+            raise WeightsError(
+                f"the mapping names {shown(name)}, which the file does not have{did_you_mean(name, self._tensors)}: "
+                f"take the names in the file"
+            )
+
+    def _given_source(self, ours: str, names: tuple[str, ...]) -> Source:
+        """How one of Paddle's tensors is made of these of PyTorch."""
+        leaves = [split(name)[1] for name in names]
+        known = [source for source in self._network.possible[ours] if len(source.names) == len(names)]
+        for source in sorted(known, key=lambda source: [split(name)[1] for name in source.names] != leaves):
+            if shape_of(source.formula, self._shapes(names)) == self._network.shapes[ours]:
+                self._owners[ours] = split(source.names[0])[0], split(names[0])[0]
+                return Source(names, source.formula)
+        theirs = _AND.join(f"{shown(name)} {list(shape)}" for name, shape in zip(names, self._shapes(names)))
+        raise WeightsError(
+            f"the mapping pairs {shown(ours)} {list(self._network.shapes[ours])} with {theirs}, of which it cannot be "
+            f"made ({(known or self._network.possible[ours])[0].formula.text}): name another tensor"
+        )
+
+    # What is found
+
+    def _align(self) -> Alignment:
+        """Pair layers of the network and of the file."""
+        shapes: dict[str, dict[str, Shape]] = {}
+        for plain, name in self._names.names.items():
+            layer, leaf = split(plain)
+            shapes.setdefault(layer, {})[leaf] = self._tensors[name].shape
+        leaves = {leaf for layer in shapes.values() for leaf in layer}
+        places: dict[str, list[Place]] = {}
+        for group in self._network.groups:
+            if not any(name in self._chosen or name in self._given.pairs for name in group):
+                layer, place = self._place(group, leaves)
+                places.setdefault(layer, []).append(place)
+        wanted = [Wanted(layer, tuple(some)) for layer, some in places.items()]
+        stored = [Stored(layer, some) for layer, some in shapes.items()]
+        return align(wanted, stored, self._rank() if self._order else None)
+
+    def _place(self, group: Sequence[str], leaves: Collection[str]) -> tuple[str, Place]:
+        """The layer of one of Paddle's tensors and its place there, in the form that the file has it in."""
+        shape = self._network.shapes[group[0]]
+        known = [source for source in self._network.alternatives(group) if source.names]
+
+        def likeliness(source: Source) -> tuple[bool, bool, bool]:
+            there = [self._names.names[name] for name in source.names if name in self._names.names]
+            whole = len(there) == len(source.names)
+            fits = whole and shape_of(source.formula, self._shapes(there)) == shape
+            return fits, whole, all(split(name)[1] in leaves for name in source.names)
+
+        source = max(known, key=likeliness)
+        layer, _ = split(source.names[0])
+        skipped = len(layer) + 1 if layer else 0
+        is_optional = bool(self._of_nothing(group[0]))
+        return layer, Place(group[0], tuple(n[skipped:] for n in source.names), source.formula, shape, is_optional)
+
+    def _of_nothing(self, ours: str) -> list[Source]:
+        return [source for source in self._network.possible[ours] if not source.names]
+
+    def _rank(self) -> Callable[[Unit], tuple]:
+        """The key that sorts layers as they are run; what is not run itself, as parts of attention, as its layer."""
+        assert self._order
+        ours = {name: number for number, name in reversed(list(enumerate(self._order.paddle)))}
+        plain = [self._names.layer(name) for name in self._order.pytorch]
+        theirs = {name: number for number, name in reversed(list(enumerate(plain))) if name is not None}
+
+        def rank(unit: Unit) -> tuple:
+            places, path = ours if isinstance(unit, Wanted) else theirs, unit.path
+            while path and path not in places:
+                path = path.rpartition(".")[0]
+            return (places.get(path, len(places)),)
+
+        return rank
+
+    def _take_found(self) -> None:
+        """Take over what the alignment paired, and give the tensors that need none what they need."""
+        placed = set()
+        for ours, found in self._alignment.found.items():
+            names = tuple(self._names.names[joined(found.stored, leaf)] for leaf in found.leaves)
+            self._owners[ours] = found.wanted, split(names[0])[0]
+            placed.add(found.wanted)
+            self._choose(ours, Source(names, found.place.formula), found.basis, found.is_certain)
+        for name in self._network.shapes:
+            free = self._of_nothing(name)
+            if free and not self._has_source(name) and self._layer_of(name) in placed:
+                self._choose(name, free[0], _OF_NOTHING)
+
+    def _layer_of(self, ours: str) -> str:
+        return split(next(source.names[0] for source in self._network.possible[ours] if source.names))[0]
+
+    def _choose(self, ours: str, source: Source, basis: str, is_certain: bool = True) -> None:
+        (self._chosen if is_certain else self._proposed)[ours] = source
+        self._basis[ours] = basis
+
+    def _has_source(self, ours: str) -> bool:
+        return ours in self._chosen or ours in self._proposed
+
+    # One tensor under several names
+
+    def _take_second_names(self) -> None:
+        """Give all of Paddle's names for one tensor the same source.
+
+        Raises:
+            WeightsError: the file has other values for another of the names.
+        """
+        for group in self._network.groups:
+            first = next((name for name in group if self._has_source(name)), None)
+            if first is None or len(group) == 1:
+                continue
+            source = self._chosen.get(first) or self._proposed[first]
+            for name in group:
+                self._refuse_other_values(first, source, name)
+                if not self._has_source(name):
+                    self._choose(name, source, _TIED.format(first), first in self._chosen)
+
+    def _refuse_other_values(self, first: str, source: Source, second: str) -> None:
+        """See that what the file has under a second name for a tensor is that tensor."""
+        given = [self._chosen[second].names] if second in self._chosen else []
+        for names in (*given, *(other.names for other in self._network.possible[second])):
+            own = tuple(self._names.names.get(name, name) for name in names) if names not in given else names
+            if own == source.names or not own or not all(name in self._tensors for name in own):
+                continue
+            for name, other in zip(own, source.names):
+                if name in self._given.left_out or name in self._used():
+                    continue
+                if not np.array_equal(self._tensors[name], self._tensors[other]):
+                    raise WeightsError(
+                        f"has other numbers in {shown(name)} than in {shown(other)}, and the network has one tensor "
+                        f"for both, {shown(first)} and {shown(second)}: build the network without sharing it, or leave "
+                        f"out the one that is not wanted with --drop {name} (in Python: drop=[{name!r}])"
+                    )
+                self._twins.append(name)
+
+    def _used(self) -> set[str]:
+        return {name for some in (self._chosen, self._proposed) for source in some.values() for name in source.names}
+
+    def _copies(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of the tensors that are a placed one again, and which: PyTorch saves a shared one under each name."""
+        by_shape: dict[Shape, list[str]] = {}
+        for name in self._used():
+            by_shape.setdefault(self._tensors[name].shape, []).append(name)
+        copies: dict[str, str] = {}
+        for name in names:
+            array = self._tensors[name]
+            if array.ndim < 2 or array.size < 2 or (array == array.flat[0]).all():
+                continue  # what many layers begin with, so its being equal shows nothing
+            for other in by_shape.get(array.shape, ()):
+                if np.array_equal(self._tensors[other], array):
+                    copies[name] = other
+        return copies
+
+    # What became of it
+
+    def result(self) -> Pairing:
+        """All of it."""
+        untouched = tuple(name for name, text in self._given.pairs.items() if not text and not self._has_source(name))
+        missing = [name for name in self._network.shapes if not self._has_source(name) and name not in untouched]
+        used = self._used().union(self._twins)
+        rest = [name for name in self._kept if name not in used]
+        copies = self._copies(rest)
+        needless = {*self._given.left_out, *copies, *filter(is_bystander, rest)}
+        dropped = set(self._tensors).difference(self._kept)
+        dropped = {name for name in dropped if name.rpartition(".")[2] != COUNTER}
+        left_out = tuple(n for n in self._tensors if n not in used and (n in dropped or n in needless))
+        return Pairing(
+            chosen={name: self._chosen[name] for name in self._network.shapes if name in self._chosen},
+            proposed={name: self._proposed[name] for name in self._network.shapes if name in self._proposed},
+            layers=self._layers(),
+            missing=tuple(missing),
+            untouched=untouched,
+            unplaced=tuple(name for name in rest if name not in needless),
+            left_out=left_out,
+            notes=tuple(self._notes(copies, left_out, untouched)),
+            basis=self._basis,
+            _network=self._network,
+            _shapes={name: array.shape for name, array in self._tensors.items()},
+            _misfits=[
+                (place.name, self._names.names[joined(layer, place.leaves[0])])
+                for place, layer in self._alignment.misfits
+            ],
+            _plain=self._names.layer,
+        )
+
+    def _notes(self, copies: Mapping[str, str], left_out: Sequence[str], untouched: Sequence[str]) -> Iterator[str]:
+        yield from self._names.note()
+        only = [
+            f"{shown(ours)} = {shown(_AND.join(source.names))}"
+            for ours, source in self._chosen.items()
+            if self._basis[ours] == ONLY
+        ]
+        if only:
+            yield f"paired by shape what has no other choice: {listed(only)}"
+        if copies:
+            pairs = (f"{shown(name)} = {shown(other)}" for name, other in copies.items())
+            yield f"left out what is another tensor again: {listed(pairs)}"
+        others = [shown(name) for name in left_out if name not in copies]
+        if others:
+            yield f"left out what is no part of the network: {listed(others)}"
+        if untouched:
+            yield f"left as the network was built, as the mapping says: {listed(map(shown, untouched))}"
+        if self._alignment.too_many:
+            yield "looked for no layer by its shapes, since the file has so many without a place"
+
+    def _layers(self) -> dict[str, str]:
+        """Paddle's layers and PyTorch's, also those that others are in, where all certain pairs agree on them."""
+        found: dict[str, set[str]] = {}
+        for name, (ours, theirs) in self._owners.items():
+            if name not in self._chosen:
+                continue
+            found.setdefault(ours, set()).add(theirs)
+            while ours and theirs and ours.rpartition(".")[2] == theirs.rpartition(".")[2]:
+                ours, theirs = ours.rpartition(".")[0], theirs.rpartition(".")[0]
+                if ours and theirs:
+                    found.setdefault(ours, set()).add(theirs)
+        back = Counter(next(iter(theirs)) for theirs in found.values() if len(theirs) == 1)
+        one = {ours: next(iter(theirs)) for ours, theirs in found.items() if len(theirs) == 1}
+        return {ours: theirs for ours, theirs in one.items() if back[theirs] == 1}
+
+
+def _as_given(given: Given | Mapping[str, str] | None) -> Given:
+    return given if isinstance(given, Given) else Given(given or {})
+
+
+# The order in which layers are run
+
+
+def executed(network: nn.Layer | torch.nn.Module, run: Callable[[], Any]) -> list[str]:
+    """Names of a network's layers, of either framework, in the order in which each is first run.
+
+    Args:
+        network: of Paddle or PyTorch.
+        run: runs it on some inputs.
+    """
+    layers: Iterable[tuple[str, Any]] = (
+        network.named_sublayers() if isinstance(network, nn.Layer) else network.named_modules()
+    )
+    names: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: names.setdefault(name)
+
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers if name]
+    try:
+        with paddle.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(names)
+
+
+# The mapping file
+
+
+def write_proposal(pairing: Pairing, path: PathLike, force: bool = False) -> None:
+    """Write all pairs, and what has no counterpart, as a CSV file for a user to read and complete.
+
+    Args:
+        pairing: what `pair` found.
+        path: the file.
+        force: overwrite what stands there.
+
+    Raises:
+        WeightsError: it cannot be written, or exists.
+    """
+    refuse_existing(path, force, "--propose")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in _rows(pairing):
+        writer.writerow([_as_cell(cell) for cell in row])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _rows(pairing: Pairing) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of a mapping file, in the order of the network's tensors, then of the file's."""
+    for ours, shape in pairing._network.shapes.items():
+        source = pairing.chosen.get(ours) or pairing.proposed.get(ours)
+        if source:
+            basis = f"{pairing.basis[ours]}; {source.formula.text}"
+            yield ours, _AND.join(source.names), str(list(shape)), basis
+        elif ours in pairing.untouched:
+            yield ours, "", str(list(shape)), "stays as the network was built"
+        else:
+            near = [pairing.theirs_with_shape(name) for name in pairing.nearest(ours)]
+            yield ours, UNDECIDED, str(list(shape)), _undecided(near)
+    for theirs in (*pairing.unplaced, *pairing.left_out):
+        shape = pairing._shapes[theirs]
+        if theirs in pairing.unplaced:
+            near = [pairing.ours_with_shape(name) for name in pairing.nearest_place(theirs)]
+            yield UNDECIDED, theirs, str(list(shape)), _undecided(near)
+        else:
+            yield "", theirs, str(list(shape)), "left out"
+
+
+def _undecided(nearest: Sequence[str]) -> str:
+    near = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    return f"no counterpart: name one in place of {UNDECIDED}, or leave the cell empty{near}"
+
+
+def _as_cell(text: str) -> str:
+    """A name as it stands in a cell: escaped after a ' where a program could take it for something else."""
+    if text.isprintable() and text[:1] not in ("=", "+", "-", "@", "'") and text.strip() == text:
+        return text
+    return "'" + text.encode("unicode_escape").decode("ascii")
+
+
+def _of_cell(cell: str) -> str:
+    return cell[1:].encode("ascii").decode("unicode_escape") if cell.startswith("'") else cell.strip()
+
+
+def read_mapping(path: PathLike) -> Given:
+    """Read a mapping file, as `write_proposal` writes it and a user completes it.
+
+    Raises:
+        WeightsError: it cannot be read, leaves something open or contradicts itself.
+    """
+    with naming(path):
+        pairs: dict[str, str] = {}
+        lines: dict[str, int] = {}
+        left_out: dict[str, int] = {}
+        for line, (ours, theirs) in _read_rows(Path(path)):
+            if UNDECIDED in (ours, theirs):
+                other = theirs if ours == UNDECIDED else ours
+                raise WeightsError(
+                    f"line {line} leaves {shown(other)} open: put its counterpart in place of {UNDECIDED}, or leave "
+                    f"the cell empty if it has none on purpose"
+                )
+            if not ours and not theirs:
+                raise WeightsError(f"line {line} names no tensor: delete it")
+            if not ours:
+                left_out[theirs] = line
+            elif ours in pairs:
+                raise WeightsError(f"lines {lines[ours]} and {line} both pair {shown(ours)}: delete one of them")
+            else:
+                pairs[ours], lines[ours] = theirs, line
+        for ours, theirs in pairs.items():
+            for name in (theirs, *theirs.split(_AND)):
+                if name and name in left_out:
+                    raise WeightsError(
+                        f"line {left_out[name]} leaves {shown(name)} out, and line {lines[ours]} pairs it with "
+                        f"{shown(ours)}: delete one of them"
+                    )
+    return Given(pairs, tuple(left_out))
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
+    """The first two cells of each row, and the line where it stands."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror or error}): give the file that --propose wrote") from error
+    if len(content) > _MAX_BYTES:
+        raise WeightsError(
+            f"is larger than {_MAX_BYTES >> 20} MiB, so it is no mapping file: give what --propose wrote"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise WeightsError(f"line {line} is not UTF-8: save the file as CSV in UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if tuple(cell.strip() for cell in header) != COLUMNS:
+            raise WeightsError(
+                f"line 1 is not {','.join(COLUMNS)}: give a CSV file, with commas, as --propose writes it"
+            )
+        for number, row in enumerate(reader):
+            if not row:
+                continue
+            if number > _MAX_ROWS:
+                raise WeightsError(f"has more than {_MAX_ROWS} lines: give the file that --propose wrote")
+            if len(row) != len(COLUMNS):
+                raise WeightsError(
+                    f"line {reader.line_num} has {len(row)} cells instead of {len(COLUMNS)}: put names that hold a "
+                    f"comma in double quotes"
+                )
+            yield reader.line_num, (_of_cell(row[0]), _of_cell(row[1]))
+    except csv.Error as error:
+        raise WeightsError(f"line {reader.line_num} is no CSV ({error}): fix the quotes there") from None
+    except UnicodeError:
+        raise WeightsError(
+            f"line {reader.line_num} has a name after ' with an escape that is none: copy it as --propose wrote it"
+        ) from None
