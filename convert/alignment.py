@@ -178,6 +178,7 @@ class Alignment:
     misfits: list[tuple[Place, str]] = field(default_factory=list)
     too_many: bool = False
     _labels: dict[tuple, int] = field(default_factory=dict)
+    _alone: set[int] = field(default_factory=set)  # labels that one layer has on either side
 
     def run(self, wanted: _Node, stored: _Node) -> None:
         """Pair what is under two roots."""
@@ -185,6 +186,11 @@ class Alignment:
         self.too_many = len(self._stored) > _MAX_UNITS
         if not self.too_many:
             self._labels = _labels(self._wanted.values(), self._stored.values())
+            mine, theirs = (
+                Counter(self._labels[unit.signature] for unit in units.values())
+                for units in (self._wanted, self._stored)
+            )
+            self._alone = {label for label, count in mine.items() if count == theirs[label] == 1}
             self._shapes(wanted, stored, True, NAME)
             self._common_sequence()
 
@@ -201,6 +207,12 @@ class Alignment:
         """Pair the tensors of two layers; not one of them if some that have equal names do not fit."""
         if self._wanted.get(wanted.path) is not wanted or self._stored.get(stored.path) is not stored:
             return
+        if self._labels:
+            label = self._labels[wanted.signature]
+            if label != self._labels[stored.signature]:
+                return
+            if label in self._alone:
+                certain, basis = True, ONLY
         misfits = _misfits(wanted, stored)
         if misfits:
             self.misfits += [(place, stored.path) for place in misfits] if basis == NAME else []

@@ -263,9 +263,9 @@ class _Network:
         return cls(shapes, sources(network), list(groups.values()))
 
     @cached_property
-    def expected(self) -> set[str]:
+    def expected(self) -> dict[str, None]:
         """Every name that some tensor may be made of."""
-        return {name for some in self.possible.values() for source in some for name in source.names}
+        return dict.fromkeys(name for some in self.possible.values() for source in some for name in source.names)
 
     def count_named(self, names: Collection[str]) -> int:
         """How many tensors can be made of tensors of these names."""
@@ -304,7 +304,7 @@ class _Names:
         expected = network.expected
         best, several = network.count_named({self._selection.renamed(name) for name in names}), [""]
         for unwraps in (False, True):
-            renamed = {self._renamed(name, unwraps) for name in names}
+            renamed = dict.fromkeys(self._renamed(name, unwraps) for name in names)
             for old, new in _prefixes(renamed, expected):
                 hits = network.count_named({_replaced(name, old, new) for name in renamed})
                 if hits > best and 2 * hits >= min(len(names), len(network.groups)):
@@ -540,27 +540,30 @@ class _Pairing:
                 continue
             source = self._chosen.get(first) or self._proposed[first]
             for name in group:
-                self._refuse_other_values(first, source, name)
+                for own in self._second_names(name, source):
+                    self._refuse_other_values(first, name, own, source)
                 if not self._has_source(name):
                     self._choose(name, source, _TIED.format(first), first in self._chosen)
 
-    def _refuse_other_values(self, first: str, source: Source, second: str) -> None:
-        """See that what the file has under a second name for a tensor is that tensor."""
-        given = [self._chosen[second].names] if second in self._chosen else []
-        for names in (*given, *(other.names for other in self._network.possible[second])):
-            own = tuple(self._names.names.get(name, name) for name in names) if names not in given else names
-            if own == source.names or not own or not all(name in self._tensors for name in own):
-                continue
-            for name, other in zip(own, source.names):
-                if name in self._given.left_out or name in self._used():
-                    continue
-                if not np.array_equal(self._tensors[name], self._tensors[other]):
-                    raise WeightsError(
-                        f"has other numbers in {shown(name)} than in {shown(other)}, and the network has one tensor "
-                        f"for both, {shown(first)} and {shown(second)}: build the network without sharing it, or leave "
-                        f"out the one that is not wanted with --drop {name} (in Python: drop=[{name!r}])"
-                    )
-                self._twins.append(name)
+    def _second_names(self, ours: str, source: Source) -> Iterator[tuple[str, ...]]:
+        """What the file has under another of a tensor's names, besides what was taken for it."""
+        used = self._used()
+        if self._has_source(ours):
+            yield (self._chosen.get(ours) or self._proposed[ours]).names
+        for other in self._network.possible[ours]:
+            names = [self._names.names.get(name, "") for name in other.names]
+            if names and all(name and name not in used for name in names) and len(names) == len(source.names):
+                yield tuple(names)
+
+    def _refuse_other_values(self, first: str, second: str, names: tuple[str, ...], source: Source) -> None:
+        for name, other in zip(names, source.names):
+            if not np.array_equal(self._tensors[name], self._tensors[other]):
+                raise WeightsError(
+                    f"has other numbers in {shown(name)} than in {shown(other)}, and the network has one tensor for "
+                    f"both, {shown(first)} and {shown(second)}: build the network without sharing it, or leave out "
+                    f"what is not wanted with --drop PATTERN (in Python: drop=[PATTERN])"
+                )
+            self._twins.append(name)
 
     def _used(self) -> set[str]:
         return {name for some in (self._chosen, self._proposed) for source in some.values() for name in source.names}
@@ -797,7 +800,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
         header = next(reader, [])
         if tuple(cell.strip() for cell in header) != COLUMNS:
             raise WeightsError(
-                f"line 1 is not {','.join(COLUMNS)}: give a CSV file, with commas, as --propose writes it"
+                f"line 1 is not {','.join(COLUMNS)}: give a CSV file as --propose writes it"
             )
         for number, row in enumerate(reader):
             if not row:
