@@ -799,13 +799,11 @@ def _read_rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     try:
         header = next(reader, [])
         if tuple(cell.strip() for cell in header) != COLUMNS:
-            raise WeightsError(
-                f"line 1 is not {','.join(COLUMNS)}: give a CSV file as --propose writes it"
-            )
+            raise WeightsError(f"line 1 is not {','.join(COLUMNS)}: give a CSV file as --propose writes it")
         for number, row in enumerate(reader):
             if not row:
                 continue
-            if number > _MAX_ROWS:
+            if number >= _MAX_ROWS:
                 raise WeightsError(f"has more than {_MAX_ROWS} lines: give the file that --propose wrote")
             if len(row) != len(COLUMNS):
                 raise WeightsError(
