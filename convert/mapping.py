@@ -1,20 +1,15 @@
-"""Which of a PyTorch file's tensors each tensor of a Paddle network is made of, and the file in which a user says so.
+"""Which of a PyTorch file's tensors each tensor of a Paddle network is made of.
 
-`pair` finds out, `refuse` says what it left open; `write_proposal` writes all pairs for a user to read, and
-`read_mapping` reads them again.
+`pair` finds out, and `refuse` says what it left open; `convert.mapping_file` has what a user says.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cached_property
-from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
@@ -35,24 +30,20 @@ from convert.alignment import (
     shape_of,
     split,
 )
-from paddle_dense.errors import WeightsError, did_you_mean, listed, naming, shown
-from paddle_dense.files.atomic import PathLike, atomic_write, refuse_existing
-from paddle_dense.files.names import COUNTER, two_names
+from convert.file_names import FileNames
+from paddle_dense.errors import WeightsError, did_you_mean, listed, shown
+from paddle_dense.files.names import COUNTER
 from paddle_dense.files.spelling import EVERYTHING, Selection
-from paddle_dense.models.matching import is_bystander, several_networks, unwrapped
-from paddle_dense.models.sources import Source, sources
+from paddle_dense.models.matching import is_bystander
+from paddle_dense.models.sources import Source, names_of_one_tensor, sources, without_place
 
 if TYPE_CHECKING:
     import torch
 
-COLUMNS = ("paddle", "pytorch", "shape", "basis")
-UNDECIDED = "?"
 _GIVEN, _TIED, _OF_NOTHING = "mapping file", "the same tensor as {}", "made of no tensor"
-_AND = " + "  # between the names of several tensors of which one is made
-_MAX_BYTES, _MAX_ROWS = 64 << 20, 500_000  # of a mapping file
+AND = " + "  # between the names of several tensors of which one is made
 _MAX_NAMED = 3  # tensors of either side, in one message
 _MAX_COMPARED = 300  # names that the nearest is looked for among
-_MAX_CUTS, _MAX_PREFIXES = 12, 16  # places of a name after which a prefix can end, and prefixes that are tried
 _SEE = "write all pairs with --propose map.csv, read and complete them, and give them back with --map map.csv"
 
 
@@ -90,6 +81,8 @@ class Pairing:
         left_out: PyTorch's tensors that have no place and need none.
         notes: what was done, one sentence each.
         basis: for each tensor of `chosen` and `proposed`, how it was found.
+        advice: for tensors of `unplaced` that Paddle's layer of the same kind has no place for, what to do.
+        file_shapes: of PyTorch's tensors.
     """
 
     chosen: dict[str, Source]
@@ -101,8 +94,9 @@ class Pairing:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     basis: dict[str, str]
+    advice: Mapping[str, str]
+    file_shapes: Mapping[str, Shape] = field(repr=False)
     _network: _Network = field(repr=False)
-    _shapes: Mapping[str, Shape] = field(repr=False)  # of PyTorch's tensors
     _misfits: Sequence[tuple[str, str]] = field(repr=False)  # Paddle's and PyTorch's tensor
     _plain: Callable[[str], str | None] = field(repr=False)
 
@@ -121,23 +115,31 @@ class Pairing:
         ]
         return ", ".join(parts)
 
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Of Paddle's tensors."""
+        return self._network.shapes
+
+    @cached_property
+    def _own_names(self) -> dict[str, str]:
+        return {theirs: ours for ours, theirs in self.layers.items()}
+
     def own_name(self, theirs: str) -> str | None:
         """The Paddle network's name for a layer of the PyTorch network; None for one that it does not have."""
-        for ours, name in self.layers.items():
-            if name == theirs:
-                return ours
+        if theirs in self._own_names:
+            return self._own_names[theirs]
         plain = self._plain(theirs)
         return None if plain is None or self.layers.get(plain, theirs) != theirs else plain
 
     def nearest(self, ours: str) -> list[str]:
         """The file's tensors without a place that one of Paddle's is most likely made of, at most two."""
         expected = self._network.possible[ours][0].names or (ours,)
-        fitting = [name for name in self.unplaced if self._network.fits(ours, [self._shapes[name]])]
+        fitting = [name for name in self.unplaced if self._network.fits(ours, [self.file_shapes[name]])]
         return _most_alike(expected[0], fitting or self.unplaced)
 
     def nearest_place(self, theirs: str) -> list[str]:
         """The Paddle network's tensors without a source that one of the file's is most likely for, at most two."""
-        fitting = [name for name in self.missing if self._network.fits(name, [self._shapes[theirs]])]
+        fitting = [name for name in self.missing if self._network.fits(name, [self.file_shapes[theirs]])]
         return _most_alike(theirs, fitting or self.missing)
 
     def ours_with_shape(self, name: str) -> str:
@@ -146,7 +148,7 @@ class Pairing:
 
     def theirs_with_shape(self, name: str) -> str:
         """One of PyTorch's tensors as a message shows it."""
-        return f"{shown(name)} {list(self._shapes[name])}"
+        return f"{shown(name)} {list(self.file_shapes[name])}"
 
 
 def pair(
@@ -189,6 +191,9 @@ def refuse(pairing: Pairing) -> None:
                 f"cannot be made ({formula.text}): build the network with the file's sizes, or give the tensor another "
                 f"place with --rename OLD=NEW (in Python: rename={{OLD: NEW}})"
             )
+    if pairing.advice:
+        theirs, advice = next(iter(pairing.advice.items()))
+        raise WeightsError(f"has {pairing.theirs_with_shape(theirs)}, which has no place in the network: {advice}")
     if pairing.missing or pairing.unplaced:
         raise WeightsError(_without_counterpart(pairing))
     if pairing.proposed:
@@ -197,7 +202,7 @@ def refuse(pairing: Pairing) -> None:
         them = "it" if one else "them"
         raise WeightsError(
             f"has {'a pair that goes' if one else f'{len(pairing.proposed)} pairs that go'} by order and shape only, "
-            f"such as {shown(ours)} = {shown(_AND.join(source.names))}: write {them} with --propose map.csv, read "
+            f"such as {shown(ours)} = {shown(AND.join(source.names))}: write {them} with --propose map.csv, read "
             f"{them}, and give {them} back with --map map.csv (in Python: write_proposal, mapping='map.csv')"
         )
 
@@ -244,11 +249,13 @@ class _Network:
     """A Paddle network, as far as it matters here.
 
     Attributes:
+        layer: the network.
         shapes: of its tensors.
         possible: what each may be made of.
         groups: its names, those of one tensor together.
     """
 
+    layer: nn.Layer
     shapes: dict[str, Shape]
     possible: Mapping[str, tuple[Source, ...]]
     groups: Sequence[Sequence[str]]
@@ -256,23 +263,13 @@ class _Network:
     @classmethod
     def of(cls, network: nn.Layer) -> _Network:
         tensors = network.state_dict()
-        groups: dict[int, list[str]] = {}
-        for name, tensor in tensors.items():
-            groups.setdefault(id(tensor), []).append(name)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return cls(shapes, sources(network), list(groups.values()))
+        return cls(network, shapes, sources(network), list(names_of_one_tensor(tensors)))
 
     @cached_property
     def expected(self) -> dict[str, None]:
         """Every name that some tensor may be made of."""
         return dict.fromkeys(name for some in self.possible.values() for source in some for name in source.names)
-
-    def count_named(self, names: Collection[str]) -> int:
-        """How many tensors can be made of tensors of these names."""
-        return sum(
-            any(source.names and all(name in names for name in source.names) for source in self.alternatives(group))
-            for group in self.groups
-        )
 
     def alternatives(self, group: Sequence[str]) -> list[Source]:
         """What the tensor of these names may be made of, the likeliest first."""
@@ -284,93 +281,6 @@ class _Network:
             len(source.names) == len(shapes) and shape_of(source.formula, shapes) == self.shapes[name]
             for source in self.possible[name]
         )
-
-
-class _Names:
-    """What the file's tensors are called in the network: as the user says, and without prefix and wrappers."""
-
-    def __init__(self, names: Sequence[str], network: _Network, selection: Selection) -> None:
-        self._selection, self._unwraps, self._old, self._new = selection, False, "", ""
-        self._find(names, network)
-        self.names: dict[str, str] = {}
-        for name in names:
-            plain = self.plain(name)
-            if plain in self.names:
-                raise two_names(self.names[plain], name, plain)
-            self.names[plain] = name
-
-    def _find(self, names: Sequence[str], network: _Network) -> None:
-        """Choose the beginnings with which most of the network's tensors have names of the file's, if many have."""
-        expected = network.expected
-        best, several = network.count_named({self._selection.renamed(name) for name in names}), [""]
-        for unwraps in (False, True):
-            renamed = dict.fromkeys(self._renamed(name, unwraps) for name in names)
-            for old, new in _prefixes(renamed, expected):
-                hits = network.count_named({_replaced(name, old, new) for name in renamed})
-                if hits > best and 2 * hits >= min(len(names), len(network.groups)):
-                    best, several = hits, [old]
-                    self._unwraps, self._old, self._new = unwraps, old, new
-                elif hits == best and (unwraps, new) == (self._unwraps, self._new) and _are_apart(old, several):
-                    several.append(old)
-        if len(several) > 1:
-            raise several_networks(several)
-
-    def plain(self, name: str) -> str:
-        """The network's name for a tensor, or for a layer with a dot after it."""
-        return _replaced(self._renamed(name, self._unwraps), self._old, self._new)
-
-    def layer(self, name: str) -> str | None:
-        """The network's name for a layer; None if it is not under the prefix."""
-        renamed = self._renamed(f"{name}.", self._unwraps) if name else ""
-        return self.plain(f"{name}.")[:-1] if name and renamed.startswith(self._old) else None if name else ""
-
-    def _renamed(self, name: str, unwraps: bool) -> str:
-        renamed = self._selection.renamed(name)
-        return unwrapped(renamed) if unwraps else renamed
-
-    def note(self) -> Iterator[str]:
-        """What was done to the names."""
-        if self._unwraps:
-            yield "took what wrappers put into names, such as 'module.', out of them"
-        if self._old or self._new:
-            done = [f"took {shown(self._old)} off"] if self._old else []
-            done += [f"put {shown(self._new)} before"] if self._new else []
-            yield f"{' and '.join(done)} the file's names"
-
-
-def _replaced(name: str, old: str, new: str) -> str:
-    return new + name[len(old) :] if name.startswith(old) else name
-
-
-def _are_apart(prefix: str, others: Sequence[str]) -> bool:
-    """Whether what is under a prefix is under none of the others, and the other way round."""
-    return not any(prefix.startswith(other) or other.startswith(prefix) for other in others)
-
-
-def _prefixes(names: Collection[str], expected: Collection[str]) -> list[tuple[str, str]]:
-    """Beginnings of names, the file's and what stands for it in the network, with which some names are expected."""
-    pairs = Counter({("", ""): 1})
-    pairs.update((old, "") for name in names for old, rest in _cuts(name) if rest in expected)
-    pairs.update(("", new) for name in expected for new, rest in _cuts(name) if rest in names)
-    pairs[_common_prefix(names), _common_prefix(expected)] += len(names)
-    return [prefixes for prefixes, _ in pairs.most_common(_MAX_PREFIXES)]
-
-
-def _cuts(name: str) -> Iterator[tuple[str, str]]:
-    """A name in two, after each of its first dots."""
-    at = -1
-    for _ in range(_MAX_CUTS):
-        at = name.find(".", at + 1)
-        if at < 0:
-            return
-        yield name[: at + 1], name[at + 1 :]
-
-
-def _common_prefix(names: Collection[str]) -> str:
-    """What the layers of all names begin with, whole parts and a dot."""
-    layers = [split(name)[0].split(".") for name in names]
-    common = list(takewhile(lambda parts: len(set(parts)) == 1 and parts[0], zip(*layers)))
-    return "".join(f"{parts[0]}." for parts in common)
 
 
 class _Pairing:
@@ -397,7 +307,8 @@ class _Pairing:
         self._twins: list[str] = []  # PyTorch's second names for a tensor
         self._take_given()
         out = {*given.left_out, *(name for source in self._chosen.values() for name in source.names)}
-        self._names = _Names([name for name in self._kept if name not in out], network, selection)
+        wanted = [[source.names for source in network.alternatives(group)] for group in network.groups]
+        self._names = FileNames([name for name in self._kept if name not in out], wanted, selection)
         self._alignment = self._align()
         self._take_found()
         self._take_second_names()
@@ -422,7 +333,7 @@ class _Pairing:
                     f"{did_you_mean(ours, self._network.shapes)}: take the names of its state_dict()"
                 )
             if text:
-                names = (text,) if text in self._tensors else tuple(text.split(_AND))
+                names = (text,) if text in self._tensors else tuple(text.split(AND))
                 for name in names:
                     self._refuse_unknown(name)
                 self._choose(ours, self._given_source(ours, names), _GIVEN)
@@ -444,7 +355,7 @@ class _Pairing:
             if shape_of(source.formula, self._shapes(names)) == self._network.shapes[ours]:
                 self._owners[ours] = split(source.names[0])[0], split(names[0])[0]
                 return Source(names, source.formula)
-        theirs = _AND.join(f"{shown(name)} {list(shape)}" for name, shape in zip(names, self._shapes(names)))
+        theirs = AND.join(f"{shown(name)} {list(shape)}" for name, shape in zip(names, self._shapes(names)))
         raise WeightsError(
             f"the mapping pairs {shown(ours)} {list(self._network.shapes[ours])} with {theirs}, of which it cannot be "
             f"made ({(known or self._network.possible[ours])[0].formula.text}): name another tensor"
@@ -595,6 +506,7 @@ class _Pairing:
         needless = {*self._given.left_out, *copies, *filter(is_bystander, rest)}
         dropped = set(self._tensors).difference(self._kept)
         dropped = {name for name in dropped if name.rpartition(".")[2] != COUNTER}
+        unplaced = tuple(name for name in rest if name not in needless)
         left_out = tuple(n for n in self._tensors if n not in used and (n in dropped or n in needless))
         return Pairing(
             chosen={name: self._chosen[name] for name in self._network.shapes if name in self._chosen},
@@ -602,12 +514,13 @@ class _Pairing:
             layers=self._layers(),
             missing=tuple(missing),
             untouched=untouched,
-            unplaced=tuple(name for name in rest if name not in needless),
+            unplaced=unplaced,
             left_out=left_out,
             notes=tuple(self._notes(copies, left_out, untouched)),
             basis=self._basis,
+            advice=self._advice(unplaced),
+            file_shapes={name: array.shape for name, array in self._tensors.items()},
             _network=self._network,
-            _shapes={name: array.shape for name, array in self._tensors.items()},
             _misfits=[
                 (place.name, self._names.names[joined(layer, place.leaves[0])])
                 for place, layer in self._alignment.misfits
@@ -615,10 +528,19 @@ class _Pairing:
             _plain=self._names.layer,
         )
 
+    def _advice(self, unplaced: Iterable[str]) -> dict[str, str]:
+        """What to do about tensors that Paddle's layers of the same kind have no place for."""
+        wanted = {theirs: ours for ours, theirs in self._owners.values()}
+        names: dict[str, str] = {}
+        for name in unplaced:
+            layer, leaf = split(name)
+            names[joined(wanted[layer], leaf) if layer in wanted else self._names.plain(name)] = name
+        return {names[name]: advice for name, advice in without_place(self._network.layer, names).items()}
+
     def _notes(self, copies: Mapping[str, str], left_out: Sequence[str], untouched: Sequence[str]) -> Iterator[str]:
-        yield from self._names.note()
+        yield from self._names.notes()
         only = [
-            f"{shown(ours)} = {shown(_AND.join(source.names))}"
+            f"{shown(ours)} = {shown(AND.join(source.names))}"
             for ours, source in self._chosen.items()
             if self._basis[ours] == ONLY
         ]
@@ -681,139 +603,3 @@ def executed(network: nn.Layer | torch.nn.Module, run: Callable[[], Any]) -> lis
         for hook in hooks:
             hook.remove()
     return list(names)
-
-
-# The mapping file
-
-
-def write_proposal(pairing: Pairing, path: PathLike, force: bool = False) -> None:
-    """Write all pairs, and what has no counterpart, as a CSV file for a user to read and complete.
-
-    Args:
-        pairing: what `pair` found.
-        path: the file.
-        force: overwrite what stands there.
-
-    Raises:
-        WeightsError: it cannot be written, or exists.
-    """
-    refuse_existing(path, force, "--propose")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in _rows(pairing):
-        writer.writerow([_as_cell(cell) for cell in row])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
-def _rows(pairing: Pairing) -> Iterator[tuple[str, str, str, str]]:
-    """The rows of a mapping file, in the order of the network's tensors, then of the file's."""
-    for ours, shape in pairing._network.shapes.items():
-        source = pairing.chosen.get(ours) or pairing.proposed.get(ours)
-        if source:
-            basis = f"{pairing.basis[ours]}; {source.formula.text}"
-            yield ours, _AND.join(source.names), str(list(shape)), basis
-        elif ours in pairing.untouched:
-            yield ours, "", str(list(shape)), "stays as the network was built"
-        else:
-            near = [pairing.theirs_with_shape(name) for name in pairing.nearest(ours)]
-            yield ours, UNDECIDED, str(list(shape)), _undecided(near)
-    for theirs in (*pairing.unplaced, *pairing.left_out):
-        shape = pairing._shapes[theirs]
-        if theirs in pairing.unplaced:
-            near = [pairing.ours_with_shape(name) for name in pairing.nearest_place(theirs)]
-            yield UNDECIDED, theirs, str(list(shape)), _undecided(near)
-        else:
-            yield "", theirs, str(list(shape)), "left out"
-
-
-def _undecided(nearest: Sequence[str]) -> str:
-    near = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    return f"no counterpart: name one in place of {UNDECIDED}, or leave the cell empty{near}"
-
-
-def _as_cell(text: str) -> str:
-    """A name as it stands in a cell: escaped after a ' where a program could take it for something else."""
-    if text.isprintable() and text[:1] not in ("=", "+", "-", "@", "'") and text.strip() == text:
-        return text
-    return "'" + text.encode("unicode_escape").decode("ascii")
-
-
-def _of_cell(cell: str) -> str:
-    return cell[1:].encode("ascii").decode("unicode_escape") if cell.startswith("'") else cell.strip()
-
-
-def read_mapping(path: PathLike) -> Given:
-    """Read a mapping file, as `write_proposal` writes it and a user completes it.
-
-    Raises:
-        WeightsError: it cannot be read, leaves something open or contradicts itself.
-    """
-    with naming(path):
-        pairs: dict[str, str] = {}
-        lines: dict[str, int] = {}
-        left_out: dict[str, int] = {}
-        for line, (ours, theirs) in _read_rows(Path(path)):
-            if UNDECIDED in (ours, theirs):
-                other = theirs if ours == UNDECIDED else ours
-                raise WeightsError(
-                    f"line {line} leaves {shown(other)} open: put its counterpart in place of {UNDECIDED}, or leave "
-                    f"the cell empty if it has none on purpose"
-                )
-            if not ours and not theirs:
-                raise WeightsError(f"line {line} names no tensor: delete it")
-            if not ours:
-                left_out[theirs] = line
-            elif ours in pairs:
-                raise WeightsError(f"lines {lines[ours]} and {line} both pair {shown(ours)}: delete one of them")
-            else:
-                pairs[ours], lines[ours] = theirs, line
-        for ours, theirs in pairs.items():
-            for name in (theirs, *theirs.split(_AND)):
-                if name and name in left_out:
-                    raise WeightsError(
-                        f"line {left_out[name]} leaves {shown(name)} out, and line {lines[ours]} pairs it with "
-                        f"{shown(ours)}: delete one of them"
-                    )
-    return Given(pairs, tuple(left_out))
-
-
-def _read_rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
-    """The first two cells of each row, and the line where it stands."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise WeightsError(f"cannot be read ({error.strerror or error}): give the file that --propose wrote") from error
-    if len(content) > _MAX_BYTES:
-        raise WeightsError(
-            f"is larger than {_MAX_BYTES >> 20} MiB, so it is no mapping file: give what --propose wrote"
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise WeightsError(f"line {line} is not UTF-8: save the file as CSV in UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if tuple(cell.strip() for cell in header) != COLUMNS:
-            raise WeightsError(f"line 1 is not {','.join(COLUMNS)}: give a CSV file as --propose writes it")
-        for number, row in enumerate(reader):
-            if not row:
-                continue
-            if number >= _MAX_ROWS:
-                raise WeightsError(f"has more than {_MAX_ROWS} lines: give the file that --propose wrote")
-            if len(row) != len(COLUMNS):
-                raise WeightsError(
-                    f"line {reader.line_num} has {len(row)} cells instead of {len(COLUMNS)}: put names that hold a "
-                    f"comma in double quotes"
-                )
-            yield reader.line_num, (_of_cell(row[0]), _of_cell(row[1]))
-    except csv.Error as error:
-        raise WeightsError(f"line {reader.line_num} is no CSV ({error}): fix the quotes there") from None
-    except UnicodeError:
-        raise WeightsError(
-            f"line {reader.line_num} has a name after ' with an escape that is none: copy it as --propose wrote it"
-        ) from None

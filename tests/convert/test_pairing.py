@@ -14,7 +14,8 @@ from hypothesis import given as cases
 from hypothesis import strategies as st
 from paddle import nn
 
-from convert.mapping import COLUMNS, Given, Order, executed, pair, read_mapping, refuse, write_proposal
+from convert.mapping import Given, Order, executed, pair, refuse
+from convert.mapping_file import COLUMNS, read_mapping, write_proposal
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.spelling import Selection
 from paddle_dense.models.sources import made_of
@@ -552,10 +553,10 @@ def test_a_mapping_file_that_is_none(tmp_path, monkeypatch):
         read_mapping(tmp_path)
     path = tmp_path / "map.csv"
     path.write_text("paddle,pytorch,shape,basis\n" + "".join(f"a{n},b,,\n" for n in range(3)))
-    monkeypatch.setattr("convert.mapping._MAX_ROWS", 2)
+    monkeypatch.setattr("convert.mapping_file._MAX_ROWS", 2)
     with pytest.raises(WeightsError, match="has more than 2 lines"):
         read_mapping(path)
-    monkeypatch.setattr("convert.mapping._MAX_BYTES", 20)
+    monkeypatch.setattr("convert.mapping_file._MAX_BYTES", 20)
     with pytest.raises(WeightsError, match="is larger than"):
         read_mapping(path)
 
@@ -582,7 +583,7 @@ NAME = st.text(min_size=1, max_size=12)
 @cases(st.dictionaries(NAME, NAME, max_size=5), st.sets(NAME, max_size=3))
 def test_any_names_survive_the_mapping_file(tmp_path_factory, pairs, left_out):
     """Whatever a stranger's file calls its tensors, down to control characters and what spreadsheets compute."""
-    from convert.mapping import _as_cell
+    from convert.mapping_file import _as_cell
 
     left_out -= {part for theirs in pairs.values() for part in (theirs, *theirs.split(" + "))}
     path = tmp_path_factory.mktemp("maps") / "map.csv"

@@ -12,7 +12,8 @@ paddle = pytest.importorskip("paddle")
 
 from paddle import nn
 
-from convert.mapping import pair, read_mapping, refuse, write_proposal
+from convert.mapping import pair, refuse
+from convert.mapping_file import read_mapping, write_proposal
 from paddle_dense.errors import WeightsError
 from paddle_dense.models.sources import made_of
 from tests.helpers import random_images
