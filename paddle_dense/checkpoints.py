@@ -27,7 +27,7 @@ from paddle_dense.models.fitting import check_state, fitting_tensors, quoted, se
 from paddle_dense.models.matching import match
 from paddle_dense.models.network import Network
 from paddle_dense.models.recognise import Architecture, materialise
-from paddle_dense.models.sources import chosen, made_of, sources, without_place
+from paddle_dense.models.sources import chosen, made_of, second_names, sources, without_place
 
 PathLike = Union[str, os.PathLike]
 
@@ -342,9 +342,16 @@ def _as_in_paddle(
         strict: refuse what Paddle's layers have no place for, instead of a note on it.
     """
     tensors = {**state, **{name: value for some in parts.values() for name, value in some.items()}}
-    taken = chosen(sources(model), tensors)
+    possible = sources(model)
+    taken = chosen(possible, tensors)
+    made = made_of(tensors, taken)
     used = {name for source in taken.values() for name in source.names}
     rest = {name: value for name, value in state.items() if name not in used and not used & set(parts.get(name, ()))}
+    for name in second_names(tensors, possible, made, rest):
+        del rest[name]
+    for name in rest:
+        if name in made:
+            raise two_names(taken[name].names[0], name, name)
     notes = []
     for name, advice in without_place(model, rest).items():
         said = f"{quoted(name)} has no place in {name_of(model)}: {advice}"
@@ -354,11 +361,8 @@ def _as_in_paddle(
             notes.append(said)
         else:
             del rest[name]
-    for name in rest:
-        if name in taken:
-            raise two_names(taken[name].names[0], name, name)
     names = {**{name: source.names[0] for name, source in taken.items() if source.names}, **dict(zip(rest, rest))}
-    return _Tensors({**made_of(tensors, taken), **rest}, names, [], notes)
+    return _Tensors({**made, **rest}, names, [], notes)
 
 
 def _refuse_transposed(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:

@@ -58,6 +58,20 @@ FLAT = Formula("flat: of a normalised shape [3, 4], [12]", lambda arrays: arrays
 ONE_ROW = Formula("[out] as [1, out]", lambda arrays: arrays[0].reshape(1, -1))
 
 
+def with_padding(index: int) -> Formula:
+    """That of an embedding with a row for padding, for which Paddle gives 0 whatever the row holds."""
+
+    def make(arrays: Arrays) -> np.ndarray:
+        if arrays[0][index : index + 1 or None].any():
+            raise WeightsError(
+                f"with numbers other than 0 in row {index}, for which Paddle's Embedding gives 0: build the network "
+                f"with an Embedding without padding_idx"
+            )
+        return arrays[0]
+
+    return Formula(f"as it is, once row {index} holds 0", make)
+
+
 def _third(number: int, formula: Formula) -> Formula:
     def make(arrays: Arrays) -> np.ndarray:
         length, rest = divmod(len(arrays[0]), 3) if arrays[0].ndim else (0, 1)
@@ -151,6 +165,8 @@ WITHOUT_PLACE: dict[str, tuple[tuple[str, ...], str]] = {
     ),
 }
 
+_SAME_DIRECTION = 0.99  # the cosine, from which on two vectors of spectral_norm belong together
+
 # Where Paddle's own layers are whose class is as PyTorch's of the same name, or only made of others.
 _AS_PYTORCHS = ("paddle.compat.", "paddle.vision.", "paddle.audio.", "paddle.text.")
 
@@ -189,11 +205,12 @@ def rows_of(kind: str | None, name: str) -> Iterator[Row]:
 # A weight that a layer computes of parts before each use
 
 
-def whole_of_parts(row: Row) -> Iterator[Row]:
+def whole_of_parts(row: Row, usual: int) -> Iterator[Row]:
     """The rows of a plain weight for a file in which PyTorch's weight_norm or spectral_norm computes it.
 
     Args:
         row: the weight's own, of one tensor.
+        usual: the axis along which PyTorch's spectral_norm goes unless told another.
     """
     for size, direction in magnitude_and_direction(row.theirs[0]):
         yield Row(
@@ -211,7 +228,7 @@ def whole_of_parts(row: Row) -> Iterator[Row]:
             parts,
             Formula(
                 f"weight / (u W v), {row.formula.text}",
-                lambda arrays: row.formula.make([_divided(*arrays)]),
+                lambda arrays: row.formula.make([_divided(usual, *arrays)]),
                 linear=False,
             ),
         )
@@ -287,8 +304,9 @@ def _paddles_vector(formula: Formula, axis: int, part: int, arrays: Arrays) -> n
     """The left (part 0) or right (part 1) vector of Paddle's spectral_norm, of PyTorch's: it, the other, the weight."""
     mine, other, weight = arrays
     left, right = (mine, other) if part == 0 else (other, mine)
-    theirs = _spectral_axis(weight, left, right)
-    if _axis_in_paddle(formula, weight.ndim, theirs) == axis:
+    axes = {_axis_in_paddle(formula, weight.ndim, n): n for n in range(weight.ndim)}
+    theirs = _spectral_axis(weight, left, right, axes[axis])
+    if theirs == axes[axis]:
         return mine
     if weight.ndim == 2:
         return other
@@ -298,23 +316,25 @@ def _paddles_vector(formula: Formula, axis: int, part: int, arrays: Arrays) -> n
     )
 
 
-def _spectral_axis(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> int:
-    """Along which axis of its weight PyTorch's spectral_norm goes: that for which u is W v, but for its length.
+def _spectral_axis(weight: np.ndarray, left: np.ndarray, right: np.ndarray, usual: int) -> int:
+    """Along which axis of its weight PyTorch's spectral_norm goes: the usual one, unless u is W v only along another.
 
     Raises:
         WeightsError: the two vectors do not belong to the weight.
     """
-    found = {}
+    cosines = {}
     for axis, length in enumerate(weight.shape):
         if left.shape == (length,) and right.shape == (weight.size // max(length, 1),):
             product = _matrix(weight, axis) @ right.astype(np.float64)
-            found[axis] = float(abs(product @ left) / (np.linalg.norm(product) * np.linalg.norm(left) or 1))
-    if not found:
+            cosines[axis] = float(abs(product @ left) / (np.linalg.norm(product) * np.linalg.norm(left) or 1))
+    if not cosines:
         raise WeightsError(
             f"of the shape {list(left.shape)} next to {list(right.shape)}, which are not the vectors of a weight "
             f"{list(weight.shape)}: save the network's state_dict again"
         )
-    return max(found, key=lambda axis: found[axis])
+    likeliest = max(cosines, key=lambda axis: cosines[axis])
+    # Before the first step of training both vectors are random, and say nothing.
+    return likeliest if cosines[likeliest] > _SAME_DIRECTION or usual not in cosines else usual
 
 
 def _matrix(weight: np.ndarray, axis: int) -> np.ndarray:
@@ -322,9 +342,10 @@ def _matrix(weight: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
 
 
-def _divided(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _divided(usual: int, weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The weight that PyTorch's spectral_norm computes in evaluation."""
-    size = left.astype(np.float64) @ _matrix(weight, _spectral_axis(weight, left, right)) @ right.astype(np.float64)
+    matrix = _matrix(weight, _spectral_axis(weight, left, right, usual))
+    size = left.astype(np.float64) @ matrix @ right.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (weight / size).astype(weight.dtype)
 

@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 from paddle_dense.errors import WeightsError, shown
 from paddle_dense.evaluation import name_of
 from paddle_dense.files.names import STATISTICS
+from paddle_dense.models.sources import names_of_one_tensor
 
 _IN_PYTORCH = {ours: theirs for theirs, ours in STATISTICS.items()}
 _OR_ALLOW = "take another checkpoint, or accept it with --allow-nonfinite (in Python: allow_nonfinite=True)"
@@ -106,6 +107,7 @@ def _fitting(name: str, value: np.ndarray, tensor: Tensor, network: str) -> np.n
 def _checked_numbers(state: Mapping[str, np.ndarray], model: nn.Layer, allow_nonfinite: bool) -> dict[str, np.ndarray]:
     """The tensors with EMA masks rounded, once they hold such numbers as a network can have."""
     checked = _checked_choices(state, model)
+    _check_shared(checked, model)
     if not allow_nonfinite:
         _check_finite(checked)
         _check_variances(checked)
@@ -127,6 +129,18 @@ def _checked_choices(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[s
             if leaf != "index":  # whole already, and most of a file
                 checked[name] = np.round(state[name])
     return checked
+
+
+def _check_shared(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
+    """What is one tensor in the network must not be two in the file, of which the last would win."""
+    for names in names_of_one_tensor(model.state_dict()):
+        first, *others = [name for name in names if name in state] or [""]
+        for other in others:
+            if not np.array_equal(state[first], state[other], equal_nan=True):
+                raise WeightsError(
+                    f"{quoted(first)} and {quoted(other)} are one in {name_of(model)} and differ in the file: build "
+                    f"the network with a tensor for each"
+                )
 
 
 def _check_finite(state: Mapping[str, np.ndarray]) -> None:

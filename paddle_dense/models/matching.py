@@ -140,7 +140,7 @@ def match(
     Raises:
         WeightsError: no network has such tensors, several have, or some of them belong to none.
     """
-    kept = {name: value for name, value in tensors.items() if selection.keeps(name) and not _BYSTANDERS.fullmatch(name)}
+    kept = {name: value for name, value in tensors.items() if selection.keeps(name) and not is_bystander(name)}
     matches: list[Match] = []
     failures: list[tuple[int, WeightsError, _Candidate]] = []
     for candidate in _candidates(kept, selection, known, headless, features_only):
@@ -196,10 +196,7 @@ def _refuse_others(best: Match, own: set[str], matches: Sequence[Match], kept: M
         if all(other.is_apart_from(found) for found in several):
             several.append(other)
     if len(several) > 1:
-        raise WeightsError(
-            f"holds several networks, under {listed(shown(found.prefix) for found in several)}: choose one with "
-            f"--part PREFIX, or leave the others out with --drop 'PREFIX*' (in Python: part=PREFIX or drop=['PREFIX*'])"
-        )
+        raise several_networks(found.prefix for found in several)
     strangers = [name for name in kept if name not in own]
     if strangers:
         one = len(strangers) == 1
@@ -210,6 +207,14 @@ def _refuse_others(best: Match, own: set[str], matches: Sequence[Match], kept: M
             f"leave {them} out with --drop PATTERN (in Python: drop=[PATTERN]), otherwise give {them} {their} place in "
             f"it with --rename OLD=NEW (in Python: rename={{OLD: NEW}})"
         )
+
+
+def several_networks(prefixes: Iterable[str]) -> WeightsError:
+    """What is wrong with a file that has a network under each of these prefixes."""
+    return WeightsError(
+        f"holds several networks, under {listed(map(shown, prefixes))}: choose one with --part PREFIX, or leave the "
+        f"others out with --drop 'PREFIX*' (in Python: part=PREFIX or drop=['PREFIX*'])"
+    )
 
 
 def _refusal(
@@ -245,7 +250,7 @@ def _refusal(
 
 def _nearest_by_names(names: Sequence[str], selection: Selection) -> tuple[str, list[str]]:
     """The network that has most of these names under one prefix, and those that it has not; "" if none has a tenth."""
-    ends = {name: _ends(_unwrapped(selection.renamed(name))) for name in names}
+    ends = {name: _ends(unwrapped(selection.renamed(name))) for name in names}
     nearest, placed = "", set(names[: len(names) // 10])
     for network in networks():
         for spelling in (_OWN, *network.spellings):
@@ -287,7 +292,7 @@ def _candidates(
     tensors: Iterable[str], selection: Selection, known: type[Network] | None, headless: bool, features_only: bool
 ) -> Iterator[_Candidate]:
     """Every network in every spelling, from every place in the names at which one of its anchors begins."""
-    plain = {name: _unwrapped(selection.renamed(name)) for name in tensors}
+    plain = {name: unwrapped(selection.renamed(name)) for name in tensors}
     ends: dict[str, list[str]] = {}
     for name in plain.values():
         ends.setdefault(_end(name), []).append(name)
@@ -321,7 +326,13 @@ def _table(rows: tuple[tuple[str, str], ...]) -> Spelling:
     return Spelling("this package", rows)
 
 
-def _unwrapped(name: str) -> str:
+def is_bystander(name: str) -> bool:
+    """Whether a tensor of this name is none that a forward pass reads."""
+    return bool(_BYSTANDERS.fullmatch(name))
+
+
+def unwrapped(name: str) -> str:
+    """A name without what wrappers put between its parts."""
     return _WRAPPERS.sub("", name)
 
 
@@ -353,7 +364,7 @@ class _Candidate:
 
     def layer(self, name: str) -> str | None:
         """This package's name for a layer of the file; None if it is outside."""
-        plain = _unwrapped(self.selection.renamed(f"{name}.")) if name else ""
+        plain = unwrapped(self.selection.renamed(f"{name}.")) if name else ""
         if not plain.startswith(self.prefix):
             return None
         return self._with_head(self._spelled(plain[len(self.prefix) : -1]))

@@ -13,6 +13,7 @@ from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.evaluation import name_of
 from paddle_dense.files.layout import (
     AS_IT_IS,
+    LAYOUTS,
     SUBLAYERS,
     WITHOUT_PLACE,
     Formula,
@@ -22,6 +23,7 @@ from paddle_dense.files.layout import (
     parts_of_weight_norm,
     rows_of,
     whole_of_parts,
+    with_padding,
 )
 from paddle_dense.files.names import COUNTER
 
@@ -49,20 +51,14 @@ def sources(network: nn.Layer) -> dict[str, tuple[Source, ...]]:
         WeightsError: a layer is one of Paddle's whose layout is not known.
     """
     tensors = network.state_dict()
-    by_rows = {name: list(_rows(network, name, tensor.ndim)) for name, tensor in tensors.items()}
-    plain = {name: list(_plain(network, name, tensor.ndim)) for name, tensor in tensors.items()}
-    found = {}
+    found: dict[str, tuple[Source, ...]] = {}
     for names in names_of_one_tensor(tensors):
+        rows = _rows_of_tensor(network, names, tensors[names[0]])
         for name in names:
-            others = [name, *(other for other in names if other != name)]
-            rows = [row for other in others for row in by_rows[other]]
-            rows = rows or [row for other in others for row in plain[other]]
-            if _is_no_bias(network, names, tensors[name]):
-                rows.append(Row(name, (), _zeros(tensors[name].shape)))
-            first: dict[tuple[str, ...], Source] = {}
-            for row in rows:
-                first.setdefault(row.theirs, Source(row.theirs, row.formula))
-            found[name] = tuple(first.values())
+            by_names: dict[tuple[str, ...], Source] = {}
+            for row in (row for other in sorted(names, key=name.__ne__) for row in rows[other]):
+                by_names.setdefault(row.theirs, Source(row.theirs, row.formula))
+            found[name] = tuple(by_names.values())
     return {name: found[name] for name in tensors}
 
 
@@ -99,6 +95,32 @@ def made_of(tensors: Mapping[str, np.ndarray], chosen: Mapping[str, Source]) -> 
         with naming(f"holds {shown(source.names[0] if source.names else name)}", colon=""):
             made[name] = source.formula.make([tensors[theirs] for theirs in source.names])
     return made
+
+
+def second_names(
+    tensors: Mapping[str, np.ndarray],
+    possible: Mapping[str, Iterable[Source]],
+    made: Mapping[str, np.ndarray],
+    rest: Container[str],
+) -> set[str]:
+    """Those of PyTorch's tensors of which no Paddle tensor was made, as it was made of the same under another name.
+
+    Args:
+        tensors: PyTorch's.
+        possible: what `sources` gave.
+        made: Paddle's tensors, what `made_of` gave.
+        rest: names of PyTorch's that were not used.
+    """
+    other_names = [(ours, source) for ours, some in possible.items() for source in some if len(source.names) == 1]
+    return {
+        source.names[0]
+        for ours, source in other_names
+        if ours in made and source.names[0] in rest and _equal(made_of(tensors, {ours: source})[ours], made[ours])
+    }
+
+
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+    return bool(np.array_equal(first, second, equal_nan=True))
 
 
 def without_place(network: nn.Layer, names: Collection[str]) -> dict[str, str]:
@@ -161,6 +183,26 @@ def _owners(network: nn.Layer, name: str) -> Iterator[_Owner]:
             yield owner
 
 
+def _rows_of_tensor(network: nn.Layer, names: Sequence[str], tensor: Tensor) -> dict[str, list[Row]]:
+    """The rows of one tensor under each of its names.
+
+    Where the table says something of one name, that is so for the others: Paddle's recurrent layers also have their
+    cells' tensors, some under names of others, and what the user calls a second name lies as the layer's does.
+    """
+    rows = {name: list(_rows(network, name, tensor.ndim)) for name in names}
+    known = next((row.formula for some in rows.values() for row in some if len(row.theirs) == 1), None)
+    for name in names:
+        *_, owner = _owners(network, name)
+        of_cells = any("." in row.name for row in LAYOUTS[owner.kind or "Layer"])
+        if not rows[name] and not (known and of_cells):
+            leaf = name[len(owner.ours) :]
+            plain = [Row(name, (before + leaf,), known or AS_IT_IS) for before in owner.theirs]
+            rows[name] = [made for row in plain for made in _with_parts(row, tensor.ndim, owner)]
+    if _is_no_bias(network, names, tensor):
+        rows[names[-1]].append(Row(names[-1], (), _zeros(tensor.shape)))
+    return rows
+
+
 def _rows(network: nn.Layer, name: str, dimensions: int) -> Iterator[Row]:
     """The rows of the table for a tensor, under full names."""
     owners = list(_owners(network, name))
@@ -174,31 +216,26 @@ def _rows(network: nn.Layer, name: str, dimensions: int) -> Iterator[Row]:
     whole = owner.ours + norm.name if norm else name
     rows = [row for outer in owners for row in _rows_in(outer, whole)]
     if not norm:
-        yield from (made for row in rows for made in _with_parts(row, dimensions))
+        yield from (made for row in rows for made in _with_parts(row, dimensions, owner))
         return
     for row in rows or [Row(whole, (theirs + norm.name,), AS_IT_IS) for theirs in owner.theirs]:
         yield from (part for part in _parts(row, norm, owner.layer) if part.name == name)
 
 
-def _plain(network: nn.Layer, name: str, dimensions: int) -> Iterator[Row]:
-    """The rows of a tensor that the table says nothing about."""
-    *_, owner = _owners(network, name)
-    for before in owner.theirs:
-        yield from _with_parts(Row(name, (before + name[len(owner.ours) :],), AS_IT_IS), dimensions)
-
-
 def _rows_in(owner: _Owner, name: str) -> Iterator[Row]:
     """The rows that one of the layers has for a tensor in it."""
+    padding = getattr(owner.layer, "_padding_idx", None) if owner.kind == "Embedding" else None
     for row in rows_of(owner.kind, name[len(owner.ours) :]):
+        formula = row.formula if padding is None else with_padding(padding)
         for before in owner.theirs:
-            yield Row(name, tuple(before + theirs for theirs in row.theirs), row.formula)
+            yield Row(name, tuple(before + theirs for theirs in row.theirs), formula)
 
 
-def _with_parts(row: Row, dimensions: int) -> Iterator[Row]:
+def _with_parts(row: Row, dimensions: int, owner: _Owner) -> Iterator[Row]:
     """A row, and of a weight also those for a file in which PyTorch computes it of parts."""
     yield row
     if dimensions > 1 and row.theirs[0].rpartition(".")[2].startswith("weight"):
-        yield from whole_of_parts(row)
+        yield from whole_of_parts(row, usual=int("Transpose" in (owner.kind or "")))
 
 
 class _Norm(NamedTuple):

@@ -217,18 +217,20 @@ def attention_cases() -> Iterator[tuple[str, Case]]:
     )
 
 
+NORMED: dict[str, Any] = {
+    "Linear": (lambda: nn.Linear(4, 4), lambda: torch.nn.Linear(4, 4), ROWS),
+    "Conv2D": (lambda: nn.Conv2D(4, 4, 3), lambda: torch.nn.Conv2d(4, 4, 3), IMAGE),
+    "Conv2DTranspose": (lambda: nn.Conv2DTranspose(4, 4, 3), lambda: torch.nn.ConvTranspose2d(4, 4, 3), IMAGE),
+}
+
+
 def normed_cases() -> Iterator[tuple[str, Case]]:
-    layers = {
-        "Linear": (lambda: nn.Linear(4, 4), lambda: torch.nn.Linear(4, 4), ROWS),
-        "Conv2D": (lambda: nn.Conv2D(4, 4, 3), lambda: torch.nn.Conv2d(4, 4, 3), IMAGE),
-        "Conv2DTranspose": (lambda: nn.Conv2DTranspose(4, 4, 3), lambda: torch.nn.ConvTranspose2d(4, 4, 3), IMAGE),
-    }
     forms = {
         "old ": (spectral_norm, weight_norm),
         "new ": (new.spectral_norm, new.weight_norm),
     }
     ours_spectral, ours_weight = nn.utils.spectral_norm, nn.utils.weight_norm
-    for name, (ours, theirs, shape) in layers.items():
+    for name, (ours, theirs, shape) in NORMED.items():
         plain = {"nonlinear": (".weight", "weight")}
         for form, (spectral, weight) in forms.items():
             yield (
@@ -422,6 +424,21 @@ def test_every_line_of_the_table_is_compared():
     assert missing == set()
     own = {"LayerDict", "Sequential", "ParameterList", "ParameterDict", "SpectralNorm", "HSigmoidLoss"}
     assert set(LAYOUTS) - covered == own | {"SyncBatchNorm"}
+
+
+@pytest.mark.parametrize("layer", ["Linear", "Conv2D", "Conv2DTranspose"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_vectors_that_have_not_been_trained_yet_are_those_of_the_usual_axis(layer, plain):
+    ours, theirs, _ = NORMED[layer]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        original = spectral_norm(theirs()).eval()
+        x = torch.randn(ROWS if layer == "Linear" else IMAGE)
+        network = ours() if plain else nn.utils.spectral_norm(ours())
+        tensors = {name: tensor.numpy() for name, tensor in original.state_dict().items()}
+        set_state(network, made_of(tensors, chosen(sources(network), tensors)))
+        network.eval()
+        assert_close(network(paddle.to_tensor(x.numpy())).numpy(), original(x).detach().numpy(), layer)
 
 
 def test_what_the_table_says_nothing_about_is_as_it_is():
