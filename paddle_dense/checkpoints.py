@@ -15,8 +15,9 @@ from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.condensing import condensed_form
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, listed, naming, shown
-from paddle_dense.files.layout import to_paddle, with_paddles_leaf
-from paddle_dense.files.names import COUNTER, pytorch_sign, renamed
+from paddle_dense.evaluation import name_of
+from paddle_dense.files.layout import to_paddle
+from paddle_dense.files.names import pytorch_sign, renamed, two_names
 from paddle_dense.files.opened import AS_PYTORCHS, WeightsFile, open_weights, refuse_other_layout
 from paddle_dense.files.sidecar import names_in, network_in, sidecar_path, unreadable_sidecar, write_with_sidecar
 from paddle_dense.files.spelling import EVERYTHING, Selection
@@ -26,6 +27,7 @@ from paddle_dense.models.fitting import check_state, fitting_tensors, quoted, se
 from paddle_dense.models.matching import match
 from paddle_dense.models.network import Network
 from paddle_dense.models.recognise import Architecture, materialise
+from paddle_dense.models.sources import chosen, made_of, sources, without_place
 
 PathLike = Union[str, os.PathLike]
 
@@ -272,13 +274,19 @@ def _tensors_for(
         if isinstance(model, Network):
             return _tensors_for_network(model, file, selection, strict)
         kept = {name: value for name, value in file.tensors.items() if selection.keeps(name)}
+        left_out = [name for name in file.tensors if name not in kept]
         state = renamed(kept, selection.renamed)
         names = dict(zip(state, kept))
-        if file.checkpoint:
-            state = _as_in_paddle(state, model)
-        else:
+        if file.checkpoint is None:
             _refuse_transposed(state, model)
-        return _Tensors(state, names, [name for name in file.tensors if name not in kept])
+            return _Tensors(state, names, left_out)
+        parts = {
+            selection.renamed(whole): {selection.renamed(name): value for name, value in some.items()}
+            for whole, some in file.checkpoint.parts.items()
+        }
+        made = _as_in_paddle(state, parts, model, strict)
+        named = {ours: names.get(theirs, theirs) for ours, theirs in made.names.items()}
+        return _Tensors(made.state, named, left_out, made.notes)
 
 
 def _tensors_for_network(model: Network, file: WeightsFile, selection: Selection, strict: bool) -> _Tensors:
@@ -322,23 +330,42 @@ def _say(path: PathLike, warnings_: Iterable[str]) -> None:
         warnings.warn(f"{os.fspath(path)}: {warning}", stacklevel=3)
 
 
-def _as_in_paddle(state: Mapping[str, np.ndarray], model: nn.Layer) -> dict[str, np.ndarray]:
-    """The tensors of PyTorch under the names and in the layout of Paddle's layers, whatever network has them."""
-    own = model.state_dict()
-    linear = {
-        f"{name}.weight" if name else "weight"
-        for name, layer in model.named_sublayers(include_self=True)
-        if isinstance(layer, nn.Linear)
-    }
-    kept = {name: value for name, value in state.items() if name in own or name.rpartition(".")[2] != COUNTER}
-    named = renamed(kept, lambda name: name if name in own else with_paddles_leaf(name))
-    return {name: value.T if name in linear else value for name, value in named.items()}
+def _as_in_paddle(
+    state: Mapping[str, np.ndarray], parts: Mapping[str, Mapping[str, np.ndarray]], model: nn.Layer, strict: bool
+) -> _Tensors:
+    """The tensors of PyTorch under the names and in the layout of Paddle's layers, whatever network has them.
+
+    Args:
+        state: PyTorch's tensors.
+        parts: what PyTorch computes some of these of, by their names; for layers that do so as well.
+        model: the network.
+        strict: refuse what Paddle's layers have no place for, instead of a note on it.
+    """
+    tensors = {**state, **{name: value for some in parts.values() for name, value in some.items()}}
+    taken = chosen(sources(model), tensors)
+    used = {name for source in taken.values() for name in source.names}
+    rest = {name: value for name, value in state.items() if name not in used and not used & set(parts.get(name, ()))}
+    notes = []
+    for name, advice in without_place(model, rest).items():
+        said = f"{quoted(name)} has no place in {name_of(model)}: {advice}"
+        if advice and strict:
+            raise WeightsError(said)
+        if advice:
+            notes.append(said)
+        else:
+            del rest[name]
+    for name in rest:
+        if name in taken:
+            raise two_names(taken[name].names[0], name, name)
+    names = {**{name: source.names[0] for name, source in taken.items() if source.names}, **dict(zip(rest, rest))}
+    return _Tensors({**made_of(tensors, taken), **rest}, names, [], notes)
 
 
 def _refuse_transposed(state: Mapping[str, np.ndarray], model: nn.Layer) -> None:
-    """WeightsError where matrices fit only transposed: those that are square lie so too, and would fit as they are."""
-    expected = model.state_dict()
-    shapes = {name: tuple(expected[name].shape) for name in state if name in expected and name.endswith(".weight")}
+    """WeightsError where linear layers fit only transposed: square ones lie so too, and would fit as they are."""
+    layers = model.named_sublayers(include_self=True)
+    linear = {f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, nn.Linear)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in linear & set(state)}
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2 and shape[0] != shape[1]}
     turned = [name for name, shape in matrices.items() if state[name].shape == shape[::-1]]
     if turned and not any(state[name].shape == shape for name, shape in matrices.items()):

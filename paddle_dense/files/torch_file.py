@@ -101,6 +101,7 @@ class Checkpoint:
         averaged: these are EMA weights, or averaged in another way.
         sets: the keys of all sets of weights that the file has for the same network, that of this one first.
         stated: plain values by name, from the arguments and configurations that the file keeps next to them.
+        parts: the tensors that PyTorch's weight_norm computes a weight of, by that weight's name; it is in the state.
     """
 
     state: dict[str, np.ndarray]
@@ -111,6 +112,7 @@ class Checkpoint:
     averaged: bool = False
     sets: Sequence[str] = ()
     stated: dict[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -141,13 +143,11 @@ def read_checkpoint(
                 data.joined(lambda shard: _plain(shard, warnings)) if isinstance(data, Shards) else _plain(data, [])
             )
             header = {} if isinstance(data, Shards) else read_metadata(path, data)
-            return replace(
-                _finish(whole_weights(arrays, warnings), BARE, warnings, {}), stated=header_statements(header)
-            )
+            return replace(_finish(arrays, BARE, warnings, {}), stated=header_statements(header))
         saved = _saved(data, warnings)
         taken = take(saved, ema, key)
         warnings += taken.warnings
-        arrays = whole_weights(_arrays(taken.entries, len(data), warnings), warnings)
+        arrays = _arrays(taken.entries, len(data), warnings)
         found = _finish(arrays, taken.key, warnings, taken.layers)
         return replace(found, averaged=taken.averaged, sets=taken.sets, stated=statements(saved, taken.module))
 
@@ -515,8 +515,9 @@ def _read_legacy(data: memoryview) -> Any:
 # Which tensors, and what they are called
 
 
-def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str], layers: Layers) -> Checkpoint:
-    """Takes off the prefixes of wrappers and makes every float a float32."""
+def _finish(saved: dict[str, np.ndarray], container: str, warnings: list[str], layers: Layers) -> Checkpoint:
+    """Computes weights of their parts, takes off the prefixes of wrappers and makes every float a float32."""
+    arrays, parts = whole_weights(saved, warnings)
     names = [name for name in arrays if not _AVERAGED_COUNT.fullmatch(name)]
     if not names:
         raise WeightsError(f"holds no tensors: {_SAVE}")
@@ -524,13 +525,18 @@ def _finish(arrays: dict[str, np.ndarray], container: str, warnings: list[str], 
     doubles = [shown(name[start:]) for name in names if arrays[name].dtype == np.float64]
     if doubles:
         warnings.append(f"rounded to float32 what was float64: {listed(doubles)}")
-    with np.errstate(over="ignore"):
-        floats = {name: np.asarray(arrays[name], np.float32) for name in names if arrays[name].dtype.kind == "f"}
-    state = renamed({name: floats.get(name, arrays[name]) for name in names}, lambda name: name[start:])
+    state = renamed({name: _single(arrays[name]) for name in names}, lambda name: name[start:])
     prefix = names[0][:start]
     inside = {name[start:]: stated for name, stated in layers.items() if f"{name}.".startswith(prefix)}
     around = {name: stated for name, stated in layers.items() if not f"{name}.".startswith(prefix)}
-    return Checkpoint(state, container, warnings, inside, around)
+    of = {name[start:]: {part[start:]: _single(value) for part, value in some.items()} for name, some in parts.items()}
+    return Checkpoint(state, container, warnings, inside, around, parts=of)
+
+
+def _single(value: np.ndarray) -> np.ndarray:
+    """A float as float32, anything else as it is."""
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float32) if value.dtype.kind == "f" else value
 
 
 def _wrapped(names: Sequence[str]) -> int:

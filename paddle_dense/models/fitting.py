@@ -21,7 +21,7 @@ def set_state(model: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
     tensors = model.state_dict()
     for name, value in state.items():
         tensor = tensors[name]
-        tensor.set_value(paddle.to_tensor(np.ascontiguousarray(value), place=tensor.place).astype(tensor.dtype))
+        tensor.set_value(paddle.to_tensor(np.asarray(value, order="C"), place=tensor.place).astype(tensor.dtype))
 
 
 def check_state(
