@@ -5,28 +5,30 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 import numpy as np
 import paddle
 
+from convert.parity.recording import Event, OwnName, paddle_events, pairs, torch_events
+from convert.parity.structures import Arrays, for_paddle, for_torch, named_arrays, paired, run
 from paddle_dense.data import Preprocessing
-from paddle_dense.errors import WeightsError
+from paddle_dense.errors import WeightsError, is_of_memory
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
 from paddle_dense.images import read_image
-from paddle_dense.layers.sfr import grouped_convolutions
 
 if TYPE_CHECKING:
     import torch
     from paddle import Tensor, nn
 
 
-OwnName = Callable[[str], Optional[str]]
+Found = TypeVar("Found")
 SEEDS = (0, 1)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IMAGES_AT_ONCE = 8
@@ -145,41 +147,38 @@ def double_precision() -> Iterator[None]:
         paddle.set_default_dtype(default)
 
 
-def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray]) -> Parity:
-    """Run both models on the same batches and compare their logits, or each tensor of their pyramids.
+def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[Any]) -> Parity:
+    """Run both models on the same inputs and compare what they answer: logits, a pyramid, or any tensors.
 
     Args:
         torch_model: the PyTorch network, on any device and of any precision.
-        paddle_model: the Paddle network, of Paddle's default dtype.
-        batches: float32 [N, C, H, W] each.
-    """
-    import torch
+        paddle_model: the Paddle network.
+        batches: what each call takes: an array, a tuple of arrays, or a dict for keyword arguments.
 
-    like = next(iter(torch_model.parameters()))
-    theirs, ours = list[list[np.ndarray]](), list[list[np.ndarray]]()
+    Raises:
+        WeightsError: the outputs are not the same tensors.
+    """
+    theirs, ours = list[Arrays](), list[Arrays]()
     with evaluation(torch_model, paddle_model):
         for batch in batches:
             # Paddle first: what the network may cost is bounded there.
-            ours.append(_answers(paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype()))))
-            theirs.append(_answers(torch_model(torch.from_numpy(batch).to(like))))
-    expected, found = ([np.concatenate(parts) for parts in zip(*answers)] for answers in (theirs, ours))
-    shapes = [" and ".join(str(list(array.shape)) for array in arrays) for arrays in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise WeightsError(f"PyTorch answers {shapes[0]} and Paddle {shapes[1]}")
-    pairs = list(zip(found, expected))
-    first, second = (arrays[-1].reshape(len(arrays[-1]), -1).argmax(1) for arrays in (found, expected))
+            ours.append(named_arrays(run(paddle_model, for_paddle(batch, paddle_model))))
+            theirs.append(named_arrays(run(torch_model, for_torch(batch, torch_model))))
+    pairs = paired(_joined(ours), _joined(theirs))
+    first, second = (arrays[-1].reshape(len(arrays[-1]), -1).argmax(1) for arrays in zip(*pairs))
+    what = "logits" if len(pairs) == 1 and pairs[0][0].ndim == 2 else "outputs"
     return Parity(
-        max(float(np.abs(one - other).max()) for one, other in pairs),
-        max(_relative(one, other) for one, other in pairs),
+        max(float(np.abs(_floats(one) - other).max(initial=0)) for one, other in pairs),
+        max(relative_difference(one, other) for one, other in pairs),
         float((first == second).mean()),
         len(first),
-        "logits" if getattr(paddle_model, "features_only", None) is not True else "feature maps",
+        "feature maps" if getattr(paddle_model, "features_only", None) is True else what,
     )
 
 
-def _answers(output: Any) -> list[np.ndarray]:
-    """Logits, or a pyramid, of either framework."""
-    return [tensor.cpu().numpy() for tensor in (output if isinstance(output, (list, tuple)) else [output])]
+def _joined(batches: Sequence[Arrays]) -> Arrays:
+    """The outputs of all batches, one after the other."""
+    return {name: np.concatenate([np.atleast_1d(batch[name]) for batch in batches]) for name in batches[0]}
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class LayerPrecision:
 
 
 def settled(
-    torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray], atol: float
+    torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[Any], atol: float
 ) -> tuple[Parity, list[str]]:
     """`compare`, and what differs in float32 once more in float64, where only wrong weights differ.
 
@@ -210,16 +209,15 @@ def settled(
     Args:
         torch_model: the PyTorch network, as it is.
         paddle_model: the Paddle network, as it is.
-        batches: float32 [N, C, H, W] each.
-        atol: largest difference allowed, relative to the logits' scale.
+        batches: as `compare` takes them.
+        atol: largest difference allowed, relative to the outputs' scale.
     """
     result = compare(torch_model, paddle_model, batches)
     if result.max_rel_diff <= atol:
         return result, []
-    with exact_pair(torch_model, paddle_model) as pair:
-        exact = compare(*pair, batches)
-    if not exact.max_rel_diff <= atol:
-        return result, []
+    exact, fault = in_float64(torch_model, paddle_model, lambda theirs, ours: compare(theirs, ours, batches))
+    if not (exact and exact.max_rel_diff <= atol):
+        return result, [fault] if fault else []
     return exact, [
         f"this network amplifies rounding: in float32 the frameworks differ by {result.max_rel_diff:.1e} of "
         f"the {result.what}' scale, and in float64 they agree to {exact.max_rel_diff:.1e}"
@@ -233,81 +231,100 @@ def exact_pair(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
         yield in_double_precision(copy.deepcopy(torch_model)), paddle_in_double_precision(paddle_model)
 
 
+def in_float64(
+    torch_model: torch.nn.Module, paddle_model: nn.Layer, work: Callable[[torch.nn.Module, nn.Layer], Found]
+) -> tuple[Found | None, str | None]:
+    """What comes of both models in float64, or a warning that says why one of them could not be run in it."""
+    try:
+        with exact_pair(torch_model, paddle_model) as pair:
+            return work(*pair), None
+    except Exception as error:  # a network of the user's own may raise anything
+        if is_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()
+        return None, (
+            f"the networks could not be run in float64 ({type(error).__name__}: {reason[-1] if reason else ''}), where "
+            f"mistakes are told from rounding: let them take the dtype of their inputs and weights"
+        )
+
+
 def layer_differences(
     torch_model: torch.nn.Module,
     paddle_model: nn.Layer,
-    batch: np.ndarray,
+    batch: Any,
     skip: Sequence[str] = (),
     own_name: OwnName = str,
+    by_order: bool = False,
 ) -> list[LayerDifference]:
     """Compare the output of every layer that has the same name in both models, in the order in which they finish.
 
     Args:
         torch_model: the PyTorch network.
         paddle_model: the Paddle network.
-        batch: float32 [N, C, H, W].
+        batch: as `compare` takes it.
         skip: prefixes of layers that have no counterpart, such as the inside of a layer condensed on the way.
         own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
+        by_order: pair layers that no name pairs by kind, shape of the output and order.
     """
     with evaluation(torch_model, paddle_model):
-        return output_differences(torch_model, paddle_model, batch, skip, own_name)
+        return output_differences(torch_model, paddle_model, batch, skip, own_name, by_order)
 
 
 def layers_in_both_precisions(
     torch_model: torch.nn.Module,
     paddle_model: nn.Layer,
-    batch: np.ndarray,
+    batch: Any,
     skip: Sequence[str] = (),
     own_name: OwnName = str,
+    by_order: bool = False,
 ) -> list[LayerPrecision]:
-    """`layer_differences` of the models as they are and in float64: what is rounding is gone in the second."""
-    single = layer_differences(torch_model, paddle_model, batch, skip, own_name)
-    with exact_pair(torch_model, paddle_model) as pair:
-        double = {layer.name: layer.max_rel_diff for layer in layer_differences(*pair, batch, skip, own_name)}
+    """`layer_differences` of the models as they are and in float64: what is rounding is gone in the second.
+
+    Where the models cannot be run in float64, the figures of float32 stand for both.
+    """
+    single = layer_differences(torch_model, paddle_model, batch, skip, own_name, by_order)
+    exact, _ = in_float64(
+        torch_model,
+        paddle_model,
+        lambda theirs, ours: layer_differences(theirs, ours, batch, skip, own_name, by_order),
+    )
+    double = {layer.name: layer.max_rel_diff for layer in (single if exact is None else exact)}
     return [LayerPrecision(layer.name, layer.max_rel_diff, double[layer.name]) for layer in single]
 
 
 def output_differences(
     torch_model: torch.nn.Module,
     paddle_model: nn.Layer,
-    batch: np.ndarray,
+    batch: Any,
     skip: Sequence[str] = (),
     own_name: OwnName = str,
+    by_order: bool = False,
 ) -> list[LayerDifference]:
     """`layer_differences` in the mode that the models are in."""
-    import torch
+    theirs, ours = torch_events(torch_model, batch, own_name), paddle_events(paddle_model, batch)
+    calls = Counter(event.name for event in ours)
+    found = []
+    for n, m in pairs(theirs, ours, by_order):
+        event, difference = ours[m], event_difference(theirs[n], ours[m])
+        if event.name and difference is not None and not event.name.startswith(tuple(skip)):
+            call = f", call {event.number + 1}" if calls[event.name] > 1 else ""
+            found.append(LayerDifference(event.name + call, difference))
+    return found
 
-    theirs, ours = dict[str, np.ndarray](), dict[str, np.ndarray]()
 
-    def record(outputs: dict[str, np.ndarray], name: str) -> Callable[..., Any]:
-        def hook(layer: object, inputs: object, output: object) -> None:
-            if hasattr(output, "detach"):
-                outputs[name] = output.detach().cpu().numpy().copy()
+def event_difference(theirs: Event, ours: Event) -> float | None:
+    """How far a layer's or function's outputs are apart, relative to their scale; infinite where shapes differ.
 
-        return hook
+    Layers made of others need not be the same parts of the two networks: None where their outputs have other shapes.
+    """
+    both = list(zip(ours.outputs, theirs.outputs))
+    if not both or (any(one.shape != other.shape for one, other in both) and not _is_simple(theirs, ours)):
+        return None
+    return float(np.max([relative_difference(one, other) for one, other in both]))
 
-    modules = {name: module for theirs_, module in torch_model.named_modules() if (name := own_name(theirs_))}
-    handles = [module.register_forward_hook(record(theirs, name)) for name, module in modules.items()]
-    within = grouped_convolutions(paddle_model)
-    layers = {name: layer for name, layer in paddle_model.named_sublayers() if layer not in within}
-    handles += [layer.register_forward_post_hook(record(ours, name)) for name, layer in layers.items()]
-    like = next(iter(torch_model.parameters()))
-    try:
-        torch_model(torch.from_numpy(batch).to(like))
-        paddle_model(paddle.to_tensor(batch, dtype=paddle.get_default_dtype()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    # Layers made of others need not be the same parts of the two networks, so their outputs may have other shapes.
-    simple = {
-        name for name in layers.keys() & modules.keys() if not [*layers[name].children(), *modules[name].children()]
-    }
-    return [
-        LayerDifference(name, _relative(ours[name], theirs[name]))
-        for name in ours
-        if name in theirs and not name.startswith(tuple(skip))
-        if ours[name].shape == theirs[name].shape or name in simple
-    ]
+
+def _is_simple(theirs: Event, ours: Event) -> bool:
+    return bool(ours.call) or (ours.leaf and theirs.leaf)
 
 
 def layers_alone(torch_model: torch.nn.Module, paddle_model: nn.Layer, before: str, own_name: OwnName) -> list[str]:
@@ -320,11 +337,19 @@ def layers_alone(torch_model: torch.nn.Module, paddle_model: nn.Layer, before: s
     return alone
 
 
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, relative to the scale of what is expected; infinite where the shapes differ."""
     if found.shape != expected.shape:
         return math.inf
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    found, expected = _floats(found), _floats(expected)
+    return float(
+        np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), np.finfo(np.float32).tiny)
+    )
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """Numbers whose differences can be taken: integers and truth values become floats."""
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
 def first_difference(differences: Sequence[LayerDifference], atol: float) -> LayerDifference | None:

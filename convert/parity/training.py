@@ -6,8 +6,9 @@ Nesterov's SGD. What is compared, in the order in which it is computed, so that 
 ====================  =====================================================================================
 initial value         every tensor of the two networks: equal
 mask                  ``_mask``, ``_count``, ``_stage`` after the progress has been set: equal
-output                the logits, relative to the largest; where they differ, the first layer whose output does
-loss                  the cross entropy, relative to its value
+output                the logits, or each output, relative to the largest; where they differ, the first layer whose
+                      output does
+loss                  the cross entropy, or the loss that is given, relative to its value
 group lasso           each learned layer's, relative to its value
 gradient              each parameter's, relative to the largest element of that gradient
 update                each tensor's way since the start, BN's running statistics included, relative to that way
@@ -34,15 +35,16 @@ Both compute the same in training, and differ in evaluation: see `follow_pytorch
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import paddle
 
-from convert.parity.forward import exact_pair, first_difference, output_differences
+from convert.parity.forward import first_difference, in_float64, output_differences
+from convert.parity.recording import OwnName
+from convert.parity.structures import Arrays, as_array, for_paddle, for_torch, named_arrays, named_tensors, paired, run
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.models.fitting import set_state
@@ -52,11 +54,12 @@ if TYPE_CHECKING:
     import torch
     from paddle import nn
 
-Arrays = dict[str, np.ndarray]
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[Any, Any]
+Loss = Callable[[Any, Any], Any]
 
 NO_DROPOUT = "dropout draws other numbers in each framework, so it was switched off in both for the training steps"
 _CANCELLATION = 1e-12
+_RATES = ("drop", "drop_path", "drop_prob", "drop_rate", "dropout")  # the last in recurrent layers and attention
 _BUFFERS_OF_MASKS = ("_mask", "_count", "_stage")
 
 
@@ -86,7 +89,7 @@ class StepParity:
 
     Attributes:
         step: from 0.
-        torch_loss, paddle_loss: the cross entropy, before the step.
+        torch_loss, paddle_loss: the loss, before the step.
         loss_diff: absolute difference of the two.
         torch_lasso, paddle_lasso: the group lasso of all learned layers, before its weight.
         masks_equal: every mask and counter is the same in both.
@@ -143,6 +146,9 @@ def compare_training(
     weight_decay: float = 1e-4,
     group_lasso: float = 1e-5,
     tolerance: float = 1e-4,
+    loss: Loss | tuple[Loss, Loss] | None = None,
+    to_paddle: Callable[[Arrays], Arrays] = to_paddle,
+    own_name: OwnName = str,
 ) -> TrainingParity:
     """Train copies of both networks in lockstep and report where they part; the networks themselves stay as they are.
 
@@ -152,33 +158,87 @@ def compare_training(
     Args:
         torch_model: the PyTorch network; its learned layers have `set_progress` and `group_lasso`, as the twins' have.
         paddle_model: the Paddle network with the same weights.
-        batches: images, float32 [N, C, H, W], and classes, int64 [N], of each step.
+        batches: images, float32 [N, C, H, W], and classes, int64 [N], of each step; with a `loss`, what the networks
+            take, and what the loss takes besides the outputs.
         steps: steps of the whole training, of which these batches are the first; as many as batches unless given.
         learning_rate: of the SGD.
         momentum: Nesterov's, or 0 for none.
         weight_decay: of all parameters.
         group_lasso: weight of the group lasso.
         tolerance: largest difference allowed, relative to the scales that the module's docstring gives.
+        loss: of a network's outputs, as it gives them, and the batch's second half, as tensors: a scalar. One for both
+            frameworks, or PyTorch's and Paddle's; the cross entropy unless given.
+        to_paddle: PyTorch's state_dict, or gradients by the same names, by Paddle's names and in its layout.
+        own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
 
     Raises:
-        WeightsError: the networks do not have the same tensors.
-        ValueError: there is no batch, or the PyTorch network's learned layers are not those of the Paddle network.
+        WeightsError: the networks do not have the same tensors, or the same outputs.
+        ValueError: there is no batch, the loss is no scalar, or the PyTorch network's learned layers are not those of
+            the Paddle network.
     """
-    recipe = _Recipe(steps or len(batches), learning_rate, momentum, weight_decay, group_lasso, tolerance)
+    losses = loss if isinstance(loss, tuple) else (loss, loss)
+    recipe = _Recipe(
+        steps or len(batches),
+        learning_rate,
+        momentum,
+        weight_decay,
+        group_lasso,
+        tolerance,
+        (losses[0] or _torch_cross_entropy, losses[1] or paddle.nn.functional.cross_entropy),
+        to_paddle,
+        own_name,
+    )
     found, random = _train(torch_model, paddle_model, batches, recipe)
     warnings = [NO_DROPOUT] if random else []
     exact: tuple[StepParity, ...] = ()
     first = _first_of(found)
-    if first and str(next(iter(paddle_model.parameters())).dtype) != "paddle.float64":
-        with exact_pair(torch_model, paddle_model) as pair:
-            exact, _ = _train(*pair, batches, recipe, synchronised=True)
-        if _first_of(exact) is None:
+    if first and "float64" not in str(next(iter(paddle_model.parameters())).dtype):
+        trained, fault = in_float64(
+            torch_model,
+            paddle_model,
+            lambda theirs, ours: _train(theirs, ours, batches, recipe, synchronised=True),
+        )
+        exact = trained[0] if trained else ()
+        if fault:
+            warnings.append(fault)
+        elif _first_of(exact) is None:
             largest = max(_CANCELLATION, *(size for step in exact for size in (step.gradient.size, step.update.size)))
             warnings.append(
                 f"training amplifies rounding: in float32 the frameworks part at {first} of its scale, and in float64 "
                 f"every step is the same to {largest:.1e}"
             )
     return TrainingParity(found, exact, tuple(warnings))
+
+
+def square_loss(seed: int = 0) -> Loss:
+    """A loss that needs no classes: the mean of the squares of all floats of the outputs less fixed random numbers.
+
+    Args:
+        seed: of the random numbers, which are the same for either framework.
+    """
+
+    def loss(outputs: Any, _: Any) -> Any:
+        random, total = np.random.default_rng(seed), 0.0
+        for tensor in named_tensors(outputs).values():
+            if "float" in str(tensor.dtype):
+                target = random.standard_normal(tuple(tensor.shape))
+                total = total + ((tensor - _like(target, tensor)) ** 2).mean()
+        return total
+
+    return loss
+
+
+def _like(array: np.ndarray, tensor: Any) -> Any:
+    """An array as a tensor of the other tensor's framework, dtype and device."""
+    if isinstance(tensor, paddle.Tensor):
+        return paddle.to_tensor(array, dtype=tensor.dtype, place=tensor.place)
+    return tensor.new_tensor(array)
+
+
+def _torch_cross_entropy(logits: Any, classes: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits, classes)
 
 
 def follow_pytorch_variance(model: nn.Layer) -> list[Any]:
@@ -231,13 +291,16 @@ class _Recipe:
     weight_decay: float
     group_lasso: float
     tolerance: float
+    losses: tuple[Loss, Loss]
+    to_paddle: Callable[[Arrays], Arrays]
+    own_name: OwnName
 
 
 @dataclass(frozen=True)
 class _Pass:
     """What one framework computes before an update; arrays under Paddle's names and in its layout."""
 
-    output: np.ndarray
+    output: Arrays
     loss: float
     lassos: dict[str, float]
     gradients: Arrays
@@ -254,28 +317,51 @@ class _Side:
     random: bool
     optimizer: Any
     clear_gradients: Callable[[], None]
-    tensor: Callable[..., Any]
+    tensors: Callable[[Any, Any], Any]
+    loss: Loss
     named: Callable[[Arrays], Arrays]
 
     def state(self) -> Arrays:
         return self.named({name: _array(value) for name, value in self.model.state_dict().items()})
 
-    def backward(self, x: np.ndarray, y: np.ndarray) -> _Pass:
-        logits = self.model(self.tensor(x, dtype=next(iter(self.model.parameters())).dtype))
-        loss = self.framework.nn.functional.cross_entropy(logits, self.tensor(y))
+    def backward(self, x: Any, y: Any) -> _Pass:
+        outputs = run(self.model, self.tensors(x, self.model))
+        loss = self.loss(outputs, self.tensors(y, self.model))
+        if not hasattr(loss, "backward") or loss.numel() != 1:
+            raise ValueError(f"the loss is {_shown(loss)}: make the function return a scalar tensor of the outputs")
         lassos = {name: layer.group_lasso() for name, layer in self.layers.items()}
         self.clear_gradients()
         (loss + self.weight * sum(lassos.values())).backward()
-        gradients = {
-            name: _array(self.framework.zeros_like(value) if value.grad is None else value.grad)
-            for name, value in self.model.named_parameters()
-        }
         values = {name: value.item() for name, value in lassos.items()}
-        return _Pass(_array(logits), loss.item(), values, self.named(gradients))
+        return _Pass(named_arrays(outputs), loss.item(), values, self.gradients())
+
+    def gradients(self) -> Arrays:
+        """Of every tensor of the state_dict, so that the mapping finds what it takes; 0 where there is none."""
+        parameters = {id(value): value for value in self.model.parameters()}
+        found = {}
+        for name, value in _state_of(self.model).items():
+            gradient = parameters[id(value)].grad if id(value) in parameters else None
+            found[name] = _array(self.framework.zeros_like(value) if gradient is None else gradient)
+        return self.named(found)
+
+    def parameters(self) -> set[str]:
+        """Names of what is trained."""
+        parameters = {id(value) for value in self.model.parameters()}
+        return {name for name, value in _state_of(self.model).items() if id(value) in parameters}
+
+
+def _state_of(model: Any) -> Mapping[str, Any]:
+    """The tensors themselves, which PyTorch's state_dict gives detached unless asked."""
+    return model.state_dict() if isinstance(model, paddle.nn.Layer) else model.state_dict(keep_vars=True)
+
+
+def _shown(loss: Any) -> str:
+    return f"a tensor of {list(loss.shape)}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
 
 
 def _array(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy().copy()
+    array = as_array(tensor)
+    return array.astype(np.int8) if array.dtype.kind == "b" else array.copy()
 
 
 def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
@@ -290,16 +376,26 @@ def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
     # Paddle's optimizer keeps these two in float32.
     momentum, decay = (float(np.float32(value)) for value in (recipe.momentum, recipe.weight_decay))
     sgd = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0)
-    tensor = partial(torch.as_tensor, device=next(iter(model.parameters())).device)
-    random = _without_randomness(model.modules())
-    return _Side(torch, model, learned, recipe.group_lasso, random, sgd, sgd.zero_grad, tensor, to_paddle)
+    random = without_randomness(model.modules())
+    return _Side(
+        torch,
+        model,
+        learned,
+        recipe.group_lasso,
+        random,
+        sgd,
+        sgd.zero_grad,
+        for_torch,
+        recipe.losses[0],
+        recipe.to_paddle,
+    )
 
 
 def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
     """The same in Paddle, its running variances as PyTorch has them."""
     model = copy.deepcopy(model)
     model.train()
-    random = _without_randomness(model.sublayers(include_self=True))
+    random = without_randomness(model.sublayers(include_self=True))
     sgd = paddle.optimizer.Momentum(
         recipe.learning_rate,
         recipe.momentum,
@@ -310,15 +406,24 @@ def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
     follow_pytorch_variance(model)
     learned = learned_connections(model)
     return _Side(
-        paddle, model, learned, recipe.group_lasso, random, sgd, sgd.clear_grad, paddle.to_tensor, lambda arrays: arrays
+        paddle,
+        model,
+        learned,
+        recipe.group_lasso,
+        random,
+        sgd,
+        sgd.clear_grad,
+        for_paddle,
+        recipe.losses[1],
+        lambda arrays: arrays,
     )
 
 
-def _without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
+def without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
     """Switch off dropout and stochastic depth in place; whether there was any."""
     found = False
     for layer in layers:
-        for name in ("p",) if "Dropout" in type(layer).__name__ else ("drop", "drop_path", "drop_prob", "drop_rate"):
+        for name in ("p",) if "Dropout" in type(layer).__name__ else _RATES:
             rate = getattr(layer, name, 0)
             if isinstance(rate, float) and rate > 0:
                 setattr(layer, name, 0.0)
@@ -375,11 +480,12 @@ def _step(
     theirs, ours = torch_side.backward(*batch), paddle_side.backward(*batch)
     for side in (torch_side, paddle_side):
         side.optimizer.step()
-    passes = _pass_differences(step, ours, theirs)
+    passes = _pass_differences(step, ours, theirs, paddle_side.parameters())
     updates = _update_differences(step, paddle_side.state(), torch_side.state(), start)
     first = _beyond(0, masks) or _beyond(recipe.tolerance, [*passes, *updates])
     if before and first and first.what == "output":
-        layer = first_difference(output_differences(*before, batch[0]), recipe.tolerance)
+        layers = output_differences(*before, batch[0], own_name=recipe.own_name)
+        layer = first_difference(layers, recipe.tolerance)
         first = Difference(step, "output", layer.name, layer.max_rel_diff) if layer else first
     return StepParity(
         step,
@@ -400,23 +506,26 @@ def _mask_differences(step: int, ours: Arrays, theirs: Arrays) -> list[Differenc
     return _differences(step, "mask", ours, masks, dict.fromkeys(masks, 1.0))
 
 
-def _pass_differences(step: int, ours: _Pass, theirs: _Pass) -> list[Difference]:
-    """Differences of logits, loss, group lassos and gradients, in the order in which they are computed."""
+def _pass_differences(step: int, ours: _Pass, theirs: _Pass, parameters: Container[str]) -> list[Difference]:
+    """Differences of outputs, loss, group lassos and gradients, in the order in which they are computed."""
     found = []
-    for what in ("output", "loss"):
-        mine, expected = ({"the network": np.asarray(getattr(side, what))} for side in (ours, theirs))
-        found += _differences(step, what, mine, expected, _scales(expected))
+    for mine, expected in paired(ours.output, theirs.output):
+        output = {"the network": expected}
+        found += _differences(step, "output", {"the network": mine}, output, _scales(output))
+    loss = {"the network": np.asarray(theirs.loss)}
+    found += _differences(step, "loss", {"the network": ours.loss}, loss, _scales(loss))
     found += _differences(step, "group lasso", ours.lassos, theirs.lassos, theirs.lassos)
-    scales = _scales(theirs.gradients)
-    rounding = dict.fromkeys(scales, _CANCELLATION * max(scales.values()))
-    gradients = _differences(step, "gradient", ours.gradients, theirs.gradients, scales, rounding)
+    trained = {name: value for name, value in theirs.gradients.items() if name in parameters}
+    scales = _scales(trained)
+    rounding = dict.fromkeys(scales, _CANCELLATION * max(scales.values(), default=0.0))
+    gradients = _differences(step, "gradient", ours.gradients, trained, scales, rounding)
     return [*found, *reversed(gradients)]
 
 
 def _update_differences(step: int, ours: Arrays, theirs: Arrays, start: Arrays) -> list[Difference]:
     """Differences of the ways since the start, beyond what the tensors' own rounding explains."""
     ways = _scales({name: value - start[name] for name, value in theirs.items()})
-    cancellation = _CANCELLATION * max(ways.values())
+    cancellation = _CANCELLATION * max(ways.values(), default=0.0)
     rounding = {
         name: cancellation + (step + 1) * float(np.finfo(value.dtype).eps * np.abs(value).max())
         for name, value in theirs.items()

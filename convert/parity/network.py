@@ -1,0 +1,193 @@
+"""Two networks that are not ours, in PyTorch and in Paddle: outputs, every layer, training, and why they differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+
+from convert.parity.causes import Cause, find_cause
+from convert.parity.forward import (
+    LayerPrecision,
+    Parity,
+    evaluation,
+    in_float64,
+    layers_in_both_precisions,
+    settled,
+)
+from convert.parity.recording import OwnName
+from convert.parity.structures import Arrays
+from convert.parity.training import Difference, Loss, TrainingParity, compare_training, square_loss, without_randomness
+from paddle_dense.files import layout
+
+if TYPE_CHECKING:
+    import torch
+    from paddle import nn
+
+
+@dataclass(frozen=True)
+class NetworkParity:
+    """What `compare_networks` found.
+
+    Attributes:
+        parity: of the outputs.
+        layers: every layer that pairs.
+        training: loss, gradients and steps; None if none were asked for.
+        cause: the first place that differs and why; None where everything agrees.
+        warnings: what the user should know, one sentence each.
+        atol: the largest difference allowed, relative to each scale.
+    """
+
+    parity: Parity
+    layers: tuple[LayerPrecision, ...]
+    training: TrainingParity | None
+    cause: Cause | None
+    warnings: tuple[str, ...]
+    atol: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the outputs are equal and both train alike."""
+        return self.parity.max_rel_diff <= self.atol and (self.training is None or self.training.agrees)
+
+
+def compare_networks(
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    inputs: Any,
+    *,
+    own_name: OwnName = str,
+    to_paddle: Callable[[Arrays], Arrays] = layout.to_paddle,
+    loss: Loss | tuple[Loss, Loss] | None = None,
+    steps: int = 0,
+    learning_rate: float = 0.01,
+    atol: float = 1e-5,
+) -> NetworkParity:
+    """Run a PyTorch and a Paddle network, with the weights that they have, on the same inputs; both stay as they are.
+
+    Args:
+        torch_model: the PyTorch network.
+        paddle_model: the Paddle network.
+        inputs: an array, a tuple or list of several, or a dict for keyword arguments, which may hold others.
+        own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
+        to_paddle: PyTorch's state_dict, or gradients by the same names, by Paddle's names and in its layout.
+        loss: of a network's outputs, as it gives them, and the inputs, as tensors: a scalar. One for both frameworks,
+            or PyTorch's and Paddle's. The mean of the squares of all outputs less fixed random numbers unless given.
+        steps: SGD steps, each with loss and gradients, on the same inputs; 0 for none.
+        learning_rate: of these steps.
+        atol: largest difference allowed, relative to the scale of each output, gradient and update.
+
+    Raises:
+        WeightsError: the outputs, or the tensors, are not the same ones in both networks.
+        ValueError: the outputs are no tensors, or the loss is no scalar.
+    """
+    parity, warnings = settled(torch_model, paddle_model, [inputs], atol)
+    agree = parity.max_rel_diff <= atol
+    layers = layers_in_both_precisions(torch_model, paddle_model, inputs, own_name=own_name, by_order=True)
+    if agree:  # what only its order pairs and differs was no pair
+        names = {own_name(name) for name, _ in torch_model.named_modules()}
+        layers = [layer for layer in layers if layer.name.partition(",")[0] in names or layer.float64 <= atol]
+    cause = None if agree else _in_evaluation(torch_model, paddle_model, inputs, own_name, atol)
+    training = None
+    if steps and not list(paddle_model.parameters()):
+        warnings.append("training was not compared: the Paddle network has no parameters")
+    elif steps:
+
+        def train(model: nn.Layer) -> TrainingParity:
+            return compare_training(
+                torch_model,
+                model,
+                [(inputs, inputs)] * steps,
+                learning_rate=learning_rate,
+                tolerance=atol,
+                loss=loss or square_loss(),
+                to_paddle=to_paddle,
+                own_name=own_name,
+            )
+
+        training = train(paddle_model)
+        warnings += training.warnings
+        if agree and training.first_difference:
+            cause = _of_training(torch_model, paddle_model, inputs, own_name, atol, training.first_difference, train)
+    return NetworkParity(parity, tuple(layers), training, cause, tuple(warnings), atol)
+
+
+def _in_evaluation(
+    torch_model: torch.nn.Module, paddle_model: nn.Layer, inputs: Any, own_name: OwnName, atol: float
+) -> Cause | None:
+    """Why the outputs differ, found in float64 if both can be run in it."""
+
+    def search(theirs: torch.nn.Module, ours: nn.Layer) -> Cause | None:
+        with evaluation(theirs, ours):
+            return find_cause(theirs, ours, inputs, own_name, atol)
+
+    found, fault = in_float64(torch_model, paddle_model, search)
+    return search(torch_model, paddle_model) if fault else found
+
+
+def _of_training(
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    inputs: Any,
+    own_name: OwnName,
+    atol: float,
+    first: Difference,
+    train: Callable[[nn.Layer], TrainingParity],
+) -> Cause:
+    """Why two networks with equal outputs train otherwise."""
+    name = first.name if first.what == "output" else first.name.rpartition(".")[0]
+    for text, change in _in_training(torch_model, paddle_model, name, own_name):
+        changed = copy.deepcopy(paddle_model)
+        change(dict(changed.named_sublayers(include_self=True))[name])
+        again = train(changed).first_difference
+        if again is None or (again.step, again.what, again.name) != (first.step, first.what, first.name):
+            return Cause(name, f"in training, equal with {text}", True)
+    if first.what == "output":
+
+        def search(theirs: torch.nn.Module, ours: nn.Layer) -> Cause | None:
+            theirs.train()
+            ours.train()
+            without_randomness([*theirs.modules(), *ours.sublayers(include_self=True)])
+            return find_cause(theirs, ours, inputs, own_name, atol)
+
+        cause, _ = in_float64(torch_model, paddle_model, search)
+        if cause:
+            return Cause(cause.place, f"in training, {cause.text}", cause.explained)
+    return Cause(name or "the network", f"in training, no usual cause explains the {first.what} of {first.name}", False)
+
+
+def _in_training(
+    torch_model: torch.nn.Module, paddle_model: nn.Layer, name: str, own_name: OwnName
+) -> Iterator[tuple[str, Callable[[nn.Layer], None]]]:
+    """What a layer may do otherwise in training only, and how to change it in a copy of the Paddle network."""
+    layer: Any = dict(paddle_model.named_sublayers(include_self=True)).get(name)
+    module = {own_name(theirs): module for theirs, module in torch_model.named_modules()}.get(name)
+    momentum = getattr(module, "momentum", None)
+    if isinstance(momentum, float) and hasattr(layer, "_momentum") and not np.isclose(layer._momentum, 1 - momentum):
+        yield (
+            f"momentum {1 - momentum:.6g} (PyTorch's {momentum:.6g} is the other share; here {layer._momentum:.6g})",
+            lambda layer: setattr(layer, "_momentum", 1 - momentum),
+        )
+    if getattr(layer, "_use_global_stats", None):
+        yield (
+            "the batch's own statistics (here use_global_stats=True)",
+            lambda layer: setattr(layer, "_use_global_stats", None),
+        )
+    if hasattr(layer, "_padding_idx"):
+        padding = getattr(module, "padding_idx", None)
+        index = -1 if padding is None else padding
+        if layer._padding_idx != index:
+            yield (
+                f"padding_idx {padding} (PyTorch's; here {None if layer._padding_idx == -1 else layer._padding_idx})",
+                lambda layer: setattr(layer, "_padding_idx", index),
+            )
+    if layer is not None and any(parameter.stop_gradient for parameter in layer.parameters(include_sublayers=False)):
+
+        def thaw(layer: nn.Layer) -> None:
+            for parameter in layer.parameters(include_sublayers=False):
+                parameter.stop_gradient = False
+
+        yield "its weights trained (here stop_gradient=True)", thaw

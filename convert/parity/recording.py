@@ -1,0 +1,291 @@
+"""What the layers of both networks answer, and the functions that they call, in the order in which they finish."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+import numpy as np
+import paddle
+
+from convert.parity.functions import FUNCTIONS, Call, bound, torch_call
+from convert.parity.structures import as_array, for_paddle, for_torch, named_arrays, run
+from paddle_dense.layers.sfr import grouped_convolutions
+
+if TYPE_CHECKING:
+    import torch
+    from paddle import nn
+
+OwnName = Callable[[str], Optional[str]]
+Change = Callable[[Callable[..., Any], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call of a layer or function.
+
+    Attributes:
+        name: the layer's, or that of the layer in which the function was called: Paddle's name for PyTorch's, where it
+            has one.
+        number: which call of this layer, or of functions in it, this is, from 0.
+        kind: the layer's class or the function's family, in lower case.
+        outputs: all the arrays that it answered, in order.
+        call: of a function.
+        leaf: of a layer, whether it has no layers in it.
+        known: whether the other network may have a layer of this name.
+        begun: how many events had finished when a layer began.
+    """
+
+    name: str
+    number: int
+    kind: str
+    outputs: Sequence[np.ndarray]
+    call: Call | None = None
+    leaf: bool = False
+    known: bool = True
+    begun: int = 0
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the outputs."""
+        return tuple(array.shape for array in self.outputs)
+
+
+class _EnoughError(BaseException):
+    """A run is stopped where nothing that follows is asked for; no network's own `except` takes it for a mistake."""
+
+
+@dataclass
+class _Recorder:
+    """Collects events; hooks and functions tell it."""
+
+    stop: int | None = None
+    events: list[Event] = field(default_factory=list)
+    inside: list[tuple[str, bool, int]] = field(default_factory=list)
+    numbers: Counter = field(default_factory=Counter)
+
+    def add(self, kind: str, output: Any, name: str, known: bool, call: Call | None = None, **of_layer: Any) -> None:
+        try:
+            outputs = [np.array(array) for array in named_arrays(output).values()]
+        except ValueError:  # an object of the user's own
+            outputs = []
+        counted = (name, known, call is not None)
+        self.events.append(Event(name, self.numbers[counted], kind, outputs, call, known=known, **of_layer))
+        self.numbers[counted] += 1
+        if self.stop is not None and len(self.events) > self.stop:
+            raise _EnoughError
+
+    def owner(self) -> tuple[str, bool]:
+        """The layer in which a function is called: the innermost that both networks may have."""
+        return next(((name, True) for name, known, _ in reversed(self.inside) if known), ("", True))
+
+    @contextmanager
+    def hooked(self, layers: Mapping[tuple[str, bool], Any], after: str) -> Iterator[None]:
+        """Within, the layers tell what they answer."""
+        handles = []
+        for (name, known), layer in layers.items():
+            leaf = not [*layer.children()]
+
+            def begin(layer: Any, inputs: Any, place: tuple[str, bool] = (name, known)) -> None:
+                self.inside.append((*place, len(self.events)))
+
+            def end(layer: Any, inputs: Any, output: Any, leaf: bool = leaf) -> None:
+                name, known, begun = self.inside.pop()
+                self.add(type(layer).__name__.lower(), output, name, known, leaf=leaf, begun=begun)
+
+            handles += [layer.register_forward_pre_hook(begin), getattr(layer, after)(end)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def torch_events(model: torch.nn.Module, inputs: Any, own_name: OwnName = str, functions: bool = False) -> list[Event]:
+    """Run a PyTorch network, in the mode that it is in.
+
+    Args:
+        model: the network.
+        inputs: arrays, see `structures.run`.
+        own_name: what the Paddle network calls a layer of it; None for one that it does not have.
+        functions: record the calls of functions too.
+    """
+    recorder = _Recorder()
+    layers = {}
+    for theirs, module in model.named_modules():
+        ours = own_name(theirs) if theirs else ""
+        layers[(theirs, False) if ours is None else (ours, True)] = module
+    with ExitStack() as stack:
+        stack.enter_context(recorder.hooked(layers, "register_forward_hook"))
+        if functions:
+            stack.enter_context(_torch_functions(recorder))
+        run(model, for_torch(inputs, model))
+    return recorder.events
+
+
+def _torch_functions(recorder: _Recorder) -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            call = torch_call(getattr(function, "__name__", ""), args, kwargs or {})
+            output = function(*args, **(kwargs or {}))
+            if call:
+                recorder.add(call.family, output, *recorder.owner(), call)
+            return output
+
+    return Mode()
+
+
+def paddle_events(
+    model: nn.Layer,
+    inputs: Any,
+    functions: bool = False,
+    change: tuple[int, Change] | None = None,
+    stop: int | None = None,
+) -> list[Event]:
+    """Run a Paddle network, in the mode that it is in.
+
+    Args:
+        model: the network.
+        inputs: arrays, see `structures.run`.
+        functions: record the calls of functions too.
+        change: the number of the event that is to be computed otherwise, a call, and how.
+        stop: the number of the last event that is asked for.
+    """
+    recorder = _Recorder(stop)
+    within = grouped_convolutions(model)
+    named = model.named_sublayers(include_self=True)
+    layers = {(name, True): layer for name, layer in named if layer not in within}
+    with ExitStack() as stack:
+        stack.enter_context(recorder.hooked(layers, "register_forward_post_hook"))
+        if functions:
+            stack.enter_context(_paddle_functions(recorder, model, change))
+        try:
+            run(model, for_paddle(inputs, model))
+        except Exception:
+            # A change may leave nothing that the rest of the network can be run on.
+            if change is None:
+                raise
+        except _EnoughError:
+            pass
+    return recorder.events
+
+
+@contextmanager
+def _paddle_functions(recorder: _Recorder, model: nn.Layer, change: tuple[int, Change] | None) -> Iterator[None]:
+    """Within, the functions of the table tell what they answer, called by Paddle's layers or by the network's."""
+    functional = paddle.nn.functional
+    originals = {name: getattr(functional, name) for name in FUNCTIONS if hasattr(functional, name)}
+    of_layers = getattr(functional.conv, "_conv_nd", None)
+    nested: list[str] = []
+
+    def told(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            arguments = None if nested else bound(original, args, kwargs)
+            if arguments is None:
+                return original(*args, **kwargs)
+            public = _as_public_call(arguments) if name == "_conv_nd" else (name, original, arguments)
+            key = next(iter(public[2]))
+            given = public[2][key]
+            call = Call(public[0], {k: v for k, v in public[2].items() if k != key}, np.array(as_array(given)))
+            nested.append(name)
+            try:
+                if change and change[0] == len(recorder.events):
+                    output = change[1](public[1], public[2])
+                else:
+                    output = original(*args, **kwargs)
+            finally:
+                nested.pop()
+            recorder.add(call.family, output, *recorder.owner(), call)
+            return output
+
+        return function
+
+    replaced = {id(original): told(name, original) for name, original in originals.items()}
+    if of_layers is not None:
+        replaced[id(of_layers)] = told("_conv_nd", of_layers)
+    # Layers keep some as an attribute, such as the activation of a Transformer's.
+    changed = [
+        (owner, name, value)
+        for owner in [*_modules(model), *model.sublayers(include_self=True)]
+        for name, value in list(vars(owner).items())
+        if id(value) in replaced
+    ]
+    try:
+        for owner, name, value in changed:
+            setattr(owner, name, replaced[id(value)])
+        yield
+    finally:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+
+
+def _as_public_call(arguments: Mapping[str, Any]) -> tuple[str, Callable[..., Any], dict[str, Any]]:
+    """What Paddle's convolution layers call, as one calls it: conv2d with its arguments."""
+    name = f"conv{arguments['weight'].ndim - 2}d"
+    names = ("x", "weight", "bias", "stride", "padding", "dilation", "groups", "data_format")
+    public = {key: arguments[key] for key in names}
+    if arguments["padding_algorithm"] != "EXPLICIT":
+        public["padding"] = arguments["padding_algorithm"]
+    return name, getattr(paddle.nn.functional, name), public
+
+
+def _modules(model: nn.Layer) -> list[Any]:
+    """Where the functions may be called from: Paddle's own modules, and those of the network's classes."""
+    own = {kind.__module__ for layer in model.sublayers(include_self=True) for kind in type(layer).__mro__}
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if module is not None and (name == "paddle" or name.startswith("paddle.nn") or name in own)
+    ]
+
+
+def pairs(theirs: Sequence[Event], ours: Sequence[Event], by_order: bool) -> list[tuple[int, int]]:
+    """Which events are the same, as numbers of PyTorch's and of Paddle's, in Paddle's order.
+
+    Layers pair by name and call. With `by_order`, so do the rest: by kind, shapes and the order among those that pair
+    by name, and where two stretches are equally long, by shapes alone.
+    """
+    numbers = {(event.name, event.number): n for n, event in enumerate(theirs) if event.known and not event.call}
+    found = {
+        n: numbers.pop((event.name, event.number))
+        for n, event in enumerate(ours)
+        if not event.call and (event.name, event.number) in numbers
+    }
+    if by_order:
+        taken = set(found.values())
+        common = {ours[n].name for n in found}
+        for n, m in _aligned(theirs, ours, common):
+            if m not in found and n not in taken:
+                found[m] = n
+    return [(found[n], n) for n in sorted(found)]
+
+
+def _key(event: Event, common: set[str]) -> tuple[Any, ...]:
+    if event.call:
+        return ("call", event.kind, event.name if event.name in common else "")
+    if event.name in common:
+        return ("layer", event.name)
+    return ("leaf" if event.leaf else "layer", event.kind, event.shapes)
+
+
+def _aligned(theirs: Sequence[Event], ours: Sequence[Event], common: set[str]) -> Iterator[tuple[int, int]]:
+    """The numbers of what is the same by name, kind or shape, in the order of both."""
+    keys, own_keys = ([_key(event, common) for event in events] for events in (theirs, ours))
+    for same, i, i_end, j, j_end in SequenceMatcher(None, keys, own_keys, autojunk=False).get_opcodes():
+        if i_end - i == j_end - j and same in ("equal", "replace"):
+            for n, m in zip(range(i, i_end), range(j, j_end)):
+                # An activation may be another one, and a function may be called in another place.
+                alike = keys[n][0] == own_keys[m][0] == "leaf" or keys[n][:2] == own_keys[m][:2]
+                if same == "equal" or (alike and theirs[n].shapes == ours[m].shapes):
+                    yield n, m
