@@ -14,7 +14,8 @@ from paddle import nn
 
 from convert.conversion import check_targets, conclude
 from convert.factories import call, function
-from convert.mapping import Pairing, pair, read_mapping, refuse, write_proposal
+from convert.mapping import Pairing, pair, refuse
+from convert.mapping_file import read_mapping, write_proposal
 from convert.options import Options, ParityOptions
 from convert.parity.forward import load_torch_state
 from convert.parity.network import compare_networks
@@ -36,68 +37,13 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 TorchWeights = Union[str, os.PathLike, Mapping[str, Any], "torch.nn.Module"]
-_MAGNITUDE = ".weight_g"  # how the names of Paddle's weight_norm end
+Mapped = Union[str, os.PathLike, Mapping[str, str], None]
 _IMAGE = 224  # pixels
-_LOSS = "a function of the outputs that returns a scalar"
+_LOSS = "a function of the outputs and the inputs that returns a scalar"
 _INPUTS = "what both networks are run on: arrays, or tuples, lists and dicts of them"
-_NOT_CHECKED = "there is no --reference MODULE:FACTORY of the PyTorch network, so the result was not checked against it"
-
-
-@dataclass(frozen=True)
-class Placed:
-    """PyTorch's weights in their places in a Paddle network.
-
-    Attributes:
-        stored: PyTorch's tensors as they are stored.
-        whole: the same with weights that are stored in parts computed, where Paddle's network has none in parts.
-        pairing: which of them each of Paddle's tensors is made of.
-        state: Paddle's tensors.
-        notes: what was done, one sentence each.
-    """
-
-    stored: Arrays
-    whole: Arrays
-    pairing: Pairing
-    state: Arrays
-    notes: Sequence[str]
-
-    def to_paddle(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
-        """Tensors by PyTorch's names, gradients for instance, by Paddle's and in its layout."""
-        return made_of(tensors, self.pairing.chosen)
-
-    def of(self, reference: torch.nn.Module) -> Arrays:
-        """The tensors that the PyTorch network has: in parts where it has parts."""
-        own = reference.state_dict()
-        return self.stored if all(name in own for name in self.stored.keys() - self.whole.keys()) else self.whole
-
-
-def fitted(
-    network: nn.Layer,
-    stored: Arrays,
-    selection: Selection,
-    given: Mapping[str, str] | None,
-    allow_nonfinite: bool,
-) -> Placed:
-    """PyTorch's tensors in the places that they certainly have in a Paddle network.
-
-    Args:
-        network: of Paddle.
-        stored: PyTorch's tensors.
-        selection: what the user says of them.
-        given: what the user says of their places.
-        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
-
-    Raises:
-        WeightsError: a tensor has no certain place, does not fit, or holds what no network has.
-    """
-    notes: list[str] = []
-    in_parts = any(name.endswith(_MAGNITUDE) for name in network.state_dict())
-    whole = stored if in_parts else whole_weights(stored, notes)
-    pairing = pair(network, whole, selection, given)
-    refuse(pairing)
-    names = {name: source.names[0] for name, source in pairing.chosen.items()}
-    state = check_state(made_of(whole, pairing.chosen), network, (), allow_nonfinite, names)
-    return Placed(stored, whole, pairing, state, [*notes, *pairing.notes])
+_NOT_CHECKED = (
+    "the result was not checked: give the PyTorch network with --reference MODULE:FACTORY (in Python: reference=)"
+)
 
 
 @dataclass(frozen=True)
@@ -107,14 +53,61 @@ class Conversion:
     Attributes:
         state: Paddle's tensors, by the Paddle network's names.
         pairs: PyTorch's names of what each is made of.
-        left_out: PyTorch's tensors that have no place.
+        left_out: PyTorch's tensors that have no place and need none.
         result: how far both networks agree, as `write_report` takes it.
     """
 
     state: Arrays
     pairs: dict[str, tuple[str, ...]]
-    left_out: list[str]
+    left_out: tuple[str, ...]
     result: Result
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """PyTorch's tensors.
+
+    Attributes:
+        stored: weights of weight_norm in parts.
+        whole: the same weights computed.
+        notes: what was done, one sentence each.
+    """
+
+    stored: Arrays
+    whole: Arrays
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, file: WeightsFile) -> Tensors:
+        """Those of a PyTorch file."""
+        parts = file.checkpoint.parts if file.checkpoint else {}
+        return cls(_in_parts(file.tensors, parts), file.tensors)
+
+    @classmethod
+    def in_state(cls, state: Mapping[str, Any]) -> Tensors:
+        """Those of a state_dict, of tensors or arrays."""
+        arrays = {
+            name: value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+            for name, value in state.items()
+        }
+        notes: list[str] = []
+        whole, parts = whole_weights(arrays, notes)
+        return cls(_in_parts(whole, parts), whole, notes)
+
+    def fill(self, reference: torch.nn.Module) -> None:
+        """Put them into the PyTorch network, which has the parts or the whole weights."""
+        parts = self.stored.keys() - self.whole.keys()
+        load_torch_state(reference, self.stored if parts <= reference.state_dict().keys() else self.whole)
+
+
+def _in_parts(whole: Mapping[str, np.ndarray], parts: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
+    stored: Arrays = {}
+    for name, value in whole.items():
+        stored.update(parts.get(name, {name: value}))
+    return stored
+
+
+# In Python
 
 
 def convert(
@@ -126,7 +119,7 @@ def convert(
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     part: str = "",
-    mapping: str | os.PathLike | Mapping[str, str] | None = None,
+    mapping: Mapped = None,
     loss: Callable[..., Any] | None = None,
     steps: int = 0,
     atol: float = 1e-5,
@@ -141,7 +134,7 @@ def convert(
         inputs: what both are run on, as arrays: one, a tuple for several, a dict for keyword arguments; random numbers
             of a shape that the first layer takes unless given.
         drop, rename, part: see `paddle_dense.load_weights`.
-        mapping: a mapping file as ``--propose`` writes it, or Paddle's names and PyTorch's.
+        mapping: the path of a mapping file, or PyTorch's name for each of Paddle's, where names do not show it.
         loss, steps, atol: see `compare`.
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
 
@@ -149,23 +142,25 @@ def convert(
         WeightsError: a tensor has no certain place, does not fit, or the two networks differ.
         ValueError: the networks cannot be run on the inputs.
     """
-    label, stored = _stored(torch_state)
+    label, tensors = _tensors(torch_state)
     selection = Selection(drop, tuple((rename or {}).items()), part)
-    given = _given(mapping)
     before = {name: tensor.numpy() for name, tensor in paddle_layer.state_dict().items()}
     result = Result(label, arch=type(paddle_layer).__name__, atol=atol)
     with naming(label), on_cpu():
-        weights = fitted(paddle_layer, stored, selection, given, allow_nonfinite)
-        set_state(paddle_layer, weights.state)
+        pairing, state = placed(paddle_layer, tensors, selection, mapping, allow_nonfinite)
+        result.left_out, result.warnings = list(pairing.left_out), [*tensors.notes, *pairing.notes]
+        set_state(paddle_layer, state)
         try:
-            result.left_out, result.warnings = list(weights.pairing.left_out), list(weights.notes)
-            if reference is not None:
-                prove(weights, reference, paddle_layer, inputs, result, loss, steps)
+            if reference is None:
+                result.warnings.append(_NOT_CHECKED)
+            else:
+                tensors.fill(reference)
+                run_both(pairing, reference, paddle_layer, inputs, result, loss, steps)
+                refuse_difference(result)
         except BaseException:
             set_state(paddle_layer, before)
             raise
-    pairs = {name: source.names for name, source in weights.pairing.chosen.items()}
-    return Conversion(weights.state, pairs, result.left_out, result)
+    return Conversion(state, {name: source.names for name, source in pairing.chosen.items()}, pairing.left_out, result)
 
 
 def compare(
@@ -174,44 +169,62 @@ def compare(
     inputs: Any = None,
     *,
     rename: Mapping[str, str] | None = None,
-    mapping: str | os.PathLike | Mapping[str, str] | None = None,
+    mapping: Mapped = None,
     loss: Callable[..., Any] | None = None,
     steps: int = 0,
+    learning_rate: float = 0.01,
     atol: float = 1e-5,
 ) -> Result:
-    """Run a PyTorch and a Paddle network, with the weights that they have, on the same inputs.
+    """Run a PyTorch and a Paddle network, with the weights that they have, on the same inputs; both stay as they are.
 
     Args:
-        torch_module, paddle_layer: the networks; both stay as they are.
-        inputs: as arrays: one, a tuple for several, a dict for keyword arguments; random numbers of a shape that the
-            first layer takes unless given.
-        rename, mapping: how the layers pair whose names differ, see `convert`.
-        loss: of the outputs, given as both frameworks' tensors, a scalar; for the gradients and steps.
-        steps: SGD steps to compare, each with loss and gradients.
-        atol: largest difference allowed, relative to the scale of each output.
+        torch_module: the PyTorch network.
+        paddle_layer: the Paddle network.
+        inputs, rename, mapping: see `convert`.
+        loss: of the outputs, as a network gives them, and the inputs, as tensors of either framework: a scalar. The
+            mean of the squares of the outputs less fixed random numbers unless given.
+        steps: SGD steps to compare, each with loss and gradients; 0 for none.
+        learning_rate: of these steps.
+        atol: largest difference allowed, relative to the scale of each output, gradient and update.
 
     Returns:
-        The figures; `difference` is None where both do the same, and names the first layer that does not otherwise.
+        The figures; `difference` is None where both do the same, and otherwise says where and why they do not.
 
     Raises:
         WeightsError: the tensors of the two do not pair.
         ValueError: the networks cannot be run on the inputs.
     """
-    given = _given(mapping)
     result = Result(type(torch_module).__name__, arch=type(paddle_layer).__name__, atol=atol)
-    stored = _arrays(torch_module.state_dict())
+    selection = Selection(rename=tuple((rename or {}).items()))
     with on_cpu():
-        pairing = pair(paddle_layer, stored, Selection(rename=tuple((rename or {}).items())), given)
+        pairing = pair(paddle_layer, Tensors.in_state(torch_module.state_dict()).stored, selection, _given(mapping))
         refuse(pairing)
-        run_both(Placed(stored, stored, pairing, {}, []), torch_module, paddle_layer, inputs, result, loss, steps)
+        run_both(pairing, torch_module, paddle_layer, inputs, result, loss, steps, learning_rate)
     return result
+
+
+def _tensors(weights: TorchWeights) -> tuple[str, Tensors]:
+    """What to call PyTorch's weights in messages, and the tensors."""
+    if isinstance(weights, (str, os.PathLike)):
+        return os.fspath(weights), Tensors.of(open_weights(Path(weights), "pytorch"))
+    if isinstance(weights, Mapping):
+        return "the state_dict", Tensors.in_state(weights)
+    return type(weights).__name__, Tensors.in_state(weights.state_dict())
+
+
+def _given(mapping: Mapped) -> Any:
+    """What the user says of pairs, read from the mapping file where it is one."""
+    return read_mapping(mapping) if isinstance(mapping, (str, os.PathLike)) else mapping
+
+
+# The commands
 
 
 def convert_file(file: WeightsFile, target: Path, options: Options, result: Result) -> Result:
     """Convert a PyTorch file for the user's own Paddle network; nothing is written if the two networks differ.
 
     Args:
-        file: what `open_weights` read, its SHA-256 with it and weights in parts left so.
+        file: what `open_weights` read, its SHA-256 with it.
         target: the file to write; its sidecar ``.json`` is written next to it.
         options: see `Options`; `network` says which network.
         result: to be filled in as the conversion goes.
@@ -224,25 +237,30 @@ def convert_file(file: WeightsFile, target: Path, options: Options, result: Resu
     start = time.perf_counter()
     check_targets((target, sidecar_path(target)), (file.path, *file.shards), options)
     with on_cpu(), naming(file.path):
-        network, placed = place(file, options, result)
+        network, pairing, state = _for_own_network(file, options, result)
         fault = pytorch_fault() if options.verify and options.reference else None
         if fault or not options.reference:
-            result.warnings.append(_NOT_CHECKED if not options.reference else unchecked(fault))
+            result.warnings.append(unchecked(fault) if fault else _NOT_CHECKED)
         elif options.verify:
-            prove(placed, own_reference(options.reference), network, own_inputs(options), result)
+            reference = own_reference(options.reference)
+            Tensors.of(file).fill(reference)
+            set_state(network, state)
+            run_both(pairing, reference, network, own_inputs(options), result)
+            result.checked_against = options.reference
+            refuse_difference(result)
     conclude(result, file, target, start)
     described = result.provenance()
     described["network"] = described.pop("arch")
-    write_with_sidecar(placed.state, target, described, options.force)
+    write_with_sidecar(state, target, described, options.force)
     result.size = target.stat().st_size
     return result
 
 
 def compare_file(file: WeightsFile | None, options: ParityOptions, result: Result) -> Result:
-    """Compare the user's own networks, with the weights of a file or the reference's own. Nothing is written.
+    """Compare the user's own networks, with the weights of a file or the PyTorch network's own. Nothing is written.
 
     Args:
-        file: what `open_weights` read, weights in parts left so; None for none.
+        file: what `open_weights` read; None for none.
         options: see `ParityOptions`; `network` and `reference` say which networks.
         result: to be filled in as the comparison goes.
 
@@ -252,14 +270,16 @@ def compare_file(file: WeightsFile | None, options: ParityOptions, result: Resul
     """
     start = time.perf_counter()
     reference = own_reference(options.reference or "")
+    loss = function("--loss", options.loss, _LOSS) if options.loss else None
     with on_cpu(), naming(result.input):
         if file is None:
-            file = WeightsFile(Path(result.input), "PyTorch", 0, _arrays(reference.state_dict()), None, {})
-        network, placed = place(file, options, result)
-        set_state(network, placed.state)
-        loss = function("--loss", options.loss, _LOSS) if options.loss else None
-        load_torch_state(reference, placed.of(reference))
-        run_both(placed, reference, network, own_inputs(options), result, loss, options.steps, options.learning_rate)
+            own = Tensors.in_state(reference.state_dict()).stored
+            file = WeightsFile(Path(result.input), "PyTorch", 0, own, None, {})
+        network, pairing, state = _for_own_network(file, options, result)
+        Tensors.of(file).fill(reference)
+        set_state(network, state)
+        run_both(pairing, reference, network, own_inputs(options), result, loss, options.steps, options.learning_rate)
+    result.checked_against = options.reference
     result.error, result.seconds = result.difference, time.perf_counter() - start
     return result
 
@@ -267,22 +287,9 @@ def compare_file(file: WeightsFile | None, options: ParityOptions, result: Resul
 def propose(file: WeightsFile, options: Options) -> Pairing:
     """Write where the tensors of a file could go in the user's own network, to be read and given back."""
     with on_cpu(), naming(file.path):
-        pairing = pair(own_network(options.network or ""), whole_weights(file.tensors, []), options.selection)
-    write_proposal(pairing, options.propose, options.force)
+        pairing = pair(own_network(options.network or ""), Tensors.of(file).stored, options.selection)
+    write_proposal(pairing, options.propose or "", options.force)
     return pairing
-
-
-def place(file: WeightsFile, options: Options, result: Result) -> tuple[nn.Layer, Placed]:
-    """The user's own network and the file's tensors in their places in it."""
-    network = own_network(options.network or "")
-    given = read_mapping(options.map) if options.map else None
-    placed = fitted(network, file.tensors, options.selection, given, options.allow_nonfinite)
-    result.arch, result.params = options.network, sum(int(parameter.size) for parameter in network.parameters())
-    result.container, result.left_out = file.container, list(placed.pairing.left_out)
-    result.warnings += [*file.warnings, *placed.notes]
-    if options.report:
-        result.weights = summarise(placed.state)
-    return network, placed
 
 
 def own_network(name: str) -> nn.Layer:
@@ -298,25 +305,46 @@ def own_inputs(options: Options) -> Any:
     return call("--inputs", options.inputs, _INPUTS) if options.inputs else None
 
 
-def prove(
-    placed: Placed,
-    reference: torch.nn.Module,
-    network: nn.Layer,
-    inputs: Any,
-    result: Result,
-    loss: Callable[..., Any] | None = None,
-    steps: int = 0,
-) -> None:
-    """Give both networks the weights and run them; WeightsError with the first layer that differs."""
-    load_torch_state(reference, placed.of(reference))
-    set_state(network, placed.state)
-    run_both(placed, reference, network, inputs, result, loss, steps)
-    if result.difference:
-        raise WeightsError(f"Paddle's and PyTorch's network differ: {result.difference}")
+def _for_own_network(file: WeightsFile, options: Options, result: Result) -> tuple[nn.Layer, Pairing, Arrays]:
+    """The user's own network, and the file's tensors in their places in it."""
+    network, tensors = own_network(options.network or ""), Tensors.of(file)
+    pairing, state = placed(network, tensors, options.selection, options.map, options.allow_nonfinite)
+    result.arch, result.params = options.network, sum(int(parameter.size) for parameter in network.parameters())
+    result.container, result.left_out, result.atol = file.container, list(pairing.left_out), options.atol
+    result.warnings += [*file.warnings, *tensors.notes, *pairing.notes]
+    if options.report:
+        result.weights = summarise(state)
+    return network, pairing, state
+
+
+# Both
+
+
+def placed(
+    network: nn.Layer, tensors: Tensors, selection: Selection, mapping: Mapped, allow_nonfinite: bool
+) -> tuple[Pairing, Arrays]:
+    """Which tensor of a Paddle network is made of which of PyTorch's, and the network's tensors.
+
+    Args:
+        network: of Paddle.
+        tensors: of PyTorch.
+        selection: what the user says of them.
+        mapping: what the user says of their places.
+        allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
+
+    Raises:
+        WeightsError: a tensor has no certain place, does not fit, or holds what no network has.
+    """
+    pairing = pair(network, tensors.stored, selection, _given(mapping))
+    refuse(pairing)
+    own = {name: tensor.numpy() for name, tensor in network.state_dict().items() if name in pairing.untouched}
+    names = {name: source.names[0] for name, source in pairing.chosen.items() if source.names}
+    state = {**own, **made_of(tensors.stored, pairing.chosen)}
+    return pairing, check_state(state, network, (), allow_nonfinite, names)
 
 
 def run_both(
-    placed: Placed,
+    pairing: Pairing,
     reference: torch.nn.Module,
     network: nn.Layer,
     inputs: Any,
@@ -330,16 +358,22 @@ def run_both(
         reference,
         network,
         example_inputs(reference) if inputs is None else inputs,
-        own_name=placed.pairing.own_name,
-        to_paddle=placed.to_paddle,
+        own_name=pairing.own_name,
+        to_paddle=lambda tensors: made_of(tensors, pairing.chosen),
         loss=loss,
         steps=steps,
         learning_rate=learning_rate,
-        atol=result.atol,
+        atol=result.atol or 0.0,
     )
     result.parity, result.layers, result.training = found.parity, found.layers, found.training
-    result.cause, result.verified = found.cause, found.agrees
+    result.cause, result.verified = str(found.cause) if found.cause else None, found.agrees
     result.warnings += found.warnings
+
+
+def refuse_difference(result: Result) -> None:
+    """WeightsError if the two networks do not do the same."""
+    if result.difference:
+        raise WeightsError(f"Paddle's and PyTorch's network differ: {result.difference}")
 
 
 def example_inputs(network: torch.nn.Module) -> np.ndarray:
@@ -363,24 +397,3 @@ def example_inputs(network: torch.nn.Module) -> np.ndarray:
         f"the network begins with {type(first).__name__}, which does not show what it takes: give both networks' "
         f"inputs with --inputs MODULE:FUNCTION (in Python: inputs=)"
     )
-
-
-def _stored(weights: TorchWeights) -> tuple[str, Arrays]:
-    """What to call PyTorch's weights in messages, and the tensors."""
-    if isinstance(weights, (str, os.PathLike)):
-        return os.fspath(weights), open_weights(Path(weights), "pytorch", whole=False).tensors
-    if hasattr(weights, "state_dict"):
-        return type(weights).__name__, _arrays(weights.state_dict())
-    return "the state_dict", _arrays(weights)
-
-
-def _arrays(state: Mapping[str, Any]) -> Arrays:
-    return {
-        name: value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-        for name, value in state.items()
-    }
-
-
-def _given(mapping: str | os.PathLike | Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """What the user says of pairs, read from the mapping file where it is one."""
-    return read_mapping(Path(mapping)) if isinstance(mapping, (str, os.PathLike)) else mapping

@@ -146,12 +146,13 @@ class Result:
         """The first thing that differs, as a clause; None where PyTorch and Paddle do the same."""
         said = []
         if self.parity and self.atol is not None and not self.parity.max_rel_diff <= self.atol:
-            layer = self.first_layer
+            layer = None if self.cause else self.first_layer
             where = f", first in layer {layer.name}, by {layer.float64:.1e}" if layer else ""
             said.append(f"the {self.parity.what} differ by {self.parity.max_rel_diff:.1e} of their scale{where}")
         if self.training and self.training.first_difference:
             said.append(f"training differs first at {self.training.first_difference} of its scale")
-        return f"{', and '.join(said)} (allowed: {self.atol:.0e})" if said else None
+        cause = f": it {self.cause}" if self.cause else ""
+        return f"{', and '.join(said)} (allowed: {self.atol:.0e}){cause}" if said else None
 
 
 def versions() -> dict[str, str]:

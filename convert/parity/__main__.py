@@ -99,11 +99,12 @@ def _run(args: argparse.Namespace) -> int:
         if fault := pytorch_fault():
             raise ImportError(f"this command compares with PyTorch, which {fault}")
         with importing():
-            if options.network:
-                from convert.any_network import compare_file as check
-            else:
-                from convert.parity.checkpoint import check_checkpoint as check
-        check(file, options, result)
+            from convert.any_network import compare_file
+            from convert.parity.checkpoint import check_checkpoint
+        if options.network or file is None:
+            compare_file(file, options, result)
+        else:
+            check_checkpoint(file, options, result)
         tell_warnings(result.input, result.warnings)
         if args.json:
             print(json.dumps(result.comparison(args.layers)))
