@@ -182,9 +182,28 @@ def _safetensors(path: Path) -> None:
     write_weights(read_checkpoint(DIGITS).state, path, {"format": "pt"})
 
 
-def _my_code(path: Path) -> None:
-    code = next(code for code in python(DOCS / "howto" / "own-fork.md") if code.startswith("# my_code.py"))
-    path.with_name("my_code.py").write_text(code, encoding="utf-8")
+def _shown_module(path: Path) -> None:
+    """A module of the documents, which says in its first line what it is called."""
+    name = f"{path.name.partition(':')[0]}.py"
+    code = next(code for code in python(DOCS / "howto" / "own-fork.md") if code.startswith(f"# {name}"))
+    path.with_name(name).write_text(code, encoding="utf-8")
+
+
+def _of_my_torch(path: Path) -> None:
+    """What its network has learned, or nearly: weights and statistics that differ from those of a new one."""
+    torch = pytest.importorskip("torch", reason="trains a PyTorch network: pip install torch")
+    _shown_module(path.with_name("my_torch:build"))
+    from my_torch import build
+
+    network = build()
+    network(torch.randn(4, 3, 32, 32) * 2 + 1)
+    torch.save({"model": network.state_dict(), "epoch": 3}, path)
+
+
+def _map(path: Path) -> None:
+    pairs = [("fc.weight", "head.weight", "[16, 10]"), ("fc.bias", "head.bias", "[10]")]
+    rows = [f'{ours},{theirs},"{shape}",by hand' for ours, theirs, shape in pairs]
+    path.write_text("\n".join(["paddle,pytorch,shape,basis", *rows]), encoding="utf-8")
 
 
 FILES: dict[str, Callable[[Path], Any]] = {
@@ -200,7 +219,11 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "my_two_networks.pdparams": _two_networks_in_paddle,
     "my_run.pth": _best_and_last,
     "my_biased_densenet.pth": _biased_densenet,
-    "my_code:build": _my_code,
+    "my_code:build": _shown_module,
+    "my_torch:build": _shown_module,
+    "my_paddle:build": _shown_module,
+    "my.pth": _of_my_torch,
+    "map.csv": _map,
     "photos/": _images,
     "cdnv2_a.pdparams": _digits_in_paddle,
     "my_digits.pdparams": _digits_in_paddle,
@@ -218,7 +241,8 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("my_code", None)
+    for module in ("my_code", "my_torch", "my_paddle"):
+        sys.modules.pop(module, None)
 
 
 # Python
@@ -265,6 +289,9 @@ def _tutorial(shown: dict[str, Any]) -> None:
 
 
 def _own_fork(shown: dict[str, Any]) -> None:
+    assert shown["converted"].result.verified
+    assert shown["converted"].result.max_rel_diff < 1e-6
+    assert "differ" in shown["compared"].difference
     assert shown["result"].verified == (util.find_spec("torch") is not None)
     assert Path("out/my_fork.pdparams").exists()
     wanted = read_weights(DIGITS.with_suffix(".pdparams"))
@@ -344,6 +371,9 @@ def test_python_blocks(document, workplace, monkeypatch):
     for name, make in FILES.items():
         if f'"{name}"' in "".join(code):
             make(workplace / name)
+    for block in code:
+        if module := re.match(r"# (\w+\.py)\n", block):
+            (workplace / module[1]).write_text(block, encoding="utf-8")
     # Where the documents build a cdnv2_a by its name, the file must be one.
     pd_.save_weights(pd_.cdnv2_a(), workplace / "cdnv2_a.pdparams")
     shown: dict[str, Any] = {"__name__": "shown"}
@@ -377,12 +407,12 @@ NEEDED = {
     r"--report": "matplotlib",
     r"--report \S+\.html": "jinja2",
     r"completion bash": "shtab",
-    r"convert\.parity|--reference": "torch",
+    r"convert\.parity|--reference|--network": "torch",
     r"--data digits": "sklearn",
     r"training plot": "matplotlib",
 }
 # Seconds; everything else of the kind has a quick test where it is made.
-SLOW = r"^python3 -m venv|--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow"
+SLOW = r"^python3 -m venv|--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow|--network"
 
 
 def _every_command() -> Iterator[Any]:
@@ -475,7 +505,7 @@ def test_commands(command, workplace, capsys):
             pytest.importorskip(package)
     words = shlex.split(command)
     for before, word in zip(words, words[1:]):
-        if before != "-o" and word in FILES:
+        if before not in ("-o", "--propose") and word in FILES:
             FILES[word](workplace / word)
     assert _run(command) == 0, capsys.readouterr().err
     if "-o" in words:
