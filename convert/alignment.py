@@ -20,7 +20,7 @@ from paddle_dense.files.layout import Formula
 Shape = tuple[int, ...]
 NAME, ONLY, ORDER = "equal name", "the only one of these shapes", "order and shape"
 _MAX_PARTS = 32  # of a name; what is nested deeper counts as one part
-_MAX_UNITS = 5000  # of a file, without a place by their names, of which others are looked for
+_MAX_UNITS = 2000  # of a file, without a place by their names, of which others are looked for
 _MAX_CELLS = 1_000_000  # of the table that aligns two sequences of different lengths
 _PARAMETRISED = ".parametrizations."  # stands between a layer's name and those of the parts of its weight
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ import paddle
 from paddle import nn
 
 from convert.alignment import (
-    NAME,
     ONLY,
     Alignment,
     Place,
@@ -103,12 +103,11 @@ class Pairing:
     @property
     def summary(self) -> str:
         """How many tensors were paired in which way."""
-        counts = Counter(self.basis[name] for name in self.chosen)
-        by_name = counts[NAME] + counts[_GIVEN]
-        others = sum(counts.values()) - by_name
+        only = sum(self.basis[name] == ONLY for name in self.chosen)
+        by_name = len(self.chosen) - only
         parts = [
-            f"{by_name} tensors by name",
-            *([f"{others} without another choice"] if others else []),
+            f"{by_name} tensor{'' if by_name == 1 else 's'} by name",
+            *([f"{only} without another choice"] if only else []),
             *([f"{len(self.proposed)} by order and shape only"] if self.proposed else []),
             *([f"{len(self.missing)} of the network's without any"] if self.missing else []),
             *([f"{len(self.unplaced)} of the file's without a place"] if self.unplaced else []),
@@ -133,14 +132,13 @@ class Pairing:
 
     def nearest(self, ours: str) -> list[str]:
         """The file's tensors without a place that one of Paddle's is most likely made of, at most two."""
-        expected = self._network.possible[ours][0].names or (ours,)
         fitting = [name for name in self.unplaced if self._network.fits(ours, [self.file_shapes[name]])]
-        return _most_alike(expected[0], fitting or self.unplaced)
+        return _most_alike(self._network.expected_name(ours), {name: name for name in fitting or self.unplaced})
 
     def nearest_place(self, theirs: str) -> list[str]:
         """The Paddle network's tensors without a source that one of the file's is most likely for, at most two."""
         fitting = [name for name in self.missing if self._network.fits(name, [self.file_shapes[theirs]])]
-        return _most_alike(theirs, fitting or self.missing)
+        return _most_alike(theirs, {name: self._network.expected_name(name) for name in fitting or self.missing})
 
     def ours_with_shape(self, name: str) -> str:
         """One of Paddle's tensors as a message shows it."""
@@ -233,15 +231,15 @@ def _listed(names: Sequence[str], number: int) -> str:
     return ", ".join(names) + (f" and {number - len(names)} more" if number > len(names) else "")
 
 
-def _most_alike(name: str, others: Sequence[str]) -> list[str]:
-    """Of the other names the two that are most like this one."""
+def _most_alike(name: str, others: Mapping[str, str]) -> list[str]:
+    """Of the keys the two whose values are most like a name."""
     matcher = SequenceMatcher(b=name, autojunk=False)
 
-    def likeness(other: str) -> float:
-        matcher.set_seq1(other)
+    def likeness(key: str) -> float:
+        matcher.set_seq1(others[key])
         return -matcher.ratio()
 
-    return sorted(others[:_MAX_COMPARED], key=likeness)[:2]
+    return sorted(islice(others, _MAX_COMPARED), key=likeness)[:2]
 
 
 @dataclass(frozen=True)
@@ -274,6 +272,10 @@ class _Network:
     def alternatives(self, group: Sequence[str]) -> list[Source]:
         """What the tensor of these names may be made of, the likeliest first."""
         return list(dict.fromkeys(source for name in group for source in self.possible[name]))
+
+    def expected_name(self, name: str) -> str:
+        """What PyTorch would call one of the tensors, or the first of those that it is made of."""
+        return next(source.names[0] for source in self.possible[name] if source.names)
 
     def fits(self, name: str, shapes: Sequence[Shape]) -> bool:
         """Whether a tensor can be made of some of these shapes."""
@@ -424,11 +426,8 @@ class _Pairing:
             self._choose(ours, Source(names, found.place.formula), found.basis, found.is_certain)
         for name in self._network.shapes:
             free = self._of_nothing(name)
-            if free and not self._has_source(name) and self._layer_of(name) in placed:
+            if free and not self._has_source(name) and split(self._network.expected_name(name))[0] in placed:
                 self._choose(name, free[0], _OF_NOTHING)
-
-    def _layer_of(self, ours: str) -> str:
-        return split(next(source.names[0] for source in self._network.possible[ours] if source.names))[0]
 
     def _choose(self, ours: str, source: Source, basis: str, is_certain: bool = True) -> None:
         (self._chosen if is_certain else self._proposed)[ours] = source

@@ -17,7 +17,16 @@ import numpy as np
 import paddle
 
 from convert.parity.forward import event_difference, relative_difference
-from convert.parity.functions import ACTIVATION, FUNCTIONS, WEIGHTS, Setting, plain, value_in_pytorch, weight_in_pytorch
+from convert.parity.functions import (
+    ACTIVATION,
+    FUNCTIONS,
+    WEIGHTS,
+    Call,
+    Setting,
+    plain,
+    value_in_pytorch,
+    weight_in_pytorch,
+)
 from convert.parity.recording import Change, Event, OwnName, paddle_events, pairs, torch_events
 from convert.parity.structures import as_array
 
@@ -41,7 +50,6 @@ _ACTIVATIONS = (
     "tanh",
     "mish",
 )
-_POOLS = ("max_pool", "avg_pool")
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def find_cause(
         atol: largest difference allowed, relative to each output's scale.
     """
     theirs = torch_events(torch_model, inputs, own_name, functions=True)
-    ours = paddle_events(paddle_model, inputs, functions=True)
+    ours = paddle_events(paddle_model, inputs, functions=True, partial=True)
     search = _Search(torch_model, paddle_model, inputs, own_name, atol, theirs, ours)
     places = search.places()
     runs = iter(range(_RUNS))
@@ -112,14 +120,15 @@ class _Search:
         self.layers = dict(paddle_model.named_sublayers(include_self=True))
         self.pairs = {m: n for n, m in pairs(theirs, ours, by_order=True)}
         self.by_name = {m for _, m in pairs(theirs, ours, by_order=False)}
-        self.differences = {m: event_difference(theirs[n], ours[m]) for m, n in self.pairs.items()}
-        self.equal = {m for m, size in self.differences.items() if size is not None and size <= atol}
+        sizes = {m: event_difference(theirs[n], ours[m]) for m, n in self.pairs.items()}
+        self.differences = {m: np.nan_to_num(size, nan=np.inf) for m, size in sizes.items() if size is not None}
+        self.equal = {m for m, size in self.differences.items() if size <= atol}
 
     def places(self) -> list[int]:
         """Events that differ, up to the first layer whose name says which one it is in PyTorch."""
         found = []
         for m in sorted(self.pairs):
-            if m not in self.equal and self.differences[m] is not None:
+            if m in self.differences and m not in self.equal:
                 found.append(m)
                 if m in self.by_name:
                     break
@@ -134,7 +143,7 @@ class _Search:
                 if next(runs, None) is None:
                     return best and best[1]
                 size = self.after(variant, m, place)
-                if size <= self.atol and size <= 0.1 * (self.differences[place] or 0.0):
+                if size <= self.atol and size <= 0.1 * self.differences[place]:
                     cause = Cause(self.name_of(m), variant.text, True)
                     if size <= _ROUNDING:
                         return cause
@@ -153,7 +162,9 @@ class _Search:
 
     def after(self, variant: _Variant, m: int, place: int) -> float:
         """How far the place is from PyTorch's with a call changed."""
-        events = paddle_events(self.paddle_model, self.inputs, True, (m, variant.change), place)
+        change = (m, variant.change)
+        # A change may leave nothing that the rest of the network can be run on.
+        events = paddle_events(self.paddle_model, self.inputs, True, change, stop=place, partial=True)
         if len(events) <= place:
             return np.inf
         size = event_difference(self.theirs[self.pairs[place]], events[place])
@@ -165,16 +176,28 @@ class _Search:
         if call is None:
             return
         theirs = self.theirs[self.pairs[m]].call if m in self.pairs else None
+        if theirs and theirs.family != call.family:
+            theirs = None
         if theirs:
+            yield from self.with_pytorchs_activation(m)
             yield from _of_input(call.given, theirs.given)
             yield from self.with_pytorchs_padding(m)
-        yield from _of_function(call, theirs)
-        yield from _of_settings(call, theirs)
-        yield from _of_weights(call, theirs)
-        if call.function == "pad":
-            yield from _of_sides(call)
         if m not in self.pairs:
             yield _Variant(f"equal without {call.function}", _alone(lambda x: x))
+        yield from _of_function(call, theirs)
+        if theirs:
+            yield from _of_settings(call, theirs)
+        yield from _of_weights(call, theirs)
+        yield from _of_habits(call, theirs)
+        if call.function == "pad":
+            yield from _of_sides(call)
+
+    def with_pytorchs_activation(self, m: int) -> Iterator[_Variant]:
+        """The activations that PyTorch has before this call and Paddle has not, the nearest first."""
+        known = set(self.pairs.values())
+        before = (self.theirs[n].call for n in reversed(range(self.pairs[m])) if n not in known)
+        for call in islice((call for call in before if call and call.family == ACTIVATION), 3):
+            yield _on_input(f"{call.function} before it (PyTorch's; missing here)", _activation(call))
 
     def with_pytorchs_padding(self, m: int) -> Iterator[_Variant]:
         """The padding of PyTorch's call and of the pad right before it, if there is one."""
@@ -194,7 +217,7 @@ class _Search:
             for axis in range(axes)
             for side in (0, 1)
         ]
-        yield _changed("padding", "padding, before and after each axis,", padding, ours.arguments["padding"], True)
+        yield from _changed(ours, "padding", "padding, before and after each axis,", padding, True)
 
     def name_of(self, m: int) -> str:
         """What a sentence calls the place."""
@@ -236,13 +259,21 @@ def _described(layer: Any) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _value(value: Any) -> str:
+def _spoken(value: Any) -> str:
+    """A value as sentences give it."""
+    value = plain(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _changed(ours: str, word: str, value: Any, here: Any, of_pytorch: bool) -> _Variant:
-    whose = "PyTorch's; " if of_pytorch else ""
-    return _with(f"{word} {_value(plain(value))} ({whose}here {_value(plain(here))})", **{ours: value})
+def _of_pytorch(known: bool) -> str:
+    return "PyTorch's; " if known else ""
+
+
+def _changed(call: Call, name: str, word: str, value: Any, of_pytorch: bool) -> Iterator[_Variant]:
+    """The same call with another value of one argument, if that can be computed."""
+    if _has_outputs(call, {name: value}):
+        here = f"{_spoken(value)} ({_of_pytorch(of_pytorch)}here {_spoken(call.arguments[name])})"
+        yield _with(f"{word} {here}", **{name: value})
 
 
 def _with(text: str, **arguments: Any) -> _Variant:
@@ -250,32 +281,73 @@ def _with(text: str, **arguments: Any) -> _Variant:
     return _Variant(f"equal with {text}", lambda function, given: function(**{**given, **arguments}))
 
 
+def _activation(call: Call) -> Callable[[Any], Any]:
+    """Paddle's function with the settings of PyTorch's call."""
+    settings = FUNCTIONS[call.function].settings
+    values = {setting.ours: value_in_pytorch(setting, call) for setting in settings if setting.theirs}
+    return partial(getattr(paddle.nn.functional, call.function), **values)
+
+
 def _alone(change: Callable[[Any], Any]) -> Change:
     """Another function of the first argument only."""
     return lambda function, arguments: change(next(iter(arguments.values())))
 
 
-def _of_settings(call: Any, theirs: Any) -> Iterator[_Variant]:
-    """PyTorch's arguments, each alone and then together, and after that the usual ones."""
-    settings = [setting for setting in FUNCTIONS[call.function].settings if setting.ours in call.arguments]
+def _of_settings(call: Call, theirs: Call) -> Iterator[_Variant]:
+    """PyTorch's arguments, each alone and then together."""
+    in_pytorch = {setting.ours: setting for setting in FUNCTIONS[theirs.function].settings}
     differing = list[tuple[Setting, Any]]()
-    if theirs and theirs.family == call.family:
-        in_pytorch = {setting.ours: setting for setting in FUNCTIONS[theirs.function].settings}
-        for setting in settings:
-            if setting.ours in in_pytorch:
-                value = value_in_pytorch(in_pytorch[setting.ours], theirs)
-                if not _same(value, call.arguments[setting.ours]):
-                    differing.append((setting, value))
-    for setting, value in differing:
-        yield _changed(setting.ours, setting.word or setting.ours, value, call.arguments[setting.ours], True)
-    if len(differing) > 1:
-        said = [f"{setting.word or setting.ours} {_value(plain(value))}" for setting, value in differing]
-        text = f"{', '.join(said[:-1])} and {said[-1]} (PyTorch's)"
-        yield _with(text, **{setting.ours: value for setting, value in differing})
-    for setting in settings:
-        for value in setting.usual:
+    for setting in _settings(call):
+        if setting.ours in in_pytorch:
+            value = value_in_pytorch(in_pytorch[setting.ours], theirs)
             if not _same(value, call.arguments[setting.ours]):
-                yield _changed(setting.ours, setting.word or setting.ours, value, call.arguments[setting.ours], False)
+                differing.append((setting, value))
+    for setting, value in differing:
+        yield from _changed(call, setting.ours, setting.word or setting.ours, value, True)
+    changes = {setting.ours: value for setting, value in differing}
+    if len(differing) > 1 and _has_outputs(call, changes):
+        said = [f"{setting.word or setting.ours} {_spoken(value)}" for setting, value in differing]
+        yield _with(f"{', '.join(said[:-1])} and {said[-1]} (PyTorch's)", **changes)
+
+
+def _of_habits(call: Call, theirs: Call | None) -> Iterator[_Variant]:
+    """The usual values of what PyTorch's call does not show."""
+    for setting in _settings(call):
+        for value in setting.usual if not (theirs and setting.theirs) else ():
+            if not _same(value, call.arguments[setting.ours]):
+                yield from _changed(call, setting.ours, setting.word or setting.ours, value, False)
+
+
+def _settings(call: Call) -> list[Setting]:
+    return [setting for setting in FUNCTIONS[call.function].settings if setting.ours in call.arguments]
+
+
+def _has_outputs(call: Call, changes: Mapping[str, Any]) -> bool:
+    """Whether a convolution or pooling would fit into its input; Paddle's kernels crash where it does not."""
+    if call.family not in ("convolution", "pool"):
+        return True
+    arguments = {**call.arguments, **changes}
+    axes = call.given.ndim - 2
+    weight, padding = arguments.get("weight"), arguments["padding"]
+    kernel = tuple(weight.shape[2:]) if weight is not None else _for_each(arguments["kernel_size"], axes)
+    dilation = _for_each(arguments.get("dilation", 1), axes)
+    around = [0] * 2 * axes if isinstance(padding, str) else _around(padding, axes)
+    return all(
+        call.given.shape[2 + axis] + around[2 * axis] + around[2 * axis + 1] > dilation[axis] * (kernel[axis] - 1)
+        for axis in range(axes)
+    )
+
+
+def _for_each(value: Any, axes: int) -> list[int]:
+    return [int(part) for part in value] if isinstance(value, (tuple, list)) else [int(value)] * axes
+
+
+def _around(padding: Any, axes: int) -> list[int]:
+    """Padding before and after each axis: of one number, of one for each axis, or of both sides."""
+    values = [int(value) for value in np.ravel(padding)]
+    if (len(values) == 2 * axes and axes > 1) or (len(values) == 2 and axes == 1):
+        return values
+    return [value for value in (values * axes)[:axes] for _ in range(2)]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -285,43 +357,37 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _of_function(call: Any, theirs: Any) -> Iterator[_Variant]:
+def _of_function(call: Call, theirs: Call | None) -> Iterator[_Variant]:
     """Another function of the family: PyTorch's, or for want of it the usual ones."""
     functional = paddle.nn.functional
-    if theirs and theirs.family == call.family and theirs.function != call.function:
-        settings = {
-            setting.ours: value_in_pytorch(setting, theirs)
-            for setting in FUNCTIONS[theirs.function].settings
-            if setting.theirs
-        }
-        name = theirs.function
-        yield _Variant(
-            f"equal with {name} (PyTorch's; here {call.function})",
-            lambda function, given: getattr(functional, name)(next(iter(given.values())), **settings),
-        )
+    if theirs and theirs.function != call.function:
+        yield _Variant(f"equal with {theirs.function} (PyTorch's; here {call.function})", _alone(_activation(theirs)))
     elif not theirs and call.family == ACTIVATION:
         for name in _ACTIVATIONS:
             if name != call.function:
                 yield _Variant(f"equal with {name} (here {call.function})", _alone(getattr(functional, name)))
 
 
-def _of_weights(call: Any, theirs: Any) -> Iterator[_Variant]:
+def _of_weights(call: Call, theirs: Call | None) -> Iterator[_Variant]:
     """Weights and statistics in another place or layout, and PyTorch's where they are other numbers."""
     ours = {name: call.arguments[name] for name in WEIGHTS if name in call.arguments}
     if ours.get("running_mean") is not None and ours.get("running_var") is not None:
-        exchanged = {"running_mean": ours["running_var"], "running_var": ours["running_mean"]}
-        yield _with("mean and variance exchanged", **exchanged)
+        mean, variance = ours["running_mean"], ours["running_var"]
+        yield _with("mean and variance exchanged", running_mean=variance, running_var=mean)
+        # Copies, because training changes them.
+        own = {"running_mean": mean.clone(), "running_var": variance.clone(), "training": True}
+        yield _with("the statistics of the inputs themselves (here the running ones)", **own)
     weight = ours.get("weight")
     if weight is not None and weight.ndim >= 2:
         axes = list(range(weight.ndim))
-        if weight.shape[0] == weight.shape[1]:
+        if weight.shape[0] == weight.shape[1] or call.function == "linear":
             yield _with("its weight transposed", weight=weight.transpose([1, 0, *axes[2:]]))
         if weight.ndim == 4 and weight.shape[2] == weight.shape[3] > 1:
             yield _with("height and width of its weight exchanged", weight=weight.transpose([0, 1, 3, 2]))
-    if not theirs or theirs.family != call.family:
+    if theirs is None:
         return
     for name in WEIGHTS:
-        expected = weight_in_pytorch(name, theirs.function, theirs)
+        expected = weight_in_pytorch(name, theirs)
         here = ours.get(name)
         if name not in call.arguments or (expected is None and here is None):
             continue
@@ -335,12 +401,12 @@ def _of_weights(call: Any, theirs: Any) -> Iterator[_Variant]:
             yield _with(f"PyTorch's {name} (here {said})", **{name: value})
 
 
-def _of_sides(call: Any) -> Iterator[_Variant]:
+def _of_sides(call: Call) -> Iterator[_Variant]:
     """A pad on the other side of each axis."""
     pad = plain([*map(int, np.ravel(as_array(call.arguments["pad"])))])
     if isinstance(pad, list):
         other = [value for start in range(0, len(pad), 2) for value in reversed(pad[start : start + 2])]
-        yield _changed("pad", "padding on the other side,", other, call.arguments["pad"], False)
+        yield from _changed(call, "pad", "padding on the other side,", other, False)
 
 
 def _of_input(ours: np.ndarray, theirs: np.ndarray) -> Iterator[_Variant]:
@@ -372,7 +438,12 @@ def _on_input(text: str, change: Callable[[Any], Any]) -> _Variant:
 
 
 def _of_axes(ours: np.ndarray, theirs: np.ndarray) -> Iterator[_Variant]:
-    """The input's axes in another order."""
+    """The input's numbers in another shape, or its axes in another order."""
+    if ours.shape != theirs.shape and _equal(ours.reshape(theirs.shape), theirs):
+        shape = list(theirs.shape)
+        yield _on_input(
+            f"its input reshaped to {shape} (here {list(ours.shape)})", partial(paddle.reshape, shape=shape)
+        )
     for axes in permutations(range(ours.ndim)) if ours.ndim <= 5 else ():
         moved = ours.transpose(axes)
         if axes != tuple(range(ours.ndim)) and moved.shape == theirs.shape and _equal(moved, theirs):

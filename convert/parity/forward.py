@@ -78,15 +78,24 @@ def image_batches(folder: Path, preprocessing: Preprocessing, channels: int) -> 
 
 @contextmanager
 def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator[None]:
-    """Both models in evaluation mode, without gradients; their modes are put back afterwards."""
+    """Both models in evaluation mode, without gradients; their modes are put back afterwards.
+
+    PyTorch's Transformer computes here as in training: its fast path calls no layers, and gives 0 for padded places.
+    """
     import torch
 
     modes = [(module, module.training) for module in torch_model.modules()]
     torch_model.eval()
+    attention = getattr(torch.backends, "mha", None)  # not in PyTorch 2.0
+    fast = attention and attention.get_fastpath_enabled()
     try:
+        if attention:
+            attention.set_fastpath_enabled(False)
         with torch.no_grad(), paddle_evaluation(paddle_model):
             yield
     finally:
+        if attention:
+            attention.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
 
@@ -318,6 +327,8 @@ def event_difference(theirs: Event, ours: Event) -> float | None:
     Layers made of others need not be the same parts of the two networks: None where their outputs have other shapes.
     """
     both = list(zip(ours.outputs, theirs.outputs))
+    if ours.call and theirs.outputs and not both:
+        return math.inf  # it failed
     if not both or (any(one.shape != other.shape for one, other in both) and not _is_simple(theirs, ours)):
         return None
     return float(np.max([relative_difference(one, other) for one, other in both]))

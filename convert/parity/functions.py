@@ -141,7 +141,6 @@ FUNCTIONS: dict[str, Function] = {
         "batch_norm",
         "input running_mean running_var weight bias training momentum eps",
         _epsilon(),
-        Setting("training", "training", False, (True, False)),
         Setting("use_global_stats", "", None, (None,)),
     ),
     "layer_norm": _row("layer norm", "layer_norm", "input normalized_shape weight bias eps", _epsilon()),
@@ -309,13 +308,13 @@ def value_in_pytorch(setting: Setting, call: Call) -> Any:
     return setting.convert(value)
 
 
-def weight_in_pytorch(name: str, function: str, call: Call) -> np.ndarray | None:
+def weight_in_pytorch(name: str, call: Call) -> np.ndarray | None:
     """A weight of PyTorch's call in Paddle's layout, None where it has none."""
     value = call.arguments.get(name)
     if value is None:
         return None
     array = as_array(value)
-    return array.T if function == "linear" and name == "weight" else array
+    return array.T if call.function == "linear" and name == "weight" else array
 
 
 def plain(value: Any) -> Any:

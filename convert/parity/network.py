@@ -19,8 +19,9 @@ from convert.parity.forward import (
     settled,
 )
 from convert.parity.recording import OwnName
-from convert.parity.structures import Arrays
+from convert.parity.structures import Arrays, for_torch, run
 from convert.parity.training import Difference, Loss, TrainingParity, compare_training, square_loss, without_randomness
+from paddle_dense.errors import WeightsError, is_of_memory
 from paddle_dense.files import layout
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ def compare_networks(
         WeightsError: the outputs, or the tensors, are not the same ones in both networks.
         ValueError: the outputs are no tensors, or the loss is no scalar.
     """
-    parity, warnings = settled(torch_model, paddle_model, [inputs], atol)
+    try:
+        parity, warnings = settled(torch_model, paddle_model, [inputs], atol)
+    except Exception as error:  # a network of the user's own may raise anything
+        if is_of_memory(error):
+            raise
+        raise _failure(error, torch_model, paddle_model, inputs, own_name, atol) from error
     agree = parity.max_rel_diff <= atol
     layers = layers_in_both_precisions(torch_model, paddle_model, inputs, own_name=own_name, by_order=True)
     if agree:  # what only its order pairs and differs was no pair
@@ -113,6 +119,30 @@ def compare_networks(
         if agree and training.first_difference:
             cause = _of_training(torch_model, paddle_model, inputs, own_name, atol, training.first_difference, train)
     return NetworkParity(parity, tuple(layers), training, cause, tuple(warnings), atol)
+
+
+def _failure(
+    error: Exception, torch_model: torch.nn.Module, paddle_model: nn.Layer, inputs: Any, own_name: OwnName, atol: float
+) -> ValueError:
+    """What to say of networks whose outputs cannot be compared, the place where they differ with it."""
+    try:
+        with evaluation(torch_model, paddle_model):
+            run(torch_model, for_torch(inputs, torch_model))
+    except Exception as fault:
+        return ValueError(
+            f"the PyTorch network cannot be run on the inputs ({_reason(fault)}): give what its forward takes with "
+            f"--inputs MODULE:FUNCTION (in Python: inputs=)"
+        )
+    cause = _in_evaluation(torch_model, paddle_model, inputs, own_name, atol)
+    said = str(error) if isinstance(error, WeightsError) else f"the Paddle network fails ({_reason(error)})"
+    return WeightsError(f"{said}; it {cause}" if cause else said)
+
+
+def _reason(error: Exception) -> str:
+    """An exception's own words, its class before them, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if "Error:" in line or line.startswith("(")), lines[-1] if lines else "")
+    return f"{type(error).__name__}: {line[:200]}"
 
 
 def _in_evaluation(

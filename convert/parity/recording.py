@@ -151,6 +151,7 @@ def paddle_events(
     functions: bool = False,
     change: tuple[int, Change] | None = None,
     stop: int | None = None,
+    partial: bool = False,
 ) -> list[Event]:
     """Run a Paddle network, in the mode that it is in.
 
@@ -160,6 +161,7 @@ def paddle_events(
         functions: record the calls of functions too.
         change: the number of the event that is to be computed otherwise, a call, and how.
         stop: the number of the last event that is asked for.
+        partial: of a network that fails on the inputs, return what came before; a call that failed has no outputs.
     """
     recorder = _Recorder(stop)
     within = grouped_convolutions(model)
@@ -172,8 +174,7 @@ def paddle_events(
         try:
             run(model, for_paddle(inputs, model))
         except Exception:
-            # A change may leave nothing that the rest of the network can be run on.
-            if change is None:
+            if not partial:
                 raise
         except _EnoughError:
             pass
@@ -204,6 +205,9 @@ def _paddle_functions(recorder: _Recorder, model: nn.Layer, change: tuple[int, C
                     output = change[1](public[1], public[2])
                 else:
                     output = original(*args, **kwargs)
+            except Exception:
+                recorder.add(call.family, None, *recorder.owner(), call)
+                raise
             finally:
                 nested.pop()
             recorder.add(call.family, output, *recorder.owner(), call)

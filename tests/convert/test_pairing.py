@@ -18,7 +18,7 @@ from convert.mapping import Given, Order, executed, pair, refuse
 from convert.mapping_file import COLUMNS, read_mapping, write_proposal
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.spelling import Selection
-from paddle_dense.models.sources import made_of
+from paddle_dense.models.sources import made_of, sources
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -371,6 +371,124 @@ def test_layers_of_pytorch_in_the_order_in_which_they_are_run():
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
+def test_weights_find_their_layers_by_the_order_of_execution(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.third, self.first, self.second = (torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return self.third(self.second(self.first(x).tanh()).tanh())
+
+    class Ours(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return self.three(paddle.tanh(self.two(paddle.tanh(self.one(x)))))
+
+    theirs, ours = Theirs(), Ours()
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype("f4")
+    expected = theirs(torch.from_numpy(x)).detach().numpy()
+    inputs = paddle.to_tensor(x), torch.from_numpy(x)
+    order = Order(executed(ours, lambda: ours(inputs[0])), executed(theirs, lambda: theirs(inputs[1])))
+    for known, is_right in ((None, False), (order, True)):
+        path = written(pair(ours, tensors, order=known), tmp_path, f"{is_right}.csv")
+        pairing = pair(ours, tensors, given=read_mapping(path))
+        refuse(pairing)
+        load(ours, made_of(tensors, pairing.chosen))
+        assert np.allclose(ours(inputs[0]).numpy(), expected, rtol=0, atol=1e-6) == is_right
+
+
+# Layers that PyTorch keeps otherwise
+
+
+def load(network: nn.Layer, state: Mapping[str, np.ndarray]) -> None:
+    state = {name: paddle.to_tensor(np.ascontiguousarray(value)) for name, value in state.items()}
+    assert network.set_state_dict(state) == ([], [])
+
+
+def test_a_tagger_with_other_names():
+    torch = pytest.importorskip("torch")
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(11, 6)
+            self.rnn = torch.nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+            self.out = torch.nn.Linear(10, 3)
+
+        def forward(self, x):
+            return self.out(self.rnn(self.embedding(x))[0])
+
+    class Ours(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(11, 6)
+            self.lstm = nn.LSTM(6, 5, 2, direction="bidirect")
+            self.tags = nn.Linear(10, 3)
+
+        def forward(self, x):
+            return self.tags(self.lstm(self.words(x))[0])
+
+    theirs, ours = Theirs(), Ours()
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    pairing = pair(ours, tensors)
+    refuse(pairing)
+    assert pairing.layers == {"words": "embedding", "lstm": "rnn", "tags": "out"}
+    load(ours, made_of(tensors, pairing.chosen))
+    x = np.random.default_rng(0).integers(11, size=(4, 7))
+    expected = theirs(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(ours(paddle.to_tensor(x)).numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_transformer_with_other_names():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.Sequential()
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    theirs.add_module("body", torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    theirs.add_module("out", torch.nn.Linear(8, 3))
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    ours = nn.Sequential(
+        ("encoder", nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2)), ("head", nn.Linear(8, 3))
+    )
+    tensors = {name: tensor.numpy() for name, tensor in theirs.eval().state_dict().items()}
+    pairing = pair(ours, tensors)
+    refuse(pairing)
+    assert pairing.layers["encoder.layers.1.self_attn"] == "body.layers.1.self_attn"
+    load(ours.eval(), made_of(tensors, pairing.chosen))
+    x = np.random.default_rng(0).standard_normal((2, 7, 8)).astype("f4")
+    expected = theirs(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(ours(paddle.to_tensor(x)).numpy(), expected, rtol=0, atol=2e-6)
+
+
+def test_biases_that_pytorchs_layer_does_not_have():
+    torch = pytest.importorskip("torch")
+    tensors = {name: tensor.numpy() for name, tensor in torch.nn.LSTM(4, 5, bias=False).state_dict().items()}
+    pairing = pair(nn.LSTM(4, 5, bias_ih_attr=False, bias_hh_attr=False), tensors)
+    refuse(pairing)
+    biases = [source for name, source in pairing.chosen.items() if "bias" in name]
+    assert biases and all(source.names == () for source in biases)
+
+
+def test_statistics_that_paddles_layer_has_no_place_for():
+    network = Net(a=nn.InstanceNorm2D(4), fc=nn.Linear(4, 2))
+    with pytest.raises(
+        WeightsError, match=r"has 'net.a.running_mean' \[4\], which has no place in the network: Paddle's"
+    ):
+        refuse(pair(network, stored(prefixed({**norm("a", 4), **linear("fc", 4, 2)}, "net."))))
+    # The nearest is told by PyTorch's names, in which Paddle's scale is a weight.
+    with pytest.raises(
+        WeightsError, match=r"'x.weight' \[4\] \(nearest: 'a.scale'\), 'x.bias' \[4\] \(nearest: 'a.bias'\)"
+    ):
+        refuse(pair(network, stored({**norm("x", 4), **linear("fc", 4, 2)})))
+
+
 # One tensor under several names
 
 
@@ -575,6 +693,50 @@ def test_a_proposal_overwrites_nothing(tmp_path):
         write_proposal(pairing, path)
     write_proposal(pairing, path, force=True)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+PALETTE = [
+    lambda: nn.Linear(4, 4),
+    lambda: nn.Linear(4, 2),
+    lambda: nn.LayerNorm(4),
+    lambda: nn.BatchNorm1D(4),
+    lambda: nn.Conv1D(4, 4, 1, bias_attr=False),
+]
+PARTS = st.sampled_from(["a", "b", "conv", "0", "1", "2"])
+TREES = st.recursive(
+    st.integers(0, len(PALETTE) - 1),
+    lambda inside: st.dictionaries(PARTS, inside, min_size=1, max_size=4),
+    max_leaves=10,
+).filter(lambda tree: isinstance(tree, dict))
+
+
+def built(tree: dict) -> Net:
+    return Net(**{name: built(part) if isinstance(part, dict) else PALETTE[part]() for name, part in tree.items()})
+
+
+@cases(TREES, st.data())
+def test_whatever_is_certain_is_right(tree, data):
+    """Some layers have other names in the file, and its tensors come in another order."""
+    network = built(tree)
+    new: dict[str, str] = {}
+
+    def renamed(path: str) -> str:
+        outer, _, part = path.rpartition(".")
+        if path and path not in new:
+            new[path] = f"z{len(new)}" if data.draw(st.booleans(), label=path) else part
+        return f"{renamed(outer)}.{new[path]}" if outer else new.get(path, "")
+
+    truth, tensors = {}, {}
+    for ours, (source, *_) in sources(network).items():
+        owner, _, leaf = source.names[0].rpartition(".")
+        truth[ours] = f"{renamed(owner)}.{leaf}"
+        shape = tuple(network.state_dict()[ours].shape)
+        tensors[truth[ours]] = np.zeros(shape[::-1] if len(shape) == 2 else shape, "f4")
+    order = data.draw(st.permutations(list(tensors)))
+    pairing = pair(network, {name: tensors[name] for name in order})
+    assert {ours: truth[ours] for ours in pairing.chosen} == names(pairing)
+    for ours, source in pairing.proposed.items():
+        assert source.formula.make([tensors[source.names[0]]]).shape == tuple(network.state_dict()[ours].shape)
 
 
 NAME = st.text(min_size=1, max_size=12)

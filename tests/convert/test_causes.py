@@ -1,0 +1,294 @@
+"""Deliberate mistakes in a port: each is found, located and named, and a port without one shows none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install torch")
+
+from paddle import nn as pnn
+from torch import nn as tnn
+
+from convert.parity.network import compare_networks
+from paddle_dense.errors import WeightsError
+from tests.convert import any_networks
+
+F = paddle.nn.functional
+
+
+class TorchBlock(tnn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = tnn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = tnn.BatchNorm2d(outputs, eps=1e-3)
+        self.act = tnn.LeakyReLU(0.1)
+        self.conv2 = tnn.Conv2d(outputs, outputs, 3, padding=2, dilation=2)
+        self.norm = tnn.GroupNorm(4, outputs)
+        self.short = tnn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.silu(self.norm(self.conv2(self.act(self.bn1(self.conv1(x))))) + self.short(x))
+
+
+class TorchNet(tnn.Module):
+    """Every usual layer, and functions called between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = tnn.Conv2d(3, 8, 3, 2)
+        self.pool = tnn.MaxPool2d(3, 2, ceil_mode=True)
+        self.layer1 = tnn.Sequential(TorchBlock(8, 8), TorchBlock(8, 16, 2))
+        self.layer2 = tnn.Sequential(TorchBlock(16, 16))
+        self.up = tnn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.fuse = tnn.Conv2d(16, 8, 1)
+        self.fc1 = tnn.Linear(8 * 3 * 3, 16)
+        self.gelu = tnn.GELU("tanh")
+        self.fc2 = tnn.Linear(16, 16)
+        self.norm = tnn.LayerNorm(16, eps=1e-6)
+        self.drop = tnn.Dropout(0.3)
+        self.head = tnn.Linear(16, 5)
+
+    def forward(self, x: Any) -> Any:
+        F = torch.nn.functional
+        x = self.pool(self.stem(F.pad(x, (0, 1, 0, 1))))
+        x = self.layer2(self.layer1(x))
+        x = F.avg_pool2d(F.elu(self.fuse(self.up(x)), 0.5), 3, 2, 1)
+        x = self.fc2(F.relu6(8 * self.gelu(self.fc1(torch.flatten(x, 1)))))
+        return torch.softmax(self.head(self.drop(self.norm(x))), 1)
+
+
+class PaddleBlock(pnn.Layer):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = pnn.Conv2D(inputs, outputs, 3, stride, 1, bias_attr=False)
+        self.bn1 = pnn.BatchNorm2D(outputs, epsilon=1e-3)
+        self.act = pnn.LeakyReLU(0.1)
+        self.conv2 = pnn.Conv2D(outputs, outputs, 3, padding=2, dilation=2)
+        self.norm = pnn.GroupNorm(4, outputs)
+        self.short = pnn.Conv2D(inputs, outputs, 1, stride)
+
+    def forward(self, x: Any) -> Any:
+        return F.silu(self.norm(self.conv2(self.act(self.bn1(self.conv1(x))))) + self.short(x))
+
+
+class PaddleNet(pnn.Layer):
+    """The same; what its functions are given is an attribute, so that a test can get it wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = pnn.Conv2D(3, 8, 3, 2)
+        self.pool = pnn.MaxPool2D(3, 2, ceil_mode=True)
+        self.layer1 = pnn.Sequential(PaddleBlock(8, 8), PaddleBlock(8, 16, 2))
+        self.layer2 = pnn.Sequential(PaddleBlock(16, 16))
+        self.up = pnn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.fuse = pnn.Conv2D(16, 8, 1)
+        self.fc1 = pnn.Linear(8 * 3 * 3, 16)
+        self.gelu = pnn.GELU(approximate=True)
+        self.fc2 = pnn.Linear(16, 16)
+        self.norm = pnn.LayerNorm(16, epsilon=1e-6)
+        self.drop = pnn.Dropout(0.3)
+        self.head = pnn.Linear(16, 5)
+        self.pad, self.exclusive, self.alpha, self.axis = [0, 1, 0, 1], False, 0.5, 1
+
+    def before_fc(self, x: Any) -> Any:
+        return paddle.flatten(x, 1)
+
+    def after_gelu(self, x: Any) -> Any:
+        return F.relu6(x)
+
+    def forward(self, x: Any) -> Any:
+        x = self.pool(self.stem(F.pad(x, self.pad)))
+        x = self.layer2(self.layer1(x))
+        x = F.avg_pool2d(F.elu(self.fuse(self.up(x)), self.alpha), 3, 2, 1, exclusive=self.exclusive)
+        x = self.fc2(self.after_gelu(8 * self.gelu(self.fc1(self.before_fc(x)))))
+        return F.softmax(self.head(self.drop(self.norm(x))), self.axis)
+
+
+def replaced(path: str, layer: Any) -> Any:
+    """A mistake: another layer with the same weights."""
+
+    def change(model: Any) -> None:
+        parent, _, name = path.rpartition(".")
+        owner = dict(model.named_sublayers(include_self=True))[parent]
+        other = layer() if callable(layer) and not isinstance(layer, pnn.Layer) else layer
+        other.set_state_dict(getattr(owner, name).state_dict())
+        setattr(owner, name, other)
+        model.eval()
+
+    return change
+
+
+def attribute(name: str, value: Any) -> Any:
+    return lambda model: setattr(model, name, value)
+
+
+def transposed(model: Any) -> None:
+    model.fc2.weight.set_value(model.fc2.weight.numpy().T.copy())
+
+
+def exchanged(model: Any) -> None:
+    bn = model.layer1[1].bn1
+    mean, variance = bn._mean.numpy(), bn._variance.numpy()
+    bn._mean.set_value(variance)
+    bn._variance.set_value(mean)
+
+
+def without_bias(model: Any) -> None:
+    model.layer1[1].conv2.bias = None
+
+
+def channels_last(model: Any) -> None:
+    model.before_fc = lambda x: paddle.flatten(x.transpose([0, 2, 3, 1]), 1)
+
+
+MISTAKES = {
+    "epsilon of BN": (
+        replaced("layer2.0.bn1", lambda: pnn.BatchNorm2D(16)),
+        "layer2.0.bn1",
+        "equal with epsilon 0.001 (PyTorch's; here 1e-05)",
+    ),
+    "epsilon of LayerNorm": (
+        replaced("norm", lambda: pnn.LayerNorm(16, epsilon=1e-3)),
+        "norm",
+        "equal with epsilon 1e-06 (PyTorch's; here 0.001)",
+    ),
+    "groups of GroupNorm": (
+        replaced("layer1.1.norm", lambda: pnn.GroupNorm(8, 16)),
+        "layer1.1.norm",
+        "equal with number of groups 4 (PyTorch's; here 8)",
+    ),
+    "mean and variance": (exchanged, "layer1.1.bn1", "equal with mean and variance exchanged"),
+    "side of the padding": (
+        attribute("pad", [1, 0, 1, 0]),
+        "F.pad, call 1, before stem",
+        "equal with pad [0, 1, 0, 1] (PyTorch's; here [1, 0, 1, 0])",
+    ),
+    "ceil_mode": (
+        replaced("pool", lambda: pnn.MaxPool2D(3, 2)),
+        "pool",
+        "equal with ceil_mode True (PyTorch's; here False)",
+    ),
+    "dilation and padding": (
+        replaced("layer1.0.conv2", lambda: pnn.Conv2D(8, 8, 3, padding=1)),
+        "layer1.0.conv2",
+        "equal with padding 2 and dilation 2 (PyTorch's)",
+    ),
+    "exclusive": (
+        attribute("exclusive", True),
+        "F.avg_pool2d, call 1, between fuse and fc1",
+        "equal with exclusive False (PyTorch's; here True)",
+    ),
+    "align_corners": (
+        replaced("up", lambda: pnn.Upsample(scale_factor=2, mode="bilinear")),
+        "up",
+        "equal with align_corners True (PyTorch's; here False)",
+    ),
+    "form of GELU": (
+        replaced("gelu", lambda: pnn.GELU()),
+        "gelu",
+        "equal with approximate True (PyTorch's; here False)",
+    ),
+    "slope": (
+        replaced("layer1.0.act", lambda: pnn.LeakyReLU(0.01)),
+        "layer1.0.act",
+        "equal with slope 0.1 (PyTorch's; here 0.01)",
+    ),
+    "alpha of ELU": (
+        attribute("alpha", 1.0),
+        "F.elu, call 1, between fuse and fc1",
+        "equal with alpha 0.5 (PyTorch's; here 1)",
+    ),
+    "transposed square Linear": (transposed, "fc2", "equal with its weight transposed"),
+    "missing bias": (without_bias, "layer1.1.conv2", "equal with PyTorch's bias (here none)"),
+    "dropout": (
+        replaced("drop", lambda: pnn.Dropout(0.3, mode="downscale_in_infer")),
+        "drop",
+        "equal with mode upscale_in_train (PyTorch's; here downscale_in_infer)",
+    ),
+    "axis of softmax": (
+        attribute("axis", 0),
+        "F.softmax, call 1, after head",
+        "equal with axis 1 (PyTorch's; here 0)",
+    ),
+    "another activation": (
+        replaced("layer1.1.act", lambda: pnn.Hardswish()),
+        "layer1.1.act",
+        "equal with leaky_relu (PyTorch's; here hardswish)",
+    ),
+    "another function": (
+        attribute("after_gelu", lambda x: F.relu(x)),
+        "F.relu, call 1, between gelu and fc2",
+        "equal with relu6 (PyTorch's; here relu)",
+    ),
+    "missing activation": (
+        attribute("after_gelu", lambda x: x),
+        "fc2",
+        "equal with relu6 before it (PyTorch's; missing here)",
+    ),
+    "one activation too many": (
+        attribute("after_gelu", lambda x: F.tanh(F.relu6(x))),
+        "F.tanh, call 1, between gelu and fc2",
+        "equal without tanh",
+    ),
+    "flattened with the channels last": (
+        channels_last,
+        "fc1",
+        "equal with the channels of its input in another order: as 9 by 8 transposed",
+    ),
+}
+
+
+@pytest.fixture
+def port():
+    theirs, ours, to_paddle = any_networks.port(TorchNet, PaddleNet)
+    return theirs, ours, to_paddle
+
+
+def inputs() -> np.ndarray:
+    return any_networks.images(3, 24) * 2
+
+
+def test_without_a_mistake_there_is_none(port):
+    theirs, ours, to_paddle = port
+    result = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle, steps=1)
+    assert result.agrees and result.cause is None and result.parity.max_rel_diff < 1e-6
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found_located_and_named(port, mistake):
+    theirs, ours, to_paddle = port
+    change, place, text = MISTAKES[mistake]
+    change(ours)
+    result = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle)
+    assert not result.agrees
+    assert result.cause.place == place
+    assert result.cause.text.startswith(text)
+    assert result.cause.explained
+    assert "\n" not in str(result.cause)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            replaced("layer1.1.short", lambda: pnn.Conv2D(8, 16, 1, 1)),
+            "layer1.1.short; equal with stride 2 (PyTorch's; here 1)",
+        ),
+        (
+            replaced("layer1.0.conv2", lambda: pnn.Conv2D(8, 8, 3, padding=2)),
+            "layer1.0.conv2; equal with dilation 2 (PyTorch's; here 1)",
+        ),
+        (attribute("before_fc", lambda x: x), "fc1; equal with its input reshaped to [2, 72] (here [2, 8, 3, 3])"),
+    ],
+)
+def test_a_port_that_fails_on_its_inputs_is_told_where(port, change, said):
+    theirs, ours, to_paddle = port
+    change(ours)
+    with pytest.raises(WeightsError) as error:
+        compare_networks(theirs, ours, inputs(), to_paddle=to_paddle)
+    assert "the Paddle network fails" in str(error.value) and f"it differs first in {said}" in str(error.value)
+    assert "\n" not in str(error.value)
