@@ -147,6 +147,26 @@ def spellings() -> str:
     return table(("network", "names of", "found by one of"), rows)
 
 
+def layouts() -> str:
+    """What the tensors of each layer of Paddle are made of; layers without a row differ in nothing."""
+    from paddle_dense.files.layout import LAYOUTS
+
+    kinds: dict[tuple, list[str]] = {}
+    for kind, rows in LAYOUTS.items():
+        kinds.setdefault(rows, []).append(f"`{kind}`")
+    rows = [
+        (
+            ", ".join(kinds[of]) if number == 0 else "",
+            f"`{row.name}`",
+            " and ".join(f"`{name}`" for name in row.theirs),
+            row.formula.text,
+        )
+        for of in kinds
+        for number, row in enumerate(of)
+    ]
+    return table(("Paddle's layer", "its tensor", "PyTorch's", "how"), rows)
+
+
 def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:g}"
 
@@ -209,7 +229,7 @@ MEASURED = ("latency", "conversion", "training", "digits", "sizes")
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "reference" / "commands.md": {"commands": commands},
     DOCS / "reference" / "commands.zh.md": {"commands": in_chinese(commands)},
-    DOCS / "reference" / "converter.md": {"spellings": spellings},
+    DOCS / "reference" / "converter.md": {"spellings": spellings, "layouts": layouts},
     DOCS / "models.md": {"presets": presets, "checkpoints": checkpoints},
     DOCS / "models.zh.md": {"presets": in_chinese(presets), "checkpoints": in_chinese(checkpoints)},
     README_CN: {section: partial(measured, section) for section in MEASURED},

@@ -68,6 +68,12 @@ def identify(
     """
     if file.sidecar_fault and not arch:
         raise file.sidecar_fault
+    own = (file.sidecar or {}).get("network")
+    if own and not arch:
+        raise WeightsError(
+            f"{file.path}: holds the weights of a network of your own, {shown(str(own))}: build it, and fill it with "
+            f"paddle_dense.load_weights(network, path)"
+        )
     described = None
     if file.sidecar and "arch" in file.sidecar and not arch:
         described = network_in(file.sidecar)
