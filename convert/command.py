@@ -158,6 +158,8 @@ def _check_own_network(args: argparse.Namespace) -> None:
                 f"--{option.replace('_', '-')} is for networks of this package: leave it out with --network"
             )
         raise UsageError(f"--{option} is for a network of your own: give it with --network MODULE:FACTORY")
+    if getattr(args, "propose", None) and len(args.checkpoints) > 1:
+        raise UsageError(f"--propose {args.propose} is for one file: give the {len(args.checkpoints)} one at a time")
 
 
 def targets(
