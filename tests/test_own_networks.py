@@ -255,6 +255,12 @@ REFUSED: dict[str, Any] = {
         {"layer.weight": torch.ones(4, 4)},
         r"holds 'layer\.weight' with numbers other than 0 in row 1, .*without padding_idx",
     ),
+    "a shape that is as long": (
+        lambda: nn.LayerNorm([3, 4]),
+        lambda: torch.nn.LayerNorm([4, 3]),
+        {},
+        r"'layer\.weight' is \[4, 3\] and Wrapped needs \[12\]",
+    ),
     "one layer that is two": (
         lambda: twice(nn),
         lambda: twice(torch.nn),
@@ -314,3 +320,30 @@ def test_linear_layers_that_lie_as_pytorchs_are_noticed_next_to_an_embedding(tmp
         WeightsError, match=r"'2\.weight' is \[3, 4\] and \[4, 3\] in the network, so linear layers lie"
     ):
         load_weights(network, tmp_path / "net.pdparams", strict=False)
+
+
+@pytest.mark.parametrize("kept", ["embedding.weight", "tied"])
+def test_one_name_of_a_shared_tensor_is_enough(kept, tmp_path):
+    """As in the files of Hugging Face, where a shared tensor is saved once."""
+    torch.manual_seed(0)
+    original, network = TorchEncoder().eval(), Encoder()
+    state = {name: t.numpy() for name, t in original.state_dict().items() if name not in {"embedding.weight", "tied"}}
+    write_weights({**state, kept: original.tied.detach().numpy()}, tmp_path / "net.safetensors", {"format": "pt"})
+    assert load_weights(network, tmp_path / "net.safetensors") == ([], [])
+    network.eval()
+    x = inputs(True)
+    found, expected = network(paddle.to_tensor(x)).numpy(), original(torch.from_numpy(x)).detach().numpy()
+    assert np.abs(found - expected).max() <= 5e-6 * np.abs(expected).max()
+
+
+@pytest.mark.filterwarnings("ignore:The program will return to single-card")
+def test_a_network_in_dataparallel_has_its_layers_layouts(tmp_path):
+    original, network = torch.nn.Linear(4, 4), nn.Linear(4, 4)
+    assert load_weights(paddle.DataParallel(network), saved(original, tmp_path)) == ([], [])
+    assert np.array_equal(network.weight.numpy(), original.weight.detach().numpy().T)
+
+
+def test_a_layer_in_two_places_is_one(tmp_path):
+    original, network = twice(torch.nn), twice(nn)
+    assert load_weights(network, saved(original, tmp_path)) == ([], [])
+    assert np.array_equal(network[1].weight.numpy(), original[0].weight.detach().numpy().T)

@@ -55,7 +55,12 @@ class Row(NamedTuple):
 AS_IT_IS = Formula("as it is", lambda arrays: arrays[0])
 TRANSPOSED = Formula("transposed", lambda arrays: arrays[0].T)
 FLAT = Formula("flat: of a normalised shape [3, 4], [12]", lambda arrays: arrays[0].reshape(-1))
-ONE_ROW = Formula("[out] as [1, out]", lambda arrays: arrays[0].reshape(1, -1))
+ONE_ROW = Formula("[out] as [1, out]", lambda arrays: arrays[0][None] if arrays[0].ndim == 1 else arrays[0])
+
+
+def flat(shape: Sequence[int]) -> Formula:
+    """That of a layer normalisation over this shape; [4, 3] would be as long as [3, 4]."""
+    return Formula(FLAT.text, lambda arrays: FLAT.make(arrays) if arrays[0].shape == tuple(shape) else arrays[0])
 
 
 def with_padding(index: int) -> Formula:
@@ -106,6 +111,7 @@ _ATTENTION = tuple(
         ("weight", "in_proj_weight", _third(number, TRANSPOSED)),
         ("weight", f"{kind}_proj_weight", TRANSPOSED),  # where keys or values have another size
         ("bias", "in_proj_bias", _third(number, AS_IT_IS)),
+        ("bias", f"{kind}_proj.bias", AS_IT_IS),  # of an attention that the user has made of linear layers
     )
 )
 

@@ -58,7 +58,7 @@ def whole_weights(
         warnings.append(f"multiplied pruned weights by their masks, as torch.nn.utils.prune does: {listed(pruned)}")
     if parts:
         found = listed(map(shown, parts))
-        warnings.append(f"computed weights from magnitude and direction, as weight_norm does: {found}")
+        warnings.append(f"took weights from their magnitude and direction, as weight_norm does: {found}")
     return state, parts
 
 

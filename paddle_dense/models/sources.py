@@ -13,11 +13,13 @@ from paddle_dense.errors import WeightsError, naming, shown
 from paddle_dense.evaluation import name_of
 from paddle_dense.files.layout import (
     AS_IT_IS,
+    FLAT,
     LAYOUTS,
     SUBLAYERS,
     WITHOUT_PLACE,
     Formula,
     Row,
+    flat,
     layer_kind,
     parts_of_spectral_norm,
     parts_of_weight_norm,
@@ -226,7 +228,8 @@ def _rows_in(owner: _Owner, name: str) -> Iterator[Row]:
     """The rows that one of the layers has for a tensor in it."""
     padding = getattr(owner.layer, "_padding_idx", None) if owner.kind == "Embedding" else None
     for row in rows_of(owner.kind, name[len(owner.ours) :]):
-        formula = row.formula if padding is None else with_padding(padding)
+        formula = flat(owner.layer._normalized_shape) if row.formula is FLAT else row.formula
+        formula = formula if padding is None else with_padding(padding)
         for before in owner.theirs:
             yield Row(name, tuple(before + theirs for theirs in row.theirs), formula)
 

@@ -109,6 +109,20 @@ class TorchSub(torch.nn.Linear):
         return super().forward(x) + x @ self.lora
 
 
+class TorchAttention(torch.nn.Module):
+    """Attention as users write it, of four linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (torch.nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (layer(x).unflatten(-1, (2, 2)).transpose(1, 2) for layer, x in zip(layers, inputs))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
 def attention(**options: Any) -> Callable[[], torch.nn.Module]:
     return lambda: torch.nn.MultiheadAttention(4, 2, batch_first=True, **options)
 
@@ -183,6 +197,7 @@ def attention_cases() -> Iterator[tuple[str, Case]]:
     width = {"dim_feedforward": 4, "dropout": 0.0}
     first = {**width, "batch_first": True}
     yield "MultiHeadAttention", Case(lambda: nn.MultiHeadAttention(4, 2), attention(), three)
+    yield "MultiHeadAttention of linear layers", Case(lambda: nn.MultiHeadAttention(4, 2), TorchAttention, three)
     yield (
         "MultiHeadAttention without biases",
         Case(lambda: nn.MultiHeadAttention(4, 2, bias_attr=False), attention(bias=False), three),
