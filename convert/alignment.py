@@ -167,7 +167,6 @@ class Alignment:
 
     Attributes:
         found: by the Paddle tensor's name.
-        misfits: tensors of equal names and shapes that do not fit: the place, and the path of its layer.
         too_many: the file has so many other layers that none was looked for by its shapes.
     """
 
@@ -175,7 +174,6 @@ class Alignment:
     _stored: dict[str, Stored]
     _rank: Callable[[Unit], tuple]
     found: dict[str, Found] = field(default_factory=dict)
-    misfits: list[tuple[Place, str]] = field(default_factory=list)
     too_many: bool = False
     _labels: dict[tuple, int] = field(default_factory=dict)
     _alone: set[int] = field(default_factory=set)  # labels that one layer has on either side
@@ -213,9 +211,7 @@ class Alignment:
                 return
             if label in self._alone:
                 certain, basis = True, ONLY
-        misfits = _misfits(wanted, stored)
-        if misfits:
-            self.misfits += [(place, stored.path) for place in misfits] if basis == NAME else []
+        if _clash(wanted, stored):
             return
         equal = [place for place in wanted.places if all(leaf in stored.shapes for leaf in place.leaves)]
         used = {leaf for place in equal for leaf in place.leaves}
@@ -336,7 +332,7 @@ def _equal_names(wanted: _Node, stored: _Node) -> list[str]:
 def _differ(wanted: _Node, stored: _Node) -> bool:
     """Whether two layers of equal numbers cannot be the same: one has tensors of its own, or others."""
     if isinstance(wanted.unit, Wanted) and isinstance(stored.unit, Stored):
-        if _misfits(wanted.unit, stored.unit):
+        if _clash(wanted.unit, stored.unit):
             return True
     elif (wanted.unit or stored.unit) and not ((wanted.unit and wanted.children) or (stored.unit and stored.children)):
         return True
@@ -345,14 +341,13 @@ def _differ(wanted: _Node, stored: _Node) -> bool:
     )
 
 
-def _misfits(wanted: Wanted, stored: Stored) -> list[Place]:
-    """Places for which the file's layer has tensors of the right names and wrong shapes."""
-    return [
-        place
-        for place in wanted.places
-        if all(leaf in stored.shapes for leaf in place.leaves)
+def _clash(wanted: Wanted, stored: Stored) -> bool:
+    """Whether the file's layer has tensors of the right names and wrong shapes."""
+    return any(
+        all(leaf in stored.shapes for leaf in place.leaves)
         and not place.is_made_of([stored.shapes[leaf] for leaf in place.leaves])
-    ]
+        for place in wanted.places
+    )
 
 
 def fits(wanted: Wanted, stored: Stored) -> bool:

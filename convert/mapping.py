@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _GIVEN, _TIED, _OF_NOTHING = "mapping file", "the same tensor as {}", "made of no tensor"
 AND = " + "  # between the names of several tensors of which one is made
 _MAX_NAMED = 3  # tensors of either side, in one message
-_MAX_COMPARED = 300  # names that the nearest is looked for among
+_MAX_COMPARED = 100  # names that the nearest is looked for among
 _SEE = "write all pairs with --propose map.csv, read and complete them, and give them back with --map map.csv"
 
 
@@ -81,6 +81,7 @@ class Pairing:
         left_out: PyTorch's tensors that have no place and need none.
         notes: what was done, one sentence each.
         basis: for each tensor of `chosen` and `proposed`, how it was found.
+        misfits: tensors of `missing` and those of `unplaced` that have their names, and shapes that do not fit.
         advice: for tensors of `unplaced` that Paddle's layer of the same kind has no place for, what to do.
         file_shapes: of PyTorch's tensors.
     """
@@ -94,10 +95,10 @@ class Pairing:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     basis: dict[str, str]
+    misfits: Mapping[str, str]
     advice: Mapping[str, str]
     file_shapes: Mapping[str, Shape] = field(repr=False)
     _network: _Network = field(repr=False)
-    _misfits: Sequence[tuple[str, str]] = field(repr=False)  # Paddle's and PyTorch's tensor
     _plain: Callable[[str], str | None] = field(repr=False)
 
     @property
@@ -132,8 +133,16 @@ class Pairing:
 
     def nearest(self, ours: str) -> list[str]:
         """The file's tensors without a place that one of Paddle's is most likely made of, at most two."""
-        fitting = [name for name in self.unplaced if self._network.fits(ours, [self.file_shapes[name]])]
-        return _most_alike(self._network.expected_name(ours), {name: name for name in fitting or self.unplaced})
+        fitting = [shape for shape in self._unplaced if self._network.fits(ours, [shape])]
+        names = [name for shape in fitting or self._unplaced for name in self._unplaced[shape]]
+        return _most_alike(self._network.expected_name(ours), {name: name for name in names})
+
+    @cached_property
+    def _unplaced(self) -> dict[Shape, list[str]]:
+        by_shape: dict[Shape, list[str]] = {}
+        for name in self.unplaced:
+            by_shape.setdefault(self.file_shapes[name], []).append(name)
+        return by_shape
 
     def nearest_place(self, theirs: str) -> list[str]:
         """The Paddle network's tensors without a source that one of the file's is most likely for, at most two."""
@@ -181,14 +190,13 @@ def refuse(pairing: Pairing) -> None:
     Raises:
         WeightsError: with the first such tensors, the nearest that there are, and what to do.
     """
-    for ours, theirs in pairing._misfits:
-        if ours in pairing.missing and theirs in pairing.unplaced:
-            formula = pairing._network.possible[ours][0].formula
-            raise WeightsError(
-                f"has {pairing.theirs_with_shape(theirs)}, of which the network's {pairing.ours_with_shape(ours)} "
-                f"cannot be made ({formula.text}): build the network with the file's sizes, or give the tensor another "
-                f"place with --rename OLD=NEW (in Python: rename={{OLD: NEW}})"
-            )
+    for ours, theirs in pairing.misfits.items():
+        formula = pairing._network.possible[ours][0].formula
+        raise WeightsError(
+            f"has {pairing.theirs_with_shape(theirs)}, of which the network's {pairing.ours_with_shape(ours)} cannot "
+            f"be made ({formula.text}): build the network with the file's sizes, or give the tensor another place with "
+            f"--rename OLD=NEW (in Python: rename={{OLD: NEW}})"
+        )
     if pairing.advice:
         theirs, advice = next(iter(pairing.advice.items()))
         raise WeightsError(f"has {pairing.theirs_with_shape(theirs)}, which has no place in the network: {advice}")
@@ -209,12 +217,16 @@ def _without_counterpart(pairing: Pairing) -> str:
     """The sentence on tensors that have no counterpart, with the nearest."""
     said = []
     if pairing.unplaced:
-        some = pairing.unplaced[:_MAX_NAMED]
-        names = [_with_nearest(pairing.theirs_with_shape(name), pairing.nearest_place(name)) for name in some]
+        names = [
+            _with_nearest(pairing.theirs_with_shape(name), map(pairing.ours_with_shape, pairing.nearest_place(name)))
+            for name in pairing.unplaced[:_MAX_NAMED]
+        ]
         said.append(f"has {_listed(names, len(pairing.unplaced))} without a place in the network")
     if pairing.missing:
-        some = pairing.missing[:_MAX_NAMED]
-        names = [_with_nearest(pairing.ours_with_shape(name), pairing.nearest(name)) for name in some]
+        names = [
+            _with_nearest(pairing.ours_with_shape(name), map(pairing.theirs_with_shape, pairing.nearest(name)))
+            for name in pairing.missing[:_MAX_NAMED]
+        ]
         said.append(f"{'' if said else 'has '}no tensor for the network's {_listed(names, len(pairing.missing))}")
     fixes = ["say which are which with --rename OLD=NEW", f"{_SEE} (in Python: rename=, drop=, mapping=)"]
     if pairing.unplaced:
@@ -222,8 +234,8 @@ def _without_counterpart(pairing: Pairing) -> str:
     return f"{' and '.join(said)}: {', '.join(fixes[:-1])}, or {fixes[-1]}"
 
 
-def _with_nearest(name: str, nearest: Sequence[str]) -> str:
-    return f"{name} (nearest: {shown(nearest[0])})" if nearest else name
+def _with_nearest(name: str, nearest: Iterable[str]) -> str:
+    return "".join([name, *(f" (nearest: {other})" for other in islice(nearest, 1))])
 
 
 def _listed(names: Sequence[str], number: int) -> str:
@@ -517,15 +529,21 @@ class _Pairing:
             left_out=left_out,
             notes=tuple(self._notes(copies, left_out, untouched)),
             basis=self._basis,
+            misfits=self._misfits(missing, unplaced),
             advice=self._advice(unplaced),
             file_shapes={name: array.shape for name, array in self._tensors.items()},
             _network=self._network,
-            _misfits=[
-                (place.name, self._names.names[joined(layer, place.leaves[0])])
-                for place, layer in self._alignment.misfits
-            ],
             _plain=self._names.layer,
         )
+
+    def _misfits(self, missing: Iterable[str], unplaced: Collection[str]) -> dict[str, str]:
+        there = {plain: name for plain, name in self._names.names.items() if name in set(unplaced)}
+        return {
+            ours: there[source.names[0]]
+            for ours in missing
+            for source in self._network.possible[ours]
+            if source.names and all(name in there for name in source.names)
+        }
 
     def _advice(self, unplaced: Iterable[str]) -> dict[str, str]:
         """What to do about tensors that Paddle's layers of the same kind have no place for."""
