@@ -79,7 +79,12 @@ class _Variant:
 
 
 def find_cause(
-    torch_model: torch.nn.Module, paddle_model: nn.Layer, inputs: Any, own_name: OwnName = str, atol: float = 1e-5
+    torch_model: torch.nn.Module,
+    paddle_model: nn.Layer,
+    inputs: Any,
+    own_name: OwnName = str,
+    atol: float = 1e-5,
+    partial: bool = False,
 ) -> Cause | None:
     """The first place where two networks differ in the mode that they are in, and why; None where they do not.
 
@@ -89,9 +94,10 @@ def find_cause(
         inputs: arrays, see `structures.run`.
         own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
         atol: largest difference allowed, relative to each output's scale.
+        partial: the Paddle network may fail on the inputs; what it computes before that is compared.
     """
     theirs = torch_events(torch_model, inputs, own_name, functions=True)
-    ours = paddle_events(paddle_model, inputs, functions=True, partial=True)
+    ours = paddle_events(paddle_model, inputs, functions=True, partial=partial)
     search = _Search(torch_model, paddle_model, inputs, own_name, atol, theirs, ours)
     places = search.places()
     runs = iter(range(_RUNS))

@@ -298,7 +298,9 @@ def layers_in_both_precisions(
         lambda theirs, ours: layer_differences(theirs, ours, batch, skip, own_name, by_order),
     )
     double = {layer.name: layer.max_rel_diff for layer in (single if exact is None else exact)}
-    return [LayerPrecision(layer.name, layer.max_rel_diff, double[layer.name]) for layer in single]
+    return [
+        LayerPrecision(layer.name, layer.max_rel_diff, double.get(layer.name, layer.max_rel_diff)) for layer in single
+    ]
 
 
 def output_differences(

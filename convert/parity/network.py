@@ -18,7 +18,7 @@ from convert.parity.forward import (
     layers_in_both_precisions,
     settled,
 )
-from convert.parity.recording import OwnName
+from convert.parity.recording import OwnName, without_dropout
 from convert.parity.structures import Arrays, for_torch, run
 from convert.parity.training import Difference, Loss, TrainingParity, compare_training, square_loss, without_randomness
 from paddle_dense.errors import WeightsError, is_of_memory
@@ -133,7 +133,9 @@ def _failure(
             f"the PyTorch network cannot be run on the inputs ({_reason(fault)}): give what its forward takes with "
             f"--inputs MODULE:FUNCTION (in Python: inputs=)"
         )
-    cause = _in_evaluation(torch_model, paddle_model, inputs, own_name, atol)
+    with evaluation(torch_model, paddle_model):
+        # As they are: in float64 it might fail earlier, for want of a kernel.
+        cause = find_cause(torch_model, paddle_model, inputs, own_name, atol, partial=True)
     said = str(error) if isinstance(error, WeightsError) else f"the Paddle network fails ({_reason(error)})"
     return WeightsError(f"{said}; it {cause}" if cause else said)
 
@@ -181,7 +183,8 @@ def _of_training(
             theirs.train()
             ours.train()
             without_randomness([*theirs.modules(), *ours.sublayers(include_self=True)])
-            return find_cause(theirs, ours, inputs, own_name, atol)
+            with without_dropout(theirs, []), without_dropout(ours, []):
+                return find_cause(theirs, ours, inputs, own_name, atol)
 
         cause, _ = in_float64(torch_model, paddle_model, search)
         if cause:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OwnName = Callable[[str], Optional[str]]
 Change = Callable[[Callable[..., Any], dict[str, Any]], Any]
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,18 @@ def _paddle_functions(recorder: _Recorder, model: nn.Layer, change: tuple[int, C
     replaced = {id(original): told(name, original) for name, original in originals.items()}
     if of_layers is not None:
         replaced[id(of_layers)] = told("_conv_nd", of_layers)
+    with _replaced_functions(model, replaced):
+        yield
+
+
+@contextmanager
+def _replaced_functions(model: nn.Layer, replaced: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """Within, Paddle's layers and the network's call other functions.
+
+    Args:
+        model: the network.
+        replaced: the others, by the identity of those that they replace.
+    """
     # Layers keep some as an attribute, such as the activation of a Transformer's.
     changed = [
         (owner, name, value)
@@ -232,6 +246,60 @@ def _paddle_functions(recorder: _Recorder, model: nn.Layer, change: tuple[int, C
     finally:
         for owner, name, value in changed:
             setattr(owner, name, value)
+
+
+@contextmanager
+def without_dropout(model: Any, called: list[str]) -> Iterator[None]:
+    """Within, functions called for dropout leave everything as it is.
+
+    Args:
+        model: a network of either framework.
+        called: gets the names of those that would have drawn random numbers.
+    """
+    if not isinstance(model, paddle.nn.Layer):
+        with _torch_without_dropout(called):
+            yield
+        return
+
+    def calm(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            arguments = bound(original, args, kwargs)
+            if not arguments or not arguments["p"] or not arguments["training"]:
+                return original(*args, **kwargs)
+            called.append(name)
+            return arguments["x"]
+
+        return function
+
+    names = [name for name in _DROPOUTS if hasattr(paddle.nn.functional, name)]
+    originals = {name: getattr(paddle.nn.functional, name) for name in names}
+    with _replaced_functions(model, {id(value): calm(name, value) for name, value in originals.items()}):
+        yield
+
+
+def _torch_without_dropout(called: list[str]) -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            name = getattr(function, "__name__", "")
+            named = dict(kwargs or {})
+            if name == "scaled_dot_product_attention":
+                named = {**dict(zip(_ATTENTION, args)), **named}
+                if named.get("dropout_p"):
+                    called.append(name)
+                return function(**{**named, "dropout_p": 0.0})
+            if name.rstrip("_") in _DROPOUTS:
+                given = {"p": 0.5, "training": True, **dict(zip(("input", "p", "training"), args)), **named}
+                if given["p"] and given.get("train", given["training"]):
+                    called.append(name)
+                    return given["input"]
+            return function(*args, **named)
+
+    return Mode()
 
 
 def _as_public_call(arguments: Mapping[str, Any]) -> tuple[str, Callable[..., Any], dict[str, Any]]:

@@ -43,7 +43,7 @@ import numpy as np
 import paddle
 
 from convert.parity.forward import first_difference, in_float64, output_differences
-from convert.parity.recording import OwnName
+from convert.parity.recording import OwnName, without_dropout
 from convert.parity.structures import Arrays, as_array, for_paddle, for_torch, named_arrays, named_tensors, paired, run
 from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import to_paddle
@@ -314,7 +314,7 @@ class _Side:
     model: Any
     layers: Mapping[str, Any]
     weight: float
-    random: bool
+    random: list[str]
     optimizer: Any
     clear_gradients: Callable[[], None]
     tensors: Callable[[Any, Any], Any]
@@ -325,7 +325,8 @@ class _Side:
         return self.named({name: _array(value) for name, value in self.model.state_dict().items()})
 
     def backward(self, x: Any, y: Any) -> _Pass:
-        outputs = run(self.model, self.tensors(x, self.model))
+        with without_dropout(self.model, self.random):
+            outputs = run(self.model, self.tensors(x, self.model))
         loss = self.loss(outputs, self.tensors(y, self.model))
         if not hasattr(loss, "backward") or loss.numel() != 1:
             raise ValueError(f"the loss is {_shown(loss)}: make the function return a scalar tensor of the outputs")
@@ -419,15 +420,15 @@ def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
     )
 
 
-def without_randomness(layers: Iterator[Any] | Sequence[Any]) -> bool:
-    """Switch off dropout and stochastic depth in place; whether there was any."""
-    found = False
+def without_randomness(layers: Iterator[Any] | Sequence[Any]) -> list[str]:
+    """Switch off dropout and stochastic depth in place; the classes of the layers that had any."""
+    found = []
     for layer in layers:
         for name in ("p",) if "Dropout" in type(layer).__name__ else _RATES:
             rate = getattr(layer, name, 0)
             if isinstance(rate, float) and rate > 0:
                 setattr(layer, name, 0.0)
-                found = True
+                found.append(type(layer).__name__)
     return found
 
 
@@ -451,7 +452,7 @@ def _train(
             set_state(paddle_side.model, start)
         found = _step(torch_side, paddle_side, step, batch, start, recipe, name_layer=_first_of(steps) is None)
         steps.append(replace(found, first=apart) if apart and not step else found)
-    return tuple(steps), torch_side.random or paddle_side.random
+    return tuple(steps), bool(torch_side.random or paddle_side.random)
 
 
 def _initial_differences(torch_side: _Side, paddle_side: _Side, start: Arrays) -> list[Difference]:
@@ -484,7 +485,8 @@ def _step(
     updates = _update_differences(step, paddle_side.state(), torch_side.state(), start)
     first = _beyond(0, masks) or _beyond(recipe.tolerance, [*passes, *updates])
     if before and first and first.what == "output":
-        layers = output_differences(*before, batch[0], own_name=recipe.own_name)
+        with without_dropout(before[0], []), without_dropout(before[1], []):
+            layers = output_differences(*before, batch[0], own_name=recipe.own_name)
         layer = first_difference(layers, recipe.tolerance)
         first = Difference(step, "output", layer.name, layer.max_rel_diff) if layer else first
     return StepParity(

@@ -292,3 +292,147 @@ def test_a_port_that_fails_on_its_inputs_is_told_where(port, change, said):
         compare_networks(theirs, ours, inputs(), to_paddle=to_paddle)
     assert "the Paddle network fails" in str(error.value) and f"it differs first in {said}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# In training
+
+
+def slower_statistics(model: Any) -> None:
+    model.layer2[0].bn1._momentum = 0.99
+
+
+def frozen_statistics(model: Any) -> None:
+    model.layer2[0].bn1._use_global_stats = True
+
+
+def frozen_weight(model: Any) -> None:
+    model.fc2.weight.stop_gradient = True
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            slower_statistics,
+            "layer2.0.bn1; in training, equal with momentum 0.9 (PyTorch's 0.1 is the other share; here 0.99)",
+        ),
+        (
+            frozen_statistics,
+            "layer2.0.bn1; in training, equal with the batch's own statistics (here use_global_stats=True)",
+        ),
+        (frozen_weight, "fc2; in training, equal with its weights trained (here stop_gradient=True)"),
+    ],
+)
+def test_what_differs_in_training_only_is_named(port, change, said):
+    theirs, ours, to_paddle = port
+    change(ours)
+    result = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle, steps=1)
+    assert result.parity.max_rel_diff < 1e-6 and not result.agrees
+    assert str(result.cause) == f"differs first in {said}"
+
+
+# What is not so simple
+
+
+def test_of_two_mistakes_the_first_is_named_and_then_the_second(port):
+    theirs, ours, to_paddle = port
+    bn = ours.layer1[0].bn1
+    bn._epsilon = 1e-5
+    ours.alpha = 1.0
+    first = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle).cause
+    assert str(first) == "differs first in layer1.0.bn1; equal with epsilon 0.001 (PyTorch's; here 1e-05)"
+    bn._epsilon = 1e-3
+    second = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle).cause
+    assert (
+        str(second) == "differs first in F.elu, call 1, between fuse and fc1; equal with alpha 0.5 (PyTorch's; here 1)"
+    )
+    ours.alpha = 0.5
+    assert compare_networks(theirs, ours, inputs(), to_paddle=to_paddle).cause is None
+
+
+def test_what_none_of_the_causes_explains_is_said(port):
+    theirs, ours, to_paddle = port
+
+    class Odd(pnn.LeakyReLU):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) + paddle.cos(3 * x)
+
+    ours.layer2[0].act = Odd(0.1)
+    cause = compare_networks(theirs, ours, inputs(), to_paddle=to_paddle).cause
+    assert cause.place == "layer2.0.act" and not cause.explained
+    assert "no usual cause explains" in cause.text
+    assert "PyTorch has LeakyReLU(negative_slope=0.1" in cause.text and "Paddle Odd(negative_slope=0.1" in cause.text
+
+
+def swapped_parts(model: Any) -> None:
+    concat = paddle.concat
+    model.join = lambda parts, axis: concat(parts[::-1], axis)
+
+
+class TorchJoined(tnn.Module):
+    """Parts that are joined, scaled, and moved to other axes between the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = tnn.Conv2d(3, 4, 3, 2), tnn.Conv2d(3, 6, 3, 2)
+        self.join, self.last = tnn.Conv2d(10, 5, 1), tnn.Linear(5, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.nn.functional.pad(x, (0, 1, 0, 1))
+        x = self.join(torch.cat([self.left(x), self.right(x)], 1))
+        return self.last(x.flatten(2).transpose(1, 2) * 3)
+
+
+class PaddleJoined(pnn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = pnn.Conv2D(3, 4, 3, 2), pnn.Conv2D(3, 6, 3, 2)
+        self.join, self.last = pnn.Conv2D(10, 5, 1), pnn.Linear(5, 5)
+        self.scale, self.order, self.padded = 3, (0, 1), [0, 1, 0, 1]
+
+    def forward(self, x: Any) -> Any:
+        x = F.pad(x, self.padded) if self.padded else x
+        parts = [self.left(x), self.right(x)]
+        x = self.join(paddle.concat([parts[n] for n in self.order], 1))
+        return self.last(x.flatten(2).transpose([0, 2, 1]) * self.scale)
+
+
+def padding_in_the_layers(model: Any) -> None:
+    """What ports of TensorFlow's padding do: PyTorch's pad becomes a padding of both sides."""
+    model.padded = None
+    replaced("left", lambda: pnn.Conv2D(3, 4, 3, 2, 1))(model)
+    replaced("right", lambda: pnn.Conv2D(3, 6, 3, 2, 1))(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: None, None),
+        (
+            attribute("order", (1, 0)),
+            "join; equal with the channels of its input in another order: the last 4 before the first 6, as if parts "
+            "were joined the other way round",
+        ),
+        (attribute("scale", 1), "last; equal with its input times 3"),
+        (
+            padding_in_the_layers,
+            "left; equal with padding, before and after each axis, [0, 1, 0, 1] (PyTorch's; here 1)",
+        ),
+    ],
+)
+def test_what_happens_between_layers_is_named_as_well(change, said):
+    theirs, ours, to_paddle = any_networks.port(TorchJoined, PaddleJoined)
+    change(ours)
+    result = compare_networks(theirs, ours, any_networks.images(3, 8), to_paddle=to_paddle)
+    assert (result.cause and str(result.cause)) == (said and f"differs first in {said}")
+    assert result.agrees == (said is None)
+
+
+def test_functions_that_a_module_has_imported_by_name_are_seen(port):
+    """As are those that a layer keeps as an attribute, such as the activation of Paddle's Transformer."""
+    *classes, tokens = any_networks.NETWORKS["Transformer encoder"]
+    theirs, ours, to_paddle = any_networks.port(*classes)
+    ours.encoder.layers[1].activation = paddle.nn.functional.relu
+    cause = compare_networks(theirs, ours, tokens, to_paddle=to_paddle).cause
+    assert cause.explained and cause.text == "equal with gelu (PyTorch's; here relu)"
+    assert cause.place == "F.relu, call 1, between encoder.layers.1.linear1 and encoder.layers.1.dropout"
