@@ -144,15 +144,20 @@ class Result:
     @property
     def difference(self) -> str | None:
         """The first thing that differs, as a clause; None where PyTorch and Paddle do the same."""
-        said = []
-        if self.parity and self.atol is not None and not self.parity.max_rel_diff <= self.atol:
+        said, parity, atol = [], self.parity, self.atol or 0.0
+        trains = not (self.training and self.training.first_difference)
+        if parity and not parity.max_rel_diff <= atol:
             layer = None if self.cause else self.first_layer
             where = f", first in layer {layer.name}, by {layer.float64:.1e}" if layer else ""
-            said.append(f"the {self.parity.what} differ by {self.parity.max_rel_diff:.1e} of their scale{where}")
+            said.append(f"the {parity.what} differ by {parity.max_rel_diff:.1e} of their scale{where}")
+        elif parity and parity.float64 is not None and (not parity.agrees(atol) or (self.cause and trains)):
+            said.append(
+                f"the {parity.what} differ by {parity.float64:.1e} of their scale in float64, far more than by rounding"
+            )
         if self.training and self.training.first_difference:
             said.append(f"training differs first at {self.training.first_difference} of its scale")
         cause = f": it {self.cause}" if self.cause else ""
-        return f"{', and '.join(said)} (allowed: {self.atol:.0e}){cause}" if said else None
+        return f"{', and '.join(said)} (allowed: {atol:.0e}){cause}" if said else None
 
 
 def versions() -> dict[str, str]:

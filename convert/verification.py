@@ -113,24 +113,26 @@ def check(
         batches = random_batches(channels, model.input_size)
         if options.images:
             batches += image_batches(options.images, model.preprocessing, channels)
-        measured, warnings = settled(reference, model, batches, options.atol)
+        measured, warnings = settled(reference, model, batches, options.atol, in_both=bool(options.reference))
         if result:
             result.parity, result.atol = measured, options.atol
         if result and options.report:
             result.layers = layers_in_both_precisions(reference, model, batches[0], inside, own_name)
-    if measured.max_rel_diff <= options.atol:
+    if measured.agrees(options.atol):
         return [*warnings, *replaced]
     if not np.isfinite(measured.max_rel_diff):
         raise WeightsError(
             "the outputs are NaN or infinite though every weight is finite, so Paddle and PyTorch cannot be compared: "
             "take an undamaged checkpoint, or convert it unchecked with --no-verify"
         )
+    in_float32 = not measured.max_rel_diff <= options.atol
+    size, allowed = (measured.max_rel_diff, options.atol) if in_float32 else (measured.float64, options.atol / 10)
     with exact_pair(reference, model) as pair:
-        first = first_difference(layer_differences(*pair, batches[0], inside, own_name), options.atol)
+        first = first_difference(layer_differences(*pair, batches[0], inside, own_name), allowed)
     where = _place(first, layers_alone(reference, model, first.name, own_name)) if first else "no single layer"
     raise WeightsError(
-        f"Paddle and {options.reference or 'PyTorch'} differ by {measured.max_rel_diff:.1e} of the {measured.what}' "
-        f"scale (allowed: {options.atol:.0e}), first in {where}: {_advice(found, options)}"
+        f"Paddle and {options.reference or 'PyTorch'} differ by {size:.1e} of the {measured.what}' scale"
+        f"{'' if in_float32 else ' in float64'} (allowed: {allowed:.0e}), first in {where}: {_advice(found, options)}"
     )
 
 

@@ -34,7 +34,6 @@ Both compute the same in training, and differ in evaluation: see `follow_pytorch
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable
@@ -42,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 import paddle
 
-from convert.parity.forward import first_difference, in_float64, output_differences
+from convert.parity.forward import copied, first_difference, in_float64, output_differences
 from convert.parity.recording import OwnName, without_dropout
 from convert.parity.structures import Arrays, as_array, for_paddle, for_torch, named_arrays, named_tensors, paired, run
 from paddle_dense.errors import WeightsError
@@ -368,7 +367,7 @@ def _array(tensor: Any) -> np.ndarray:
 def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
     import torch
 
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     learned = {
         name: layer
         for name, layer in model.named_modules()
@@ -394,7 +393,7 @@ def _torch_side(model: torch.nn.Module, recipe: _Recipe) -> _Side:
 
 def _paddle_side(model: nn.Layer, recipe: _Recipe) -> _Side:
     """The same in Paddle, its running variances as PyTorch has them."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     model.train()
     random = without_randomness(model.sublayers(include_self=True))
     sgd = paddle.optimizer.Momentum(
@@ -477,7 +476,7 @@ def _step(
         for layer in side.layers.values():
             layer.set_progress(step / recipe.steps)
     masks = _mask_differences(step, paddle_side.state(), torch_side.state())
-    before = (copy.deepcopy(torch_side.model), copy.deepcopy(paddle_side.model)) if name_layer else None
+    before = (copied(torch_side.model), copied(paddle_side.model)) if name_layer else None
     theirs, ours = torch_side.backward(*batch), paddle_side.backward(*batch)
     for side in (torch_side, paddle_side):
         side.optimizer.step()
