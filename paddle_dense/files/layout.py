@@ -311,8 +311,8 @@ def _paddles_vector(formula: Formula, axis: int, part: int, arrays: Arrays) -> n
     mine, other, weight = arrays
     left, right = (mine, other) if part == 0 else (other, mine)
     axes = {_axis_in_paddle(formula, weight.ndim, n): n for n in range(weight.ndim)}
-    theirs = _spectral_axis(weight, left, right, axes[axis])
-    if theirs == axes[axis]:
+    theirs = _spectral_axis(weight, left, right, axes.get(axis, -1))
+    if theirs == axes.get(axis):
         return mine
     if weight.ndim == 2:
         return other
@@ -330,7 +330,7 @@ def _spectral_axis(weight: np.ndarray, left: np.ndarray, right: np.ndarray, usua
     """
     cosines = {}
     for axis, length in enumerate(weight.shape):
-        if left.shape == (length,) and right.shape == (weight.size // max(length, 1),):
+        if length and left.shape == (length,) and right.shape == (weight.size // length,):
             product = _matrix(weight, axis) @ right.astype(np.float64)
             cosines[axis] = float(abs(product @ left) / (np.linalg.norm(product) * np.linalg.norm(left) or 1))
     if not cosines:

@@ -94,8 +94,9 @@ def made_of(tensors: Mapping[str, np.ndarray], chosen: Mapping[str, Source]) -> 
     """
     made = {}
     for name, source in chosen.items():
-        with naming(f"holds {shown(source.names[0] if source.names else name)}", colon=""):
-            made[name] = source.formula.make([tensors[theirs] for theirs in source.names])
+        # What is not finite is reported as such where the numbers are checked.
+        with naming(f"holds {shown(source.names[0] if source.names else name)}", colon=""), np.errstate(all="ignore"):
+            made[name] = np.asarray(source.formula.make([tensors[theirs] for theirs in source.names]))
     return made
 
 

@@ -13,6 +13,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddle_dense.errors import WeightsError
 from paddle_dense.files.layout import AS_IT_IS, LAYOUTS, layer_kind
 from paddle_dense.models.fitting import set_state
 from paddle_dense.models.sources import chosen, made_of, sources
@@ -454,6 +455,20 @@ def test_vectors_that_have_not_been_trained_yet_are_those_of_the_usual_axis(laye
         set_state(network, made_of(tensors, chosen(sources(network), tensors)))
         network.eval()
         assert_close(network(paddle.to_tensor(x.numpy())).numpy(), original(x).detach().numpy(), layer)
+
+
+def test_tensors_of_any_shape_give_an_array_or_one_sentence():
+    draw = np.random.default_rng(0)
+    for case in CASES.values():
+        for name, some in sources(case.ours()).items():
+            for source in some * 3:
+                shapes = [draw.integers(0, 6, draw.integers(0, 5)) for _ in source.names]
+                kinds = draw.choice(["f4", "f2", "i8", "?"], len(shapes))
+                tensors = {theirs: np.ones(s, k) for theirs, s, k in zip(source.names, shapes, kinds)}
+                try:
+                    assert isinstance(made_of(tensors, {name: source})[name], np.ndarray)
+                except WeightsError as error:
+                    assert str(error).startswith("holds ") and "\n" not in str(error)
 
 
 def test_what_the_table_says_nothing_about_is_as_it_is():
