@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Callable, NamedTuple, Union
 
 import numpy as np
@@ -96,8 +96,13 @@ class Found(NamedTuple):
     is_certain: bool
 
 
-def shape_of(formula: Formula, shapes: Sequence[Shape]) -> Shape | None:
+def shape_of(formula: Formula, shapes: Iterable[Shape]) -> Shape | None:
     """The shape of what the formula makes of tensors of these shapes; None if it makes nothing of them."""
+    return _shape_of(formula, tuple(shapes))
+
+
+@lru_cache(maxsize=1 << 16)
+def _shape_of(formula: Formula, shapes: tuple[Shape, ...]) -> Shape | None:
     try:
         return formula.make([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
     except (ValueError, IndexError, TypeError):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _GIVEN, _TIED, _OF_NOTHING = "mapping file", "the same tensor as {}", "made of no tensor"
 AND = " + "  # between the names of several tensors of which one is made
 _MAX_NAMED = 3  # tensors of either side, in one message
-_MAX_COMPARED = 100  # names that the nearest is looked for among
+_MAX_COMPARED, _MAX_LENGTH = 100, 100  # names that the nearest is looked for among, and how much of their ends
 _SEE = "write all pairs with --propose map.csv, read and complete them, and give them back with --map map.csv"
 
 
@@ -245,10 +245,10 @@ def _listed(names: Sequence[str], number: int) -> str:
 
 def _most_alike(name: str, others: Mapping[str, str]) -> list[str]:
     """Of the keys the two whose values are most like a name."""
-    matcher = SequenceMatcher(b=name, autojunk=False)
+    matcher = SequenceMatcher(b=name[-_MAX_LENGTH:], autojunk=False)
 
     def likeness(key: str) -> float:
-        matcher.set_seq1(others[key])
+        matcher.set_seq1(others[key][-_MAX_LENGTH:])
         return -matcher.ratio()
 
     return sorted(islice(others, _MAX_COMPARED), key=likeness)[:2]
@@ -536,8 +536,9 @@ class _Pairing:
             _plain=self._names.layer,
         )
 
-    def _misfits(self, missing: Iterable[str], unplaced: Collection[str]) -> dict[str, str]:
-        there = {plain: name for plain, name in self._names.names.items() if name in set(unplaced)}
+    def _misfits(self, missing: Iterable[str], unplaced: Iterable[str]) -> dict[str, str]:
+        open_names = set(unplaced)
+        there = {plain: name for plain, name in self._names.names.items() if name in open_names}
         return {
             ours: there[source.names[0]]
             for ours in missing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from convert.mapping import AND, Given, Pairing
@@ -17,6 +17,7 @@ from paddle_dense.files.atomic import PathLike, atomic_write, refuse_existing
 COLUMNS = ("paddle", "pytorch", "shape", "basis")
 UNDECIDED = "?"  # stands where a user has to say something
 _MAX_BYTES, _MAX_ROWS = 64 << 20, 500_000
+_MAX_NEAREST = 200  # rows of either side that name the nearest
 _COMPUTED = ("=", "+", "-", "@")  # begin what spreadsheets compute
 
 
@@ -50,18 +51,19 @@ def _rows(pairing: Pairing) -> Iterator[tuple[str, str, str, str]]:
         elif ours in pairing.untouched:
             yield _as_cell(ours), "", str(list(shape)), "stays as the network was built"
         else:
-            near = [pairing.theirs_with_shape(name) for name in pairing.nearest(ours)]
+            place = pairing.missing.index(ours)
+            near = map(pairing.theirs_with_shape, pairing.nearest(ours) if place < _MAX_NEAREST else ())
             yield _as_cell(ours), UNDECIDED, str(list(shape)), _undecided(near)
-    for theirs in pairing.unplaced:
-        near = [pairing.ours_with_shape(name) for name in pairing.nearest_place(theirs)]
+    for place, theirs in enumerate(pairing.unplaced):
+        near = map(pairing.ours_with_shape, pairing.nearest_place(theirs) if place < _MAX_NEAREST else ())
         yield UNDECIDED, _as_cell(theirs), str(list(pairing.file_shapes[theirs])), _undecided(near)
     for theirs in pairing.left_out:
         yield "", _as_cell(theirs), str(list(pairing.file_shapes[theirs])), "left out"
 
 
-def _undecided(nearest: Sequence[str]) -> str:
-    near = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    return f"no counterpart: name one in place of {UNDECIDED}, or leave the cell empty{near}"
+def _undecided(nearest: Iterable[str]) -> str:
+    near = ", ".join(nearest)
+    return f"no counterpart: name one in place of {UNDECIDED}, or leave the cell empty{near and f'; nearest: {near}'}"
 
 
 def _as_cell(text: str) -> str:

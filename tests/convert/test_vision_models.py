@@ -37,8 +37,8 @@ class Row(NamedTuple):
     network: tuple[str, dict[str, Any]] | None = None
 
 
-def halving_dropout(reference: Any) -> None:
-    """Paddle's have Dropout(mode="downscale_in_infer"), which halves what it is given in evaluation."""
+def scaling_dropout(reference: Any) -> None:
+    """Paddle's have Dropout(mode="downscale_in_infer"), which in evaluation multiplies with the share that it keeps."""
     torch = pytest.importorskip("torch")
     for module in reference.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -48,16 +48,18 @@ def halving_dropout(reference: Any) -> None:
 def of_squeezenet(reference: Any) -> None:
     """Paddle's also pads its first convolution, and its pooling rounds down."""
     torch = pytest.importorskip("torch")
-    halving_dropout(reference)
+    scaling_dropout(reference)
     reference.features[0].padding = (1, 1)
     for module in reference.modules():
         if isinstance(module, torch.nn.MaxPool2d):
             module.ceil_mode = False
 
 
-def usual_epsilon(reference: Any) -> None:
-    """torchvision's Inception normalises with an epsilon of 0.001, Paddle's with the usual 0.00001."""
+def of_inception(reference: Any) -> None:
+    """torchvision's normalises with an epsilon of 0.001, Paddle's with 0.00001; Paddle's also drops another share."""
     torch = pytest.importorskip("torch")
+    reference.dropout.p = 0.2
+    scaling_dropout(reference)
     for module in reference.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eps = 1e-5
@@ -87,8 +89,8 @@ LARGE = {
     "resnext50_32x4d": Row("names"),
     "wide_resnet50_2": Row("names"),
     "vgg16_bn": Row("names", network=("vgg16", {"batch_norm": True})),
-    "alexnet": Row("only", halving_dropout, size=224),
-    "inception_v3": Row("proposal", usual_epsilon, size=107),
+    "alexnet": Row("only", scaling_dropout, size=224),
+    "inception_v3": Row("proposal", of_inception, size=107),
 }
 
 
