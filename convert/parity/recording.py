@@ -343,21 +343,26 @@ def pairs(theirs: Sequence[Event], ours: Sequence[Event], by_order: bool) -> lis
     return [(found[n], n) for n in sorted(found)]
 
 
-def _key(event: Event, common: set[str]) -> tuple[Any, ...]:
+def _key(event: Event, common: set[str]) -> tuple[Any, ...] | None:
+    """What events that may pair have in common; None for a layer made of others, which only a name pairs."""
     if event.call:
         return ("call", event.kind, event.name if event.name in common else "")
     if event.name in common:
         return ("layer", event.name)
-    return ("leaf" if event.leaf else "layer", event.kind, event.shapes)
+    return ("leaf", event.kind, event.shapes) if event.leaf else None
 
 
 def _aligned(theirs: Sequence[Event], ours: Sequence[Event], common: set[str]) -> Iterator[tuple[int, int]]:
     """The numbers of what is the same by name, kind or shape, in the order of both."""
-    keys, own_keys = ([_key(event, common) for event in events] for events in (theirs, ours))
-    for same, i, i_end, j, j_end in SequenceMatcher(None, keys, own_keys, autojunk=False).get_opcodes():
+    both = []
+    for events in (theirs, ours):
+        keys = [_key(event, common) for event in events]
+        both.append([(key, number) for number, key in enumerate(keys) if key])
+    matcher = SequenceMatcher(None, [key for key, _ in both[0]], [key for key, _ in both[1]], autojunk=False)
+    for same, i, i_end, j, j_end in matcher.get_opcodes():
         if i_end - i == j_end - j and same in ("equal", "replace"):
-            for n, m in zip(range(i, i_end), range(j, j_end)):
+            for (key, n), (other, m) in zip(both[0][i:i_end], both[1][j:j_end]):
                 # An activation may be another one, and a function may be called in another place.
-                alike = keys[n][0] == own_keys[m][0] == "leaf" or keys[n][:2] == own_keys[m][:2]
+                alike = key[0] == other[0] == "leaf" or key[:2] == other[:2]
                 if same == "equal" or (alike and theirs[n].shapes == ours[m].shapes):
                     yield n, m
