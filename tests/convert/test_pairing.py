@@ -107,6 +107,7 @@ def test_a_prefix_of_all_names(prefix):
     refuse(pairing)
     assert names(pairing)["bn._mean"] == f"{prefix}bn.running_mean"
     assert pairing.layers["fc"] == f"{prefix}fc" and pairing.own_name(f"{prefix}fc") == "fc"
+    assert pairing.own_name("loss.fc") is None and pairing.own_name("") == ""
     assert len(pairing.notes) == 1 and pairing.notes[0].startswith("took ")
 
 
@@ -130,6 +131,16 @@ def test_a_prefix_of_most_names():
     refuse(pairing)
     assert pairing.left_out == ("loss.weight", "net.total_ops")
     assert "left out what is no part of the network: 'loss.weight', 'net.total_ops'" in pairing.notes
+
+
+def test_what_fits_without_its_first_part_is_no_prefix_of_all():
+    network = Net(a=Net(b=nn.Linear(4, 4)), conv=Net(a=nn.Linear(4, 4), b=nn.Linear(4, 4)), b=nn.Linear(4, 4))
+    layers = ("z.b", "conv.a", "conv.b", "y")
+    pairing = pair(network, stored({name: shape for layer in layers for name, shape in linear(layer, 4, 4).items()}))
+    assert names(pairing)["conv.b.weight"] == "conv.b.weight" and pairing.chosen.keys() == {
+        f"conv.{layer}.{leaf}" for layer in "ab" for leaf in ("weight", "bias")
+    }
+    assert names(pairing, "proposed")["a.b.weight"] == "z.b.weight"
 
 
 def test_wrappers_inside_names():
