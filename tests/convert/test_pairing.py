@@ -11,6 +11,7 @@ import pytest
 paddle = pytest.importorskip("paddle")
 
 from hypothesis import given as cases
+from hypothesis import settings
 from hypothesis import strategies as st
 from paddle import nn
 
@@ -732,6 +733,7 @@ def built(tree: dict) -> Net:
     return Net(**{name: built(part) if isinstance(part, dict) else PALETTE[part]() for name, part in tree.items()})
 
 
+@settings(deadline=None)  # a first call imports and compiles
 @cases(TREES, st.data())
 def test_whatever_is_certain_is_right(tree, data):
     """Some layers have other names in the file, and its tensors come in another order."""
@@ -760,6 +762,7 @@ def test_whatever_is_certain_is_right(tree, data):
 NAME = st.text(min_size=1, max_size=12)
 
 
+@settings(deadline=None)  # a first call imports and compiles
 @cases(st.dictionaries(NAME, NAME, max_size=5), st.sets(NAME, max_size=3))
 def test_any_names_survive_the_mapping_file(tmp_path_factory, pairs, left_out):
     """Whatever a stranger's file calls its tensors, down to control characters and what spreadsheets compute."""
