@@ -8,7 +8,7 @@ shapes in the same order. Only names and what is alone of its shapes is certain,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Callable, NamedTuple, Union
@@ -194,7 +194,7 @@ class Alignment:
                 for units in (self._wanted, self._stored)
             )
             self._alone = {label for label, count in mine.items() if count == theirs[label] == 1}
-            self._shapes(wanted, stored, True, NAME)
+            self._shapes(wanted, stored, True)
             self._common_sequence()
 
     # By names
@@ -239,37 +239,41 @@ class Alignment:
 
     # By order and shapes
 
-    def _shapes(self, wanted: _Node, stored: _Node, certain: bool, basis: str) -> None:
+    def _shapes(self, wanted: _Node, stored: _Node, certain: bool) -> None:
         """Pair what has no place by its name in two layers that are paired: first in their layers, then here."""
         equal = _equal_names(wanted, stored)
         for part in equal:
-            self._shapes(wanted.children[part], stored.children[part], certain, basis)
-        self._children(wanted, stored, set(equal), certain)
+            self._shapes(wanted.children[part], stored.children[part], certain)
+        self._children(wanted, stored, equal, certain)
         self._sequence(self._open(wanted), self._open(stored), certain)
 
-    def _children(self, wanted: _Node, stored: _Node, equal: set[str], certain: bool) -> None:
+    def _children(self, wanted: _Node, stored: _Node, equal: Collection[str], certain: bool) -> None:
         """Pair layers that are made of the same: all, where both sides have the same ones in the same order."""
-        mine, theirs = (
-            sorted(
-                (_Child(node, self._label_counts(node), self._rank_of(node))
-                 for part, node in parent.children.items() if part not in equal and self._open(node)),
-                key=lambda child: child.rank,
-            )
-            for parent in (wanted, stored)
-        )  # fmt: skip
+        mine, theirs = self._open_children(wanted, equal), self._open_children(stored, equal)
         counts = [Counter(child.key for child in children) for children in (mine, theirs)]
         in_order = [child.key for child in mine] == [child.key for child in theirs]
         everything = [self._label_counts(node) for node in (wanted, stored)]
         for place, child in enumerate(mine):
-            if not in_order and not counts[0][child.key] == counts[1][child.key] == 1:
+            is_one = counts[0][child.key] == counts[1][child.key] == 1
+            if not in_order and not is_one:
                 continue
             other = theirs[place] if in_order else next(other for other in theirs if other.key == child.key)
-            alone = counts[0][child.key] == 1 and all(
-                count == all_[label] for label, count in child.labels.items() for all_ in everything
+            # Nothing of the same shapes is elsewhere in the two layers, either.
+            alone = is_one and all(
+                count == in_all[label] for label, count in child.labels.items() for in_all in everything
             )
             sure = certain and alone
             self._names(child.node, other.node, sure, ONLY if sure else ORDER)
-            self._shapes(child.node, other.node, sure, ONLY if sure else ORDER)
+            self._shapes(child.node, other.node, sure)
+
+    def _open_children(self, node: _Node, equal: Collection[str]) -> list[_Child]:
+        """The layers in one that have no place by their names and hold units that have none, in order."""
+        found = [
+            _Child(child, self._label_counts(child), self._rank(units[0]))
+            for part, child in node.children.items()
+            if part not in equal and (units := self._open(child))
+        ]
+        return sorted(found, key=lambda child: child.rank)
 
     def _sequence(self, wanted: Sequence[Wanted], stored: Sequence[Stored], certain: bool) -> None:
         """Pair layers of either side: all, where they come in the same order, otherwise those that are alone."""
@@ -307,9 +311,6 @@ class Alignment:
 
     def _label_counts(self, node: _Node) -> Counter[int]:
         return Counter(self._labels[unit.signature] for unit in self._open(node))
-
-    def _rank_of(self, node: _Node) -> tuple:
-        return self._rank(self._open(node)[0])
 
 
 class _Child(NamedTuple):

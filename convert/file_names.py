@@ -43,7 +43,10 @@ class FileNames:
             self.names[plain] = name
 
     def _find(self, names: Sequence[str], wanted: Sequence[Sequence[tuple[str, ...]]]) -> None:
-        """Choose the beginnings with which most of the network's tensors have names of the file's, if many have."""
+        """Choose the beginnings with which most tensors of the network have names of the file's.
+
+        If the prefix gives less than half of them their names, it is that of a part, which has a place by itself.
+        """
         expected = dict.fromkeys(name for some in wanted for together in some for name in together)
 
         def hits(found: Iterable[str]) -> int:
@@ -55,7 +58,8 @@ class FileNames:
             renamed = dict.fromkeys(self._renamed(name, unwraps) for name in names)
             for old, new in _prefixes(renamed, expected):
                 found = hits(_replaced(name, old, new) for name in renamed)
-                if found > best and 2 * found >= min(len(names), len(wanted)):
+                under = hits(_replaced(name, old, new) for name in renamed if name.startswith(old))
+                if found > best and 2 * under > min(len(names), len(wanted)):
                     best, several = found, [old]
                     self._unwraps, self._old, self._new = unwraps, old, new
                 elif found == best and (unwraps, new) == (self._unwraps, self._new) and _are_apart(old, several):

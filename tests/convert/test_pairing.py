@@ -11,6 +11,7 @@ import pytest
 paddle = pytest.importorskip("paddle")
 
 from hypothesis import given as cases
+from hypothesis import settings
 from hypothesis import strategies as st
 from paddle import nn
 
@@ -107,6 +108,7 @@ def test_a_prefix_of_all_names(prefix):
     refuse(pairing)
     assert names(pairing)["bn._mean"] == f"{prefix}bn.running_mean"
     assert pairing.layers["fc"] == f"{prefix}fc" and pairing.own_name(f"{prefix}fc") == "fc"
+    assert pairing.own_name("loss.fc") is None and pairing.own_name("") == ""
     assert len(pairing.notes) == 1 and pairing.notes[0].startswith("took ")
 
 
@@ -130,6 +132,16 @@ def test_a_prefix_of_most_names():
     refuse(pairing)
     assert pairing.left_out == ("loss.weight", "net.total_ops")
     assert "left out what is no part of the network: 'loss.weight', 'net.total_ops'" in pairing.notes
+
+
+def test_what_fits_without_its_first_part_is_no_prefix_of_all():
+    network = Net(a=Net(b=nn.Linear(4, 4)), conv=Net(a=nn.Linear(4, 4), b=nn.Linear(4, 4)), b=nn.Linear(4, 4))
+    layers = ("z.b", "conv.a", "conv.b", "y")
+    pairing = pair(network, stored({name: shape for layer in layers for name, shape in linear(layer, 4, 4).items()}))
+    assert names(pairing)["conv.b.weight"] == "conv.b.weight" and pairing.chosen.keys() == {
+        f"conv.{layer}.{leaf}" for layer in "ab" for leaf in ("weight", "bias")
+    }
+    assert names(pairing, "proposed")["a.b.weight"] == "z.b.weight"
 
 
 def test_wrappers_inside_names():
@@ -721,6 +733,7 @@ def built(tree: dict) -> Net:
     return Net(**{name: built(part) if isinstance(part, dict) else PALETTE[part]() for name, part in tree.items()})
 
 
+@settings(deadline=None)  # a first call imports and compiles
 @cases(TREES, st.data())
 def test_whatever_is_certain_is_right(tree, data):
     """Some layers have other names in the file, and its tensors come in another order."""
@@ -749,6 +762,7 @@ def test_whatever_is_certain_is_right(tree, data):
 NAME = st.text(min_size=1, max_size=12)
 
 
+@settings(deadline=None)  # a first call imports and compiles
 @cases(st.dictionaries(NAME, NAME, max_size=5), st.sets(NAME, max_size=3))
 def test_any_names_survive_the_mapping_file(tmp_path_factory, pairs, left_out):
     """Whatever a stranger's file calls its tensors, down to control characters and what spreadsheets compute."""
