@@ -122,7 +122,8 @@ class _Search:
     ) -> None:
         self.paddle_model, self.inputs, self.atol = paddle_model, inputs, atol
         self.theirs, self.ours = theirs, ours
-        self.modules = {own_name(name) if name else "": module for name, module in torch_model.named_modules()}
+        named = torch_model.named_modules()
+        self.modules = {(own_name(name) if name else "") or name: module for name, module in named}
         self.layers = dict(paddle_model.named_sublayers(include_self=True))
         self.pairs = {m: n for n, m in pairs(theirs, ours, by_order=True)}
         self.by_name = {m for _, m in pairs(theirs, ours, by_order=False)}
@@ -247,16 +248,22 @@ class _Search:
         call = place if event.call else inside[0] if len(inside) == 1 else None
         theirs = self.theirs[self.pairs[call]].call if call is not None else None
         ours = self.ours[call].call if call is not None else None
-        layer, module = self.layers.get(event.name), self.modules.get(event.name)
+        layer, module = self.layers.get(event.name), self.modules.get(other.name)
         both = f"PyTorch has {_described(module)} and Paddle {_described(layer)}"
         if ours and theirs and relative_difference(ours.given, theirs.given) <= self.atol:
             text = f"its input is equal, so it computes something else, and no usual cause explains what: {both}"
-        elif last := next((m for m in reversed(range(place)) if m in self.equal and m in self.by_name), None):
-            text = f"no usual cause explains it, and {self.ours[last].name} is the last layer that is equal: {both}"
+        elif last := next((self.ours[m].name for m in reversed(range(place)) if self.is_equal_layer(m)), None):
+            text = f"no usual cause explains it, and {last} is the last layer that is equal: {both}"
         else:
             text = f"no usual cause explains it, and no layer before it is equal: {both}"
-        shapes = f" (its output is {list(event.shapes)} and PyTorch's {list(other.shapes)})"
-        return Cause(self.name_of(place), text + (shapes if event.shapes != other.shapes else ""), False)
+        shapes = [" and ".join(str(list(shape)) for shape in side.shapes) or "none" for side in (event, other)]
+        if shapes[0] != shapes[1]:
+            text += f"; the shape of its output is {shapes[0]}, and PyTorch's {shapes[1]}"
+        return Cause(self.name_of(place), text, False)
+
+    def is_equal_layer(self, m: int) -> bool:
+        """Whether a layer is equal, by the name that both have or because it is no more than one layer."""
+        return m in self.equal and not self.ours[m].call and (m in self.by_name or self.ours[m].leaf)
 
 
 def _described(layer: Any) -> str:

@@ -275,11 +275,17 @@ def in_float64(
     except Exception as error:  # a network of the user's own may raise anything
         if is_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()
         return None, (
-            f"the networks could not be run in float64 ({type(error).__name__}: {reason[-1] if reason else ''}), where "
-            f"mistakes are told from rounding: let them take the dtype of their inputs and weights"
+            f"the networks could not be run in float64 ({reason_of(error)}), where mistakes are told from rounding: "
+            f"let them take the dtype of their inputs and weights"
         )
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception of either framework says, its class before it, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if "Error:" in line or line.startswith("(")), lines[-1] if lines else "")
+    return f"{type(error).__name__}: {line[:200]}"
 
 
 def layer_differences(

@@ -16,6 +16,7 @@ from convert.parity.forward import (
     evaluation,
     in_float64,
     layers_in_both_precisions,
+    reason_of,
     settled,
 )
 from convert.parity.recording import OwnName, without_dropout
@@ -141,21 +142,14 @@ def _failure(
             run(torch_model, for_torch(inputs, torch_model))
     except Exception as fault:
         return ValueError(
-            f"the PyTorch network cannot be run on the inputs ({_reason(fault)}): give what its forward takes with "
+            f"the PyTorch network cannot be run on the inputs ({reason_of(fault)}): give what its forward takes with "
             f"--inputs MODULE:FUNCTION (in Python: inputs=)"
         )
     with evaluation(torch_model, paddle_model):
         # As they are: in float64 it might fail earlier, for want of a kernel.
         cause = find_cause(torch_model, paddle_model, inputs, own_name, atol, partial=True)
-    said = str(error) if isinstance(error, WeightsError) else f"the Paddle network fails ({_reason(error)})"
+    said = str(error) if isinstance(error, WeightsError) else f"the Paddle network fails ({reason_of(error)})"
     return WeightsError(f"{said}; it {cause}" if cause else said)
-
-
-def _reason(error: Exception) -> str:
-    """An exception's own words, its class before them, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if "Error:" in line or line.startswith("(")), lines[-1] if lines else "")
-    return f"{type(error).__name__}: {line[:200]}"
 
 
 def _in_evaluation(
