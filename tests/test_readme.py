@@ -412,7 +412,7 @@ NEEDED = {
     r"training plot": "matplotlib",
 }
 # Seconds; everything else of the kind has a quick test where it is made.
-SLOW = r"^python3 -m venv|--data digits|--benchmark|deploy|parity|--reference|--images|a\.pth b\.pth|best|--allow|--network"
+SLOW = r"^python3 -m venv|--data digits|--benchmark|deploy|parity|--reference|--network|--images|b\.pth|best|--allow"
 
 
 def _every_command() -> Iterator[Any]:
