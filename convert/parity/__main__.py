@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if options.network and not options.reference:
         raise UsageError("--network is compared with the PyTorch network: give it with --reference MODULE:FACTORY")
     if not (args.checkpoints or options.network):
-        raise UsageError("there is nothing to compare: give a checkpoint, or --network and --reference")
+        raise UsageError("there is nothing to compare: give a CKPT, or --network with --reference")
 
     def work(number: int, result: Result) -> int:
         # Read first: a bad file is reported before Paddle is loaded, which takes seconds.

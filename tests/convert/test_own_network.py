@@ -221,7 +221,7 @@ WRONG = {
     "config": ([*OWN, "--config", "a=1"], 2, "--config is for networks of this package"),
     "compact": ([*OWN, "--compact"], 2, "--compact is for networks of this package"),
     "trained form": ([*OWN, "--keep-trained-form"], 2, "--keep-trained-form is for networks of this package"),
-    "form": (["--network", "own_paddle"], 2, "must have the form MODULE:FUNCTION"),
+    "form": (["--network", "own_paddle"], 2, "must have the form MODULE:FACTORY"),
     "no module": (["--network", "nowhere:build"], 2, "--network nowhere:build"),
     "no function": (["--network", "own_paddle:nothing"], 2, "--network own_paddle:nothing"),
     "no layer": (["--network", "own_torch:no_network"], 2, "return a paddle.nn.Layer"),
