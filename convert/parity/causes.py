@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from paddle import nn
 
 _ROUNDING = 1e-7  # what kernels that compute constants in float32 leave in float64
-_RUNS = 150  # of the Paddle network, at most
+_RUNS = 80  # of the Paddle network, at most
 _PLACES, _CALLS = 8, 12  # that are tried, at most
 _ACTIVATIONS = (
     "relu",
