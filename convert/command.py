@@ -129,9 +129,10 @@ def read_options(args: argparse.Namespace, kind: type[Options]) -> Options:
     clash = overlap([args.report], inputs) if args.report else None
     if clash:
         raise UsageError(f"--report {clash}")
-    for option, what in {"reference": "FACTORY", "network": "FACTORY", "inputs": "FUNCTION", "loss": "FUNCTION"}.items():
+    for option in ("reference", "network", "inputs", "loss"):
         name = getattr(args, option, None)
         if name and not all(name.partition(":")):
+            what = "FACTORY" if option in ("reference", "network") else "FUNCTION"
             raise UsageError(f"--{option} {name} must have the form MODULE:{what}")
     _check_own_network(args)
     if not args.atol >= 0:
