@@ -26,6 +26,7 @@ from convert.verification import own_reference, unchecked
 from paddle_dense.errors import WeightsError, naming
 from paddle_dense.evaluation import on_cpu
 from paddle_dense.files import WeightsFile, open_weights
+from paddle_dense.files.names import STATISTICS
 from paddle_dense.files.reparametrised import whole_weights
 from paddle_dense.files.sidecar import sidecar_path, write_with_sidecar
 from paddle_dense.files.spelling import Selection
@@ -309,12 +310,18 @@ def _for_own_network(file: WeightsFile, options: Options, result: Result) -> tup
     """The user's own network, and the file's tensors in their places in it."""
     network, tensors = own_network(options.network or ""), Tensors.of(file)
     pairing, state = placed(network, tensors, options.selection, options.map, options.allow_nonfinite)
-    result.arch, result.params = options.network, sum(int(parameter.size) for parameter in network.parameters())
+    result.arch, result.params = options.network, _count_parameters(network)
     result.container, result.left_out, result.atol = file.container, list(pairing.left_out), options.atol
     result.warnings += [*file.warnings, *tensors.notes, *pairing.notes]
     if options.report:
         result.weights = summarise(state)
     return network, pairing, state
+
+
+def _count_parameters(network: nn.Layer) -> int:
+    """How many numbers learn; Paddle files BN's running statistics under parameters."""
+    named = network.named_parameters()
+    return sum(int(parameter.size) for name, parameter in named if name.rpartition(".")[2] not in STATISTICS.values())
 
 
 # Both

@@ -132,6 +132,7 @@ def test_a_network_of_ones_own_converts(folder, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["arch"], told["verified"], told["checked_against"]) == ("own_paddle:build", True, "own_torch:build")
     assert told["max_rel_diff"] < 1e-6
+    assert told["params"] == 224 + 16 + 72 + 72
     sidecar = json.loads(Path("own.json").read_text(encoding="utf-8"))
     assert sidecar["network"] == "own_paddle:build"
     assert "arch" not in sidecar
