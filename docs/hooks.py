@@ -42,8 +42,10 @@ def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to notebooks lead to their pages; a page that has no translation says so among the translated ones."""
+    """Links to notebooks, and in these to documents, lead to pages; what has no translation says so among those that do."""
     markdown = re.sub(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
+    if page.file.src_uri.startswith("notebooks/"):  # which lie next to the documents, not among them
+        markdown = markdown.replace("](../docs/", "](../")
     translated = page.file.locale == page.file.locale_alternate_of
     if translated or page.file.src_uri.startswith("notebooks/"):  # which are in both languages
         return markdown
