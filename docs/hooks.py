@@ -42,7 +42,7 @@ def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to notebooks, and from them, lead to pages; a page without a translation says so among the translated ones."""
+    """Links to notebooks, and from them, lead to pages; a page without a translation says so among the others."""
     markdown = re.sub(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
     if page.file.src_uri.startswith("notebooks/"):  # which lie next to the documents, not among them
         markdown = markdown.replace("](../docs/", "](../")
