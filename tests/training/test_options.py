@@ -14,7 +14,8 @@ from PIL import Image
 
 paddle = pytest.importorskip("paddle")
 
-from paddle_dense import CondenseNet
+from paddle_dense import CondenseNet, save_weights
+from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.commands.train import main, parser
 from paddle_dense.files.weights import read_weights
 from paddle_dense.training.progress import Progress
@@ -155,6 +156,30 @@ def test_a_recipe_brings_dropout_stochastic_depth_and_ema(images, tmp_path):
     assert run.network.config["drop_rate"] == 0.2 == run.network.config["drop_path_rate"] and run.keeps_ema
     own = Settings(str(images), "condconv-imagenet", model="EfficientNetCondConv", config={**config, "drop_rate": 0.5})
     assert Run(own, tmp_path).network.config["drop_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "names, kept",
+    [
+        ([entry.synset for entry in imagenet()], True),
+        (imagenet_classes("zh"), True),
+        ([entry.synset for entry in reversed(imagenet())], False),
+    ],
+    ids=["synsets", "Chinese", "another order"],
+)
+@pytest.mark.filterwarnings("ignore:.*the classifier is newly initialised:UserWarning")
+def test_the_classifier_is_kept_for_imagenets_classes_by_any_name(tmp_path, names, kept):
+    network = CondenseNet([1], [8], num_classes=1000, condensed=False)
+    network.classes = imagenet_classes()
+    save_weights(network, tmp_path / "model.pdparams")
+    for part in ("train", "val"):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{part}.png")
+        lines = [f"{part}.png {number}\n" for number in range(1000)]
+        (tmp_path / f"{part}_list.txt").write_text("".join(lines))
+    lines = [f"{number} {name}\n" for number, name in enumerate(names)]
+    (tmp_path / "label_list.txt").write_text("".join(lines), encoding="utf-8")
+    run = Run(Settings(str(tmp_path), "finetune", pretrained=str(tmp_path / "model.pdparams")), tmp_path)
+    assert paddle.equal_all(run.network.classifier.weight, network.classifier.weight).item() is kept
 
 
 @pytest.mark.parametrize(
