@@ -259,6 +259,22 @@ def test_a_file_that_is_none_of_options(train, tmp_path, content, message):
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["mine.yaml"])
 
 
+def test_weights_are_evaluated_on_the_images_that_their_run_held_out(train):
+    train(*NETWORK, *COMMON, "--epochs", 1, "--seed", 3, "-o", "run")
+    evaluate = ["--pretrained", "run/model_last.pdparams", "--eval-only"]
+    status, by_run, _ = train("--resume", "run", "--eval-only", data=False)
+    assert status == 0 and train(*evaluate) == (0, by_run, "") and "note" not in by_run
+    by_other = train(*evaluate, "--seed", 0)[1]
+    assert by_other != by_run and "note" not in by_other
+    sidecar = Path("run/model_last.json")
+    told = json.loads(sidecar.read_text())
+    for training in ({}, [], {"seed": "3"}, {"seed": -1}, {"seed": True}, {"seed": 2**63}):
+        sidecar.write_text(json.dumps({**told, "training": training}))
+        status, out, _ = train(*evaluate)
+        assert status == 0 and out.endswith(by_other)
+        assert "run/model_last.pdparams does not say by which seed it was trained: if it learned from this data" in out
+
+
 def test_every_setting_is_an_option():
     known = {action.dest for action in parser()._actions}
     assert set(Settings.__dataclass_fields__) <= known
