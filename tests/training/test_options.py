@@ -14,17 +14,34 @@ from PIL import Image
 
 paddle = pytest.importorskip("paddle")
 
+from benchmarks import recipes
 from paddle_dense import CondenseNet, save_weights
 from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.commands.train import main, parser
 from paddle_dense.files.weights import read_weights
 from paddle_dense.training.progress import Progress
+from paddle_dense.training.recipes import RECIPES
 from paddle_dense.training.run import Run, Settings
 
 NETWORK = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2"]
 COMMON = ["--size", "48", "--epochs", "3", "--batch-size", "4", "--recipe", "finetune"]
 CONDCONV = ["--model", "EfficientNetCondConv", "--config", "channel_multiplier=0.25,depth_multiplier=0.5,num_experts=2"]
 CSP = ["--model", "CSPDenseNet", "--config", "growth_rate=8,block_config=1-1,num_init_features=8"]
+DENSENET = ["--model", "DenseNet", "--config", "growth_rate=8,block_config=1-1,num_init_features=8,small_inputs=true"]
+V2 = ["--model", "CondenseNetV2", "--config", "stages=1-1,growth=8-8,fc_channel=16,group_1x1=4,group_3x3=4"]
+OF_RECIPES = {
+    "condensenetv2-imagenet": V2,
+    "condensenet-imagenet": NETWORK,
+    "condensenet-cifar": NETWORK,
+    "condensenet182-cifar": NETWORK,
+    "densenet-imagenet": DENSENET,
+    "densenet-cifar": DENSENET,
+    "cspnet-imagenet": CSP,
+    "condconv-imagenet": CONDCONV,
+    "digits": V2,
+    "scratch": V2,
+    "finetune": NETWORK,
+}
 OPTIONS = {
     "mixup and cutmix": [*NETWORK, *COMMON, "--mixup", "0.4", "--cutmix", "1.0", "--ema"],
     "smoothing, weights, clipping": [
@@ -49,8 +66,7 @@ OPTIONS = {
         "0.5",
     ],
     "early stopping": [*NETWORK, *COMMON, "--epochs", "9", "--patience", "1", "--learning-rate", "0.5"],
-    "condconv-imagenet": [*CONDCONV, *COMMON, "--recipe", "condconv-imagenet"],
-    "cspnet-imagenet": [*CSP, *COMMON, "--recipe", "cspnet-imagenet"],
+    **{recipe: [*network, *COMMON, "--recipe", recipe] for recipe, network in OF_RECIPES.items()},
 }
 
 
@@ -116,6 +132,10 @@ def test_cut_off_within_an_epoch_it_ends_where_it_would_have(train, options):
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=f"{file}: {name}")
+
+
+def test_every_recipe_is_among_those_that_are_cut_off_and_that_are_shown_to_learn():
+    assert RECIPES.keys() == OF_RECIPES.keys() == recipes.TASKS.keys()
 
 
 def test_accumulated_batches_are_one_update(train):
