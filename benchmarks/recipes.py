@@ -5,8 +5,8 @@ learns. Of the 450 held-out digits it prints the share that is right before trai
 it, with the weights of the last epoch (the EMA weights where the recipe keeps them).
 
 Augmentation for ImageNet leaves little of a digit: a tenth of its area, mirrored, inverted, in part erased. The less
-of it a recipe has, the more it learns in 20 epochs. EfficientNet halves the image five times, so that of 32 pixels one
-is left, and it learns nothing by this recipe then, in PyTorch as little as here; 64 pixels are enough.
+of it a recipe has, the more is learned in 20 epochs. EfficientNet halves the image five times, so that of 32 pixels one
+is left, of which it learns less still; its digits are enlarged to 64 pixels.
 """
 
 from __future__ import annotations
