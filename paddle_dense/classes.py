@@ -44,6 +44,13 @@ def imagenet_classes(language: str = "en") -> list[str]:
     return [entry[LANGUAGES[language]] for entry in imagenet()]
 
 
+def class_numbers(classes: Sequence[str]) -> dict[str, int]:
+    """From a name to the class's number; from ImageNet's synsets and names in every language as well."""
+    if any(list(classes) == imagenet_classes(language) for language in LANGUAGES):
+        return {name: number for number, entry in enumerate(imagenet()) for name in entry}
+    return {name: number for number, name in enumerate(classes)}
+
+
 def translated(classes: Sequence[str], language: str) -> Sequence[str]:
     """ImageNet's names in another language; names of other classes stay as they are.
 

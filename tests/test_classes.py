@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paddle_dense as pd_
-from paddle_dense.classes import imagenet, imagenet_classes, read_labels, translated
+from paddle_dense.classes import class_numbers, imagenet, imagenet_classes, read_labels, translated
 from paddle_dense.commands import deploy, train
 from paddle_dense.data import DIGITS_MEAN, DIGITS_STD, Preprocessing
 from paddle_dense.errors import WeightsError
@@ -47,6 +47,15 @@ def test_every_class_has_one_name_in_each_language_and_no_two_share_one():
 def test_only_imagenets_names_are_translated():
     assert translated(imagenet_classes(), "zh")[2] == "大白鲨"
     assert translated(["cat", "dog"], "zh") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_imagenets_classes_are_known_by_each_of_their_names(language):
+    info, numbers = peer("timm.data").ImageNetInfo("imagenet-1k"), class_numbers(imagenet_classes(language))
+    for names in (info.label_names(), imagenet_classes("en"), imagenet_classes("zh")):
+        assert [numbers[name] for name in names] == list(range(1000))
+    assert len(numbers) == 3000 - 1  # iPod is the same word in both languages
+    assert class_numbers(["dog", "n01440764"]) == {"dog": 0, "n01440764": 1}
 
 
 def test_labels_may_begin_with_a_byte_order_mark(tmp_path):

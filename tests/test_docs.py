@@ -185,6 +185,18 @@ def test_every_command_is_in_the_reference():
     assert {module for module, _ in COMMANDS.values()} <= set(script("tables").COMMANDS.values())
 
 
+def test_every_recipe_is_shown_to_learn():
+    """The rows of ``python -m benchmarks.recipes``: the options, and what is right before training and after it."""
+    from benchmarks.recipes import TASKS
+
+    row = re.compile(r"^\| `([\w-]+)` \| `(--model[^`]+)` \| ([\d.]+)% \| ([\d.]+)% \|", re.MULTILINE)
+    pages = ("training.md", "training.zh.md")
+    english, chinese = (row.findall((DOCS / "reference" / name).read_text("utf-8")) for name in pages)
+    assert english == chinese
+    assert {recipe: options for recipe, options, *_ in english} == TASKS
+    assert all(float(after) > float(before) + 15 for *_, before, after in english)
+
+
 def test_the_figures_of_the_documents_are_there():
     shown = {
         (document.parent / figure).resolve()

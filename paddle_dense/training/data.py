@@ -40,6 +40,7 @@ class ImageData(Dataset):
         in_channels: 1 for grey images, 3 for colour.
         input_size: the side of the images, in pixels, where all have the same.
         mean, std: of each channel, whose values are in [0, 1], where the data has numbers of its own.
+        by_seed: whether the seed decides which images are tested on.
     """
 
     classes: list[str]
@@ -48,6 +49,7 @@ class ImageData(Dataset):
     input_size: int | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    by_seed: bool = False
 
 
 def open_data(
@@ -295,14 +297,14 @@ class ImageFolder(ImageFiles):
         train, test = _part_folders(Path(root), val_split)
         folder = test if test and part == "test" else train
         self.classes = _same_classes(train, test or train)
-        self.samples = []
+        self.samples, self.by_seed = [], test is None
         for label, name in enumerate(self.classes):
             paths = list(images_below(folder / name))
             if folder == train and not paths:
                 of = " from both parts" if test else ""
                 raise DataError(f"{folder / name}: holds no images: add some, or remove the class{of}")
             self.samples += [(path, label) for path in paths]
-        if test is None:
+        if self.by_seed:
             self.samples = held_out(self.samples, root, val_split or VAL_SPLIT, seed)[part == "test"]
         if not self.samples:
             raise DataError(f"{folder}: holds no images: add some in a folder for each class")
@@ -333,6 +335,7 @@ class ListedImages(ImageFiles):
             )
         root = Path(image_root) if image_root else train.parent
         self.classes, trained, tested = read_lists(train, test, root)
+        self.by_seed = test is None
         if val_split is not None:
             trained, tested = held_out(trained, root, val_split, seed)
         self.samples = trained if part == "train" else tested

@@ -16,7 +16,7 @@ import paddle
 from paddle import distributed, nn
 
 from paddle_dense.checkpoints import load_model, load_pretrained, save_weights
-from paddle_dense.classes import imagenet, imagenet_classes
+from paddle_dense.classes import class_numbers
 from paddle_dense.condensing import condense
 from paddle_dense.cost import check_cost
 from paddle_dense.data import Preprocessing
@@ -429,10 +429,10 @@ def _network(settings: Settings, recipe: Recipe, data: ImageData) -> nn.Layer:
 
 def _tells_apart(network: nn.Layer, classes: Sequence[str]) -> bool:
     """Whether a network's classes are these, in this order, as far as it is known what they are called."""
-    if network.classes is None or len(network.classes) != len(classes):
+    if network.classes is None or len(network.classes) != len(classes) or list(network.classes) == list(classes):
         return True
-    synsets = [entry.synset for entry in imagenet()]
-    return list(classes) in (list(network.classes), synsets if list(network.classes) == imagenet_classes() else None)
+    numbers = class_numbers(network.classes)
+    return [numbers.get(name) for name in classes] == list(range(len(classes)))
 
 
 def _preprocessing(network: nn.Layer, data: ImageData, size: int | None) -> Preprocessing:

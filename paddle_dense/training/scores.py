@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from paddle_dense.classes import IMAGENET_COUNT, LANGUAGES, imagenet, imagenet_classes
+from paddle_dense.classes import IMAGENET_COUNT, class_numbers
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import DataError, naming, shown
 from paddle_dense.files.atomic import PathLike, atomic_write
@@ -72,7 +72,7 @@ def labelled_images(data: PathLike, classes: Sequence[str] | None, list_file: Pa
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: has no folder for each class: give --list FILE with the class of each image")
-    numbers = _numbers(classes) if classes else {name: number for number, name in enumerate(folders)}
+    numbers = class_numbers(classes) if classes else {name: number for number, name in enumerate(folders)}
     samples = []
     for name in folders:
         if name not in numbers:
@@ -84,13 +84,6 @@ def labelled_images(data: PathLike, classes: Sequence[str] | None, list_file: Pa
     if not samples:
         raise DataError(f"{root}: holds no images: put some into the folders of the classes")
     return LabelledFiles(samples, classes or folders)
-
-
-def _numbers(classes: Sequence[str]) -> dict[str, int]:
-    """From a name to the class's number; from ImageNet's synsets and names in every language as well."""
-    if any(list(classes) == imagenet_classes(language) for language in LANGUAGES):
-        return {name: number for number, entry in enumerate(imagenet()) for name in entry}
-    return {name: number for number, name in enumerate(classes)}
 
 
 def _some(classes: Sequence[str] | None) -> str:
@@ -125,7 +118,7 @@ def _listed(root: Path, path: Path, classes: Sequence[str] | None) -> Iterator[t
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read ({error}): give a text file of lines such as x.jpg 7") from error
-    numbers, found = _numbers(classes or []), False
+    numbers, found = class_numbers(classes or []), False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

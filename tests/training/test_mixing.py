@@ -10,11 +10,13 @@ import pytest
 paddle = pytest.importorskip("paddle")
 
 import paddle_dense as pd_
+from paddle_dense.files.layout import to_torch
 from paddle_dense.training.freezing import freeze
 from paddle_dense.training.mixing import Mixing, SharedLoss, WeightedCrossEntropy, class_weights
 from paddle_dense.training.optimizers import OPTIMIZERS, decay_rates, make_optimizer
+from paddle_dense.training.recipes import recipe
 from paddle_dense.training.schedule import WarmupDecay
-from tests.helpers import random_images, small
+from tests.helpers import arrays, loaded, random_images, small
 from tests.peers import peer
 
 RANDOM = np.random.default_rng(0)
@@ -271,3 +273,39 @@ def test_rmsprop_takes_the_steps_of_timms_for_efficientnets():
         found.step()
         found.clear_grad()
         np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_the_recipe_of_condconv_takes_the_steps_of_timm():
+    """The network, its gradients, mixed targets, the schedule and the optimizer together, from the same weights."""
+    torch, timm = pytest.importorskip("torch"), peer("timm")
+    from timm.optim import RMSpropTF
+
+    own, size = recipe("condconv-imagenet"), {"channel_multiplier": 0.25, "depth_multiplier": 0.25}
+    network = pd_.EfficientNetCondConv(**size, num_classes=4)
+    theirs = timm.models.efficientnet._gen_efficientnet_condconv("efficientnet_cc_b0_4e", **size, num_classes=4)
+    loaded(theirs, {**arrays(theirs), **to_torch(arrays(network))})
+    network.to(dtype="float64").train()
+    theirs.double().train()
+    rate = own.schedule(0.002, steps_per_epoch=40, epochs=20)
+    found = make_optimizer(own.optimizer, rate, network.parameters(), own.weight_decay)
+    expected = RMSpropTF(theirs.parameters(), lr=1, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=own.weight_decay)
+    mixing = Mixing(4, own.mixup, own.cutmix, seed=0)
+    for step in range(6):
+        images, targets = (tensor.astype("float64") for tensor in mixing(step, *batch(8, (32, 32))))
+        ours = paddle.nn.functional.cross_entropy(
+            network(images), paddle.nn.functional.label_smooth(targets, epsilon=own.label_smoothing), soft_label=True
+        )
+        ours.backward()
+        expected.param_groups[0]["lr"] = rate()
+        logits, labels = theirs(torch.from_numpy(images.numpy())), torch.from_numpy(targets.numpy())
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=own.label_smoothing)
+        expected.zero_grad()
+        loss.backward()
+        for optimizer in (found, expected):
+            optimizer.step()
+        found.clear_grad()
+        rate.step()
+        assert ours.item() == pytest.approx(loss.item(), rel=1e-7)
+    changed = to_torch(arrays(network))
+    for name, parameter in theirs.named_parameters():
+        np.testing.assert_allclose(changed[name], parameter.detach().numpy(), rtol=0, atol=1e-7, err_msg=name)

@@ -14,16 +14,34 @@ from PIL import Image
 
 paddle = pytest.importorskip("paddle")
 
-from paddle_dense import CondenseNet
+from benchmarks import recipes
+from paddle_dense import CondenseNet, save_weights
+from paddle_dense.classes import imagenet, imagenet_classes
 from paddle_dense.commands.train import main, parser
 from paddle_dense.files.weights import read_weights
 from paddle_dense.training.progress import Progress
+from paddle_dense.training.recipes import RECIPES
 from paddle_dense.training.run import Run, Settings
 
 NETWORK = ["--model", "CondenseNet", "--config", "stages=1-1,growth=8-8,init_stride=2"]
 COMMON = ["--size", "48", "--epochs", "3", "--batch-size", "4", "--recipe", "finetune"]
 CONDCONV = ["--model", "EfficientNetCondConv", "--config", "channel_multiplier=0.25,depth_multiplier=0.5,num_experts=2"]
 CSP = ["--model", "CSPDenseNet", "--config", "growth_rate=8,block_config=1-1,num_init_features=8"]
+DENSENET = ["--model", "DenseNet", "--config", "growth_rate=8,block_config=1-1,num_init_features=8,small_inputs=true"]
+V2 = ["--model", "CondenseNetV2", "--config", "stages=1-1,growth=8-8,fc_channel=16,group_1x1=4,group_3x3=4"]
+OF_RECIPES = {
+    "condensenetv2-imagenet": V2,
+    "condensenet-imagenet": NETWORK,
+    "condensenet-cifar": NETWORK,
+    "condensenet182-cifar": NETWORK,
+    "densenet-imagenet": DENSENET,
+    "densenet-cifar": DENSENET,
+    "cspnet-imagenet": CSP,
+    "condconv-imagenet": CONDCONV,
+    "digits": V2,
+    "scratch": V2,
+    "finetune": NETWORK,
+}
 OPTIONS = {
     "mixup and cutmix": [*NETWORK, *COMMON, "--mixup", "0.4", "--cutmix", "1.0", "--ema"],
     "smoothing, weights, clipping": [
@@ -48,8 +66,7 @@ OPTIONS = {
         "0.5",
     ],
     "early stopping": [*NETWORK, *COMMON, "--epochs", "9", "--patience", "1", "--learning-rate", "0.5"],
-    "condconv-imagenet": [*CONDCONV, *COMMON, "--recipe", "condconv-imagenet"],
-    "cspnet-imagenet": [*CSP, *COMMON, "--recipe", "cspnet-imagenet"],
+    **{recipe: [*network, *COMMON, "--recipe", recipe] for recipe, network in OF_RECIPES.items()},
 }
 
 
@@ -117,6 +134,10 @@ def test_cut_off_within_an_epoch_it_ends_where_it_would_have(train, options):
             np.testing.assert_array_equal(found[name], array, err_msg=f"{file}: {name}")
 
 
+def test_every_recipe_is_among_those_that_are_cut_off_and_that_are_shown_to_learn():
+    assert RECIPES.keys() == OF_RECIPES.keys() == recipes.TASKS.keys()
+
+
 def test_accumulated_batches_are_one_update(train):
     """Two halves give the weights of one whole batch, where no BN layer sees the difference."""
     frozen = [*NETWORK, *COMMON, "--freeze", "backbone", "--learning-rate", "0.1"]
@@ -155,6 +176,30 @@ def test_a_recipe_brings_dropout_stochastic_depth_and_ema(images, tmp_path):
     assert run.network.config["drop_rate"] == 0.2 == run.network.config["drop_path_rate"] and run.keeps_ema
     own = Settings(str(images), "condconv-imagenet", model="EfficientNetCondConv", config={**config, "drop_rate": 0.5})
     assert Run(own, tmp_path).network.config["drop_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "names, kept",
+    [
+        ([entry.synset for entry in imagenet()], True),
+        (imagenet_classes("zh"), True),
+        ([entry.synset for entry in reversed(imagenet())], False),
+    ],
+    ids=["synsets", "Chinese", "another order"],
+)
+@pytest.mark.filterwarnings("ignore:.*the classifier is newly initialised:UserWarning")
+def test_the_classifier_is_kept_for_imagenets_classes_by_any_name(tmp_path, names, kept):
+    network = CondenseNet([1], [8], num_classes=1000, condensed=False)
+    network.classes = imagenet_classes()
+    save_weights(network, tmp_path / "model.pdparams")
+    for part in ("train", "val"):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{part}.png")
+        lines = [f"{part}.png {number}\n" for number in range(1000)]
+        (tmp_path / f"{part}_list.txt").write_text("".join(lines))
+    lines = [f"{number} {name}\n" for number, name in enumerate(names)]
+    (tmp_path / "label_list.txt").write_text("".join(lines), encoding="utf-8")
+    run = Run(Settings(str(tmp_path), "finetune", pretrained=str(tmp_path / "model.pdparams")), tmp_path)
+    assert paddle.equal_all(run.network.classifier.weight, network.classifier.weight).item() is kept
 
 
 @pytest.mark.parametrize(
@@ -232,6 +277,22 @@ def test_a_file_that_is_none_of_options(train, tmp_path, content, message):
     status, _, err = train("--config-file", "mine.yaml")
     assert status == 1 and message in err and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["mine.yaml"])
+
+
+def test_weights_are_evaluated_on_the_images_that_their_run_held_out(train):
+    train(*NETWORK, *COMMON, "--epochs", 1, "--seed", 3, "-o", "run")
+    evaluate = ["--pretrained", "run/model_last.pdparams", "--eval-only"]
+    status, by_run, _ = train("--resume", "run", "--eval-only", data=False)
+    assert status == 0 and train(*evaluate) == (0, by_run, "") and "note" not in by_run
+    by_other = train(*evaluate, "--seed", 0)[1]
+    assert by_other != by_run and "note" not in by_other
+    sidecar = Path("run/model_last.json")
+    told = json.loads(sidecar.read_text())
+    for training in ({}, [], {"seed": "3"}, {"seed": -1}, {"seed": True}, {"seed": 2**63}):
+        sidecar.write_text(json.dumps({**told, "training": training}))
+        status, out, _ = train(*evaluate)
+        assert status == 0 and out.endswith(by_other)
+        assert "run/model_last.pdparams does not say by which seed it was trained: if it learned from this data" in out
 
 
 def test_every_setting_is_an_option():
