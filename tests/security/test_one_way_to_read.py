@@ -40,6 +40,7 @@ ALLOWED = {
     "tests/convert/test_torch2paddle.py": {"paddle.load", "torch.load"},
     "tests/convert/test_paddle2torch.py": {"torch.load", "safetensors.safe_open"},
     "tests/convert/test_report.py": {"torch.load"},
+    "tests/convert/test_own_network.py": {"paddle.load", "torch.load"},
     "tests/training/test_data.py": {"pickle.loads"},
     "tests/security/test_fuzz.py": {"pickle.loads"},
     "tests/security/test_wrong_weights.py": {"torch.load"},
