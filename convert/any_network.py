@@ -17,7 +17,7 @@ from convert.factories import call, function
 from convert.mapping import Pairing, pair, refuse
 from convert.mapping_file import read_mapping, write_proposal
 from convert.options import Options, ParityOptions
-from convert.parity.forward import load_torch_state
+from convert.parity.forward import copied, load_torch_state
 from convert.parity.network import compare_networks
 from convert.pytorch import pytorch_fault
 from convert.report import summarise
@@ -146,7 +146,7 @@ def convert(
     label, tensors = _tensors(torch_state)
     selection = Selection(drop, tuple((rename or {}).items()), part)
     before = {name: tensor.numpy() for name, tensor in paddle_layer.state_dict().items()}
-    result = Result(label, arch=type(paddle_layer).__name__, atol=atol)
+    result = _result(label, paddle_layer, reference, atol)
     with naming(label), on_cpu():
         pairing, state = placed(paddle_layer, tensors, selection, mapping, allow_nonfinite)
         result.left_out, result.warnings = list(pairing.left_out), [*tensors.notes, *pairing.notes]
@@ -195,13 +195,20 @@ def compare(
         WeightsError: the tensors of the two do not pair.
         ValueError: the networks cannot be run on the inputs.
     """
-    result = Result(type(torch_module).__name__, arch=type(paddle_layer).__name__, atol=atol)
+    result = _result(type(torch_module).__name__, paddle_layer, torch_module, atol)
     selection = Selection(rename=tuple((rename or {}).items()))
     with on_cpu():
         pairing = pair(paddle_layer, Tensors.in_state(torch_module.state_dict()).stored, selection, _given(mapping))
         refuse(pairing)
         run_both(pairing, torch_module, paddle_layer, inputs, result, loss, steps, learning_rate)
     return result
+
+
+def _result(label: str, network: nn.Layer, reference: torch.nn.Module | None, atol: float) -> Result:
+    against = type(reference).__name__ if reference is not None else None
+    return Result(
+        label, arch=type(network).__name__, params=_count_parameters(network), checked_against=against, atol=atol
+    )
 
 
 def _tensors(weights: TorchWeights) -> tuple[str, Tensors]:
@@ -361,9 +368,11 @@ def run_both(
     learning_rate: float = 0.01,
 ) -> None:
     """Compare both networks as they are; the figures and warnings go into the result."""
+    # On a GPU, float32 is not always float32.
+    elsewhere = any(not tensor.place.is_cpu_place() for tensor in network.state_dict().values())
     found = compare_networks(
         reference,
-        network,
+        copied(network).to(device="cpu") if elsewhere else network,
         example_inputs(reference) if inputs is None else inputs,
         own_name=pairing.own_name,
         to_paddle=lambda tensors: made_of(tensors, pairing.chosen),

@@ -68,6 +68,18 @@ class Result:
     error: str | None = None
     seconds: float | None = None
 
+    def __str__(self) -> str:
+        """What was found, in one line."""
+        networks, parity = f"{self.input} in PyTorch and {self.arch} in Paddle", self.parity
+        if self.error or self.difference or not parity:
+            return f"{networks}: {self.error or self.difference or 'not compared'}"
+        said = [f"the {parity.what} agree to {parity.max_rel_diff:.1e} of their scale"]
+        if self.layers:
+            said.append(f"{len(self.layers)} layers to {max(layer.float64 for layer in self.layers):.1e} in float64")
+        if self.training:
+            said.append(f"losses, gradients and updates do so in {len(self.training.steps)} training steps")
+        return f"{networks}: {', '.join(said)}"
+
     @property
     def max_abs_diff(self) -> float | None:
         """Largest absolute difference of any logit; None where both were not run."""

@@ -320,12 +320,17 @@ def test_compare_tells_of_weights_that_differ(folder):
     from own_paddle import build
 
     ours, theirs = build(), _torch_network()
-    assert "differ" in convert.compare(theirs, ours).difference
+    different = convert.compare(theirs, ours)
+    assert different.difference in str(different)
+    assert "differs first in conv" in different.difference
     convert.convert(theirs, ours)
     result = convert.compare(theirs, ours, steps=2)
     assert result.difference is None
     assert result.verified
     assert [layer.name for layer in result.layers][:2] == ["conv", "bn"]
+    assert str(result).startswith("Net in PyTorch and Net in Paddle: the logits agree to ")
+    assert str(result).endswith("in 2 training steps")
+    assert (result.params, result.checked_against) == (384, "Net")
 
 
 def test_weight_norm_goes_over_in_parts(folder):
