@@ -16,6 +16,7 @@ import paddle
 
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError
+from paddle_dense.evaluation import double_precision, paddle_in_double_precision, rounded
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
 from paddle_dense.images import read_image
@@ -23,7 +24,7 @@ from paddle_dense.layers.sfr import grouped_convolutions
 
 if TYPE_CHECKING:
     import torch
-    from paddle import Tensor, nn
+    from paddle import nn
 
 
 OwnName = Callable[[str], Optional[str]]
@@ -92,57 +93,16 @@ def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
 def in_double_precision(model: torch.nn.Module) -> torch.nn.Module:
     """The model in float64, with the constants that Paddle's kernels keep in float32 rounded alike."""
     for module in model.modules():
-        rules = {"eps": _rounded, "negative_slope": _slope, "momentum": lambda share: 1 - _rounded(1 - share)}
-        for name, rounded in rules.items():  # of the momentum, Paddle has the other share
+        rules = {"eps": rounded, "negative_slope": _slope, "momentum": lambda share: 1 - rounded(1 - share)}
+        for name, rule in rules.items():  # of the momentum, Paddle has the other share
             if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rounded(getattr(module, name)))
+                setattr(module, name, rule(getattr(module, name)))
     return model.double()
-
-
-def _rounded(value: float) -> float:
-    return float(np.float32(value))
 
 
 def _slope(slope: float) -> float:
     """The slope of a leaky ReLU as this version of Paddle has it: 2.6 in float32, 3.3 in float64."""
     return -float(paddle.nn.functional.leaky_relu(paddle.to_tensor(-1.0, dtype="float64"), slope))
-
-
-def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
-    """A copy of the model in float64, to be run within `double_precision`; integers such as an index stay integers."""
-    model = copy.deepcopy(model)
-    integers = [
-        (layer, name, buffer.clone())
-        for layer in model.sublayers(include_self=True)
-        for name, buffer in layer.named_buffers(include_sublayers=False)
-        if not paddle.is_floating_point(buffer)
-    ]
-    model.to(dtype="float64")
-    for layer, name, buffer in integers:
-        layer.register_buffer(name, buffer)
-    for layer in model.sublayers():
-        if isinstance(layer, paddle.nn.AdaptiveAvgPool2D):
-            # Paddle's annotations want a result of hooks, and one input.
-            layer.register_forward_post_hook(_average_exactly)  # type: ignore[arg-type]
-    return model
-
-
-def _average_exactly(layer: nn.Layer, inputs: tuple[Tensor], output: Tensor) -> None:
-    """Undo that the gradient of Paddle's average over n pixels is multiplied by 1/n in float32, whatever its dtype."""
-    share = math.prod(output.shape[2:]) / math.prod(inputs[0].shape[2:])
-    if not output.stop_gradient:
-        output.register_hook(lambda gradient: gradient * (share / _rounded(share)))
-
-
-@contextmanager
-def double_precision() -> Iterator[None]:
-    """Paddle networks built inside compute in float64, and those of `paddle_in_double_precision` can be run."""
-    default = paddle.get_default_dtype()
-    paddle.set_default_dtype("float64")
-    try:
-        yield
-    finally:
-        paddle.set_default_dtype(default)
 
 
 def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[np.ndarray]) -> Parity:

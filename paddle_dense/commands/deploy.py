@@ -84,12 +84,12 @@ def _deploy(args: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         model = _network(args.checkpoint)
-    with naming(args.checkpoint):
-        check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
-    notes = [str(warning.message) for warning in said]
+        with naming(args.checkpoint):
+            check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
+        exports = {format: _export(model, target, format, labels, args) for format in formats}
+    notes = list(dict.fromkeys(str(warning.message) for warning in said if warning.category is UserWarning))
     for note in notes:
         warn(note)
-    exports = {format: _export(model, target, format, labels, args) for format in formats}
     result = {
         "input": str(args.checkpoint),
         "output": [str(file) for exported in exports.values() for file in exported],
