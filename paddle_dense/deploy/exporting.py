@@ -225,7 +225,7 @@ def _plain_lgc(layer: CondenseLGC) -> nn.Layer:
 
 
 # Paddle Inference 3.3 crashes where it fuses a LeakyReLU into the convolution before it, and paddle2onnx 2.1 loses the
-# slope of one.
+# slope of one; `_leaky` gives it back to ONNX.
 _FOR_PADDLE: Rules = {CondenseSFR: fused_sfr, nn.LeakyReLU: lambda layer: nn.PReLU(1, layer._negative_slope)}
 _FOR_ONNX: Rules = {**_FOR_PADDLE, CondenseLGC: _plain_lgc}
 
@@ -353,6 +353,7 @@ def _finish_onnx(raw: Path, target: Path, describe: Describe) -> None:
         node.output[:] = [renamed.get(name, name) for name in node.output]
     for value, port in zip([*graph.input, *graph.output], [*described["inputs"], *described["outputs"]]):
         value.CopyFrom(onnx.helper.make_tensor_value_info(port["name"], onnx.TensorProto.FLOAT, port["shape"]))
+    _leaky(graph)
     used = _names_read(graph)
     for parts, is_used in (
         (graph.node, lambda node: used.intersection(node.output)),
@@ -366,6 +367,26 @@ def _finish_onnx(raw: Path, target: Path, describe: Describe) -> None:
     onnx.helper.set_model_props(model, entries)
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
+
+
+def _leaky(graph: Any) -> None:
+    """Turn each PRelu of one slope into the LeakyRelu that engines fuse into the convolution before it."""
+    import onnx
+
+    constants = {constant.name: constant for constant in graph.initializer}
+    constants.update((node.output[0], node.attribute[0].t) for node in graph.node if node.op_type == "Constant")
+    source = {node.output[0]: node for node in graph.node}
+    for node in graph.node:
+        if node.op_type != "PRelu":
+            continue
+        slope = node.input[1]
+        while slope in source and source[slope].op_type in ("Identity", "Reshape", "Unsqueeze"):
+            slope = source[slope].input[0]
+        slopes = np.unique(onnx.numpy_helper.to_array(constants[slope])) if slope in constants else ()
+        if len(slopes) == 1:
+            node.op_type = "LeakyRelu"
+            del node.input[1]
+            node.attribute.append(onnx.helper.make_attribute("alpha", float(slopes[0])))
 
 
 def _names_read(graph: Any) -> set[str]:

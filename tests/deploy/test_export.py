@@ -153,6 +153,26 @@ def test_fused_network(tmp_path, network, request, difference, format):
     assert difference(found, answers(model, x)) < 2e-6
 
 
+def test_a_leaky_relu_is_one_in_onnx(tmp_path, network, onnxruntime, difference):
+    """Engines fuse it into the convolution before it, and not a PRelu, which is left where each channel has a slope."""
+    import onnx
+
+    many = nn.PReLU(16, 0.3)
+    many.weight.set_value(many.weight * paddle.arange(16, dtype="float32"))
+    model = nn.Sequential(nn.Conv2D(3, 16, 3), nn.LeakyReLU(0.02), nn.Conv2D(16, 16, 3), many)
+    model.eval()
+    files = export(model, tmp_path / "net", "onnx", input_size=32)
+    nodes = {node.op_type: node for node in onnx.load(str(files[0])).graph.node}
+    assert {"LeakyRelu", "PRelu"} <= set(nodes)
+    (alpha,) = nodes["LeakyRelu"].attribute
+    assert alpha.f == np.float32(0.02)
+    x = random_images(2, 3, 32, 32)
+    assert difference(load_onnx(files)(x)[0], answers(model, x)) < 1e-6
+    of_network = onnx.load(str(export(fuse(network("CSPResNet"), "compiled"), tmp_path / "csp", "onnx")[0]))
+    assert {node.op_type for node in of_network.graph.node} >= {"LeakyRelu"}
+    assert not [node for node in of_network.graph.node if node.op_type in ("PRelu", "BatchNormalization")]
+
+
 def test_static_paddle_files_say_so(tmp_path, network):
     model = network("DenseNet")
     exported = export(model, tmp_path / "v1.5", input_size=128, batch=2)
