@@ -179,8 +179,6 @@ def suits(name: str, network: str) -> bool:
         return network.startswith("densenet")
     if name == "paddleclas":
         return network == "cspdarknet53" or network.startswith("densenet")
-    if name.endswith("_plain"):  # ONNX has no channel shuffle
-        return not network.startswith(("cdnv2", "condensenet"))
     return True
 
 

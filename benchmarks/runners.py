@@ -86,12 +86,14 @@ def write_ours(folder: Path, batch: str, format: str, runtime: str) -> None:
 
 
 def _elsewhere(function: str, folder: Path, *arguments: Any) -> None:
-    """Call a function of this module in another process; its last words are the error if it fails."""
+    """Call a function of this module in another process; the last line with an error is the message if it fails."""
     code = f"import sys; from benchmarks import runners; runners.{function}(runners.Path(sys.argv[1]), *sys.argv[2:])"
     done = subprocess.run([sys.executable, "-c", code, str(folder), *map(str, arguments)], stderr=subprocess.PIPE)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}")
+        raise RuntimeError(
+            next((line for line in reversed(lines) if re.match(r"[\w.]*Error", line)), "no reason given")
+        )
 
 
 def _predictor(folder: Path, batch: int, runtime: str | None, onednn: bool = False) -> Runner:
@@ -220,7 +222,7 @@ def onnxruntime_fused(folder: Path, batch: int) -> Runner:
 
 
 def onnxruntime_plain(folder: Path, batch: int) -> Runner:
-    """ONNX Runtime, the network as it is, for networks that ONNX has all operators of."""
+    """ONNX Runtime, the network as it is."""
     return _onnxruntime(_exported(folder, batch, "onnx", None)[0])
 
 

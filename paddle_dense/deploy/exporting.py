@@ -382,11 +382,11 @@ def _leaky(graph: Any) -> None:
         slope = node.input[1]
         while slope in source and source[slope].op_type in ("Identity", "Reshape", "Unsqueeze"):
             slope = source[slope].input[0]
-        slopes = np.unique(onnx.numpy_helper.to_array(constants[slope])) if slope in constants else ()
+        slopes = set(onnx.numpy_helper.to_array(constants[slope]).flat) if slope in constants else set()
         if len(slopes) == 1:
             node.op_type = "LeakyRelu"
             del node.input[1]
-            node.attribute.append(onnx.helper.make_attribute("alpha", float(slopes[0])))
+            node.attribute.append(onnx.helper.make_attribute("alpha", float(slopes.pop())))
 
 
 def _names_read(graph: Any) -> set[str]:

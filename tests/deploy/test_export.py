@@ -158,7 +158,7 @@ def test_a_leaky_relu_is_one_in_onnx(tmp_path, network, onnxruntime, difference)
     import onnx
 
     many = nn.PReLU(16, 0.3)
-    many.weight.set_value(many.weight * paddle.arange(16, dtype="float32"))
+    many._weight.set_value(many._weight * paddle.arange(16, dtype="float32"))
     model = nn.Sequential(nn.Conv2D(3, 16, 3), nn.LeakyReLU(0.02), nn.Conv2D(16, 16, 3), many)
     model.eval()
     files = export(model, tmp_path / "net", "onnx", input_size=32)
