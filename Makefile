@@ -20,10 +20,11 @@ test-slow: .venv/peers
 fuzz: .venv/fuzz
 	$(BIN)/python fuzz/fuzz_readers.py -max_total_time=$(FUZZ_SECONDS)
 
-# Latency in every runtime next to its peers, conversion and training: about an hour on two cores, best with nothing else.
+# Latency in every runtime next to its peers, conversion and training, best with nothing else running. It says how long it
+# takes; `make bench BENCH=--continue` goes on where one was stopped.
 bench: .venv/runtimes
 	mkdir -p build
-	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png
+	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png $(BENCH)
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.growth

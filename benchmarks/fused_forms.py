@@ -38,6 +38,7 @@ from paddle_dense.deploy.fused_layers import (
     depthwise_sums,
     fold_norm,
     merged_groups,
+    scale_and_shift,
     to_array,
 )
 from paddle_dense.errors import WeightsError
@@ -80,6 +81,17 @@ def bn_forms(layer: nn.Layer) -> Forms:
     norm = layer.conv_2.norm
     conv = nn.Conv2D(norm._num_features, norm._num_features, 1, bias_attr=False)
     return {"as it is": nn.Sequential(conv, norm), "bias": fold_norm(copy.deepcopy(conv), norm)}
+
+
+def activation_forms(layer: nn.Layer) -> Forms:
+    """The equals of the BN before an activation."""
+    norm, activation = layer.conv_1.norm, layer.conv_1.activation
+    scale, shift = scale_and_shift(norm)
+    single = convolution(scale[:, None, None, None], norm.weight, shift, groups=scale.size)
+    return {
+        "as it is": nn.Sequential(norm, activation),
+        "depthwise 1x1": nn.Sequential(single, activation),
+    }
 
 
 def pooling_forms(layer: nn.Layer) -> Forms:
@@ -152,10 +164,12 @@ def main(preset: str, batch: int) -> None:
     model.eval()
     for name, layer, x in layers_of(model, batch):
         hidden = paddle.randn([batch, layer.conv_2.conv._in_channels, *x.shape[2:]])
+        gathered = paddle.randn([batch, layer.conv_1.norm._num_features, *x.shape[2:]])
         kinds = [
             ("LGC and BN", lgc_forms(layer), x),
             ("3x3", convolution_forms(layer), hidden),
             ("1x1 and BN", bn_forms(layer), hidden),
+            ("BN and activation", activation_forms(layer), gathered),
             ("pooling of 2x2", pooling_forms(layer), x),
         ]
         for kind, forms, given in kinds:

@@ -3,14 +3,21 @@
 Every runtime gets the environment that is best for it, and no other's threads spin meanwhile. The process
 reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network until caches and threads are warm,
 then so often, and answers with the milliseconds of each of these, ``answer FILE`` saves what the network says to the
-seeded input. `benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
+seeded input, ``memory`` answers with the most megabytes that the process has held since ``batch N``.
+`benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
+
+A runner that runs an exported file has it written by another process, so that its memory is the engine's alone; runners
+of the same file share it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,41 +67,88 @@ def paddle_eager_fused(folder: Path, batch: int) -> Runner:
     return _eager(pd_.deploy.fuse(model))
 
 
-def _predictor(model: Any, folder: Path, batch: int, onednn: bool = False) -> Runner:
+def _exported(folder: Path, batch: int, format: str, runtime: str | None) -> list[Path]:
+    """Files of this project's network, fused for a runtime or not; another process writes them."""
+    form = f"{format}_{runtime or 'plain'}_{batch}"
+    listing = folder / f"{form}.files"
+    if not listing.exists():
+        _elsewhere("write_ours", folder, batch, format, runtime or "")
+    return [Path(line) for line in listing.read_text().splitlines()]
+
+
+def write_ours(folder: Path, batch: str, format: str, runtime: str) -> None:
+    """What `_exported` reads."""
+    pd_, model = _paddle_model(folder)
+    size, form = _described(folder)["input_size"], f"{format}_{runtime or 'plain'}_{batch}"
+    model = pd_.deploy.fuse(model, runtime=runtime) if runtime else model
+    files = pd_.deploy.export(model, folder / form, format=format, input_size=size, batch=int(batch))
+    (folder / f"{form}.files").write_text("\n".join(map(str, files)))
+
+
+def _elsewhere(function: str, folder: Path, *arguments: Any) -> None:
+    """Call a function of this module in another process; the last line with an error is the message if it fails."""
+    code = f"import sys; from benchmarks import runners; runners.{function}(runners.Path(sys.argv[1]), *sys.argv[2:])"
+    done = subprocess.run([sys.executable, "-c", code, str(folder), *map(str, arguments)], stderr=subprocess.PIPE)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(
+            next((line for line in reversed(lines) if re.match(r"[\w.]*Error", line)), "no reason given")
+        )
+
+
+def _predictor(folder: Path, batch: int, runtime: str | None, onednn: bool = False) -> Runner:
     from paddle_dense.deploy.exporting import load_paddle
 
-    size = _described(folder)["input_size"]
-    pd_ = importlib.import_module("paddle_dense")
-    files = pd_.deploy.export(model, folder / f"batch{batch}", format="paddle", input_size=size, batch=batch)
-    run = load_paddle(files, THREADS, onednn)
+    run = load_paddle(_exported(folder, batch, "paddle", runtime), THREADS, onednn)
     return lambda x: run(x)[0]
 
 
 def paddle_inference(folder: Path, batch: int) -> Runner:
     """Paddle Inference, the network as it is."""
-    return _predictor(_paddle_model(folder)[1], folder, batch)
+    return _predictor(folder, batch, None)
 
 
 def paddle_inference_fused(folder: Path, batch: int) -> Runner:
     """Paddle Inference, the fused network."""
-    pd_, model = _paddle_model(folder)
-    return _predictor(pd_.deploy.fuse(model), folder, batch)
+    return _predictor(folder, batch, "paddle")
 
 
 def paddle_inference_onednn(folder: Path, batch: int) -> Runner:
     """Paddle Inference with oneDNN, the network fused for engines that compile the graph."""
-    pd_, model = _paddle_model(folder)
-    return _predictor(pd_.deploy.fuse(model, runtime="compiled"), folder, batch, onednn=True)
+    return _predictor(folder, batch, "compiled", onednn=True)
 
 
-def _onnx_of_ours(folder: Path, batch: int) -> Path:
-    pd_, model = _paddle_model(folder)
-    fused = pd_.deploy.fuse(model, runtime="compiled")
-    size = _described(folder)["input_size"]
-    return pd_.deploy.export(fused, folder / f"batch{batch}", format="onnx", input_size=size, batch=batch)[0]
+# torchvision's compiled operators, which no classification network calls.
+_POOLS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+_OPERATORS = ("nms", "qnms", *_POOLS, *(f"_{name}_backward" for name in _POOLS))
+
+
+def _peer(name: str) -> Any:
+    """timm or torchvision; a torchvision built for another PyTorch imports once its operators are declared."""
+    import torch
+
+    try:
+        return importlib.import_module(name)
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in _OPERATORS:
+            library.define(f"{operator}(Tensor x) -> Tensor")
+        _KEPT.append(library)
+        return importlib.import_module(name)
+
+
+_KEPT: list[Any] = []  # a library's declarations end with it
+
+
+def origin(network: str) -> str:
+    """Whose PyTorch code of a network is run: that of the library that a user would take it from, or the twin's."""
+    if network.startswith(("cspres", "cspdark", "tf_efficientnet")):
+        return "timm"
+    return "torchvision.models" if re.fullmatch(r"densenet(121|161|169|201)", network) else "twin"
 
 
 def _torch_model(folder: Path) -> Any:
+    """The original's network with our weights, whose names are the original's."""
     import torch
 
     from convert.parity.forward import load_torch_state
@@ -104,10 +158,16 @@ def _torch_model(folder: Path) -> Any:
     from paddle_dense.models.recognise import Architecture
 
     described = _described(folder)
-    twin = build_twin(Architecture(described["arch"], network_class(described["arch"]), described["config"]))
-    load_torch_state(twin, to_torch(dict(np.load(folder / "weights.npz"))))
+    name, source = described["arch"], origin(described["arch"])
+    if source == "timm":
+        model = _peer("timm").create_model(name)
+    elif source == "torchvision.models":
+        model = getattr(_peer(source), name)(weights=None)
+    else:
+        model = build_twin(Architecture(name, network_class(name), described["config"]))
+    load_torch_state(model, to_torch(dict(np.load(folder / "weights.npz"))))
     torch.set_num_threads(THREADS)
-    return torch, twin.eval()
+    return torch, model.eval()
 
 
 def _torch_runner(torch: Any, model: Any) -> Runner:
@@ -119,22 +179,31 @@ def _torch_runner(torch: Any, model: Any) -> Runner:
 
 
 def torch_eager(folder: Path, batch: int) -> Runner:
-    """The PyTorch twin, which does what the authors' code does."""
+    """The original in PyTorch: timm's or torchvision's network, or the twin, which does what the authors' code does."""
     return _torch_runner(*_torch_model(folder))
 
 
 def torch_compiled(folder: Path, batch: int) -> Runner:
-    """The twin after `torch.compile`."""
+    """The original after `torch.compile`."""
     torch, model = _torch_model(folder)
     return _torch_runner(torch, torch.compile(model))
 
 
-def _onnx_of_twin(folder: Path, batch: int) -> Path:
-    torch, model = _torch_model(folder)
-    size, path = _described(folder)["input_size"], folder / f"batch{batch}.onnx"
-    x = torch.zeros(batch, _described(folder)["config"]["in_channels"], size, size)
-    torch.onnx.export(model, x, str(path), dynamo=False)
+def _onnx_of_original(folder: Path, batch: int) -> Path:
+    path = folder / f"original{batch}.onnx"
+    if not path.exists():
+        _elsewhere("write_original", folder, batch, path)
     return path
+
+
+def write_original(folder: Path, batch: str, path: str) -> None:
+    """The original's graph in ONNX, as PyTorch exports it."""
+    torch, model = _torch_model(folder)
+    size = _described(folder)["input_size"]
+    x = torch.zeros(int(batch), _described(folder)["config"]["in_channels"], size, size)
+    part = f"{path}.part"
+    torch.onnx.export(model, x, part, dynamo=False)
+    os.replace(part, path)
 
 
 def _onnxruntime(path: Path) -> Runner:
@@ -149,12 +218,17 @@ def _onnxruntime(path: Path) -> Runner:
 
 def onnxruntime_fused(folder: Path, batch: int) -> Runner:
     """ONNX Runtime, the fused network."""
-    return _onnxruntime(_onnx_of_ours(folder, batch))
+    return _onnxruntime(_exported(folder, batch, "onnx", "compiled")[0])
 
 
-def onnxruntime_twin(folder: Path, batch: int) -> Runner:
-    """ONNX Runtime, the graph that PyTorch exports of the twin."""
-    return _onnxruntime(_onnx_of_twin(folder, batch))
+def onnxruntime_plain(folder: Path, batch: int) -> Runner:
+    """ONNX Runtime, the network as it is."""
+    return _onnxruntime(_exported(folder, batch, "onnx", None)[0])
+
+
+def onnxruntime_original(folder: Path, batch: int) -> Runner:
+    """ONNX Runtime, the original's graph as PyTorch exports it."""
+    return _onnxruntime(_onnx_of_original(folder, batch))
 
 
 def _openvino(path: Path) -> Runner:
@@ -167,12 +241,17 @@ def _openvino(path: Path) -> Runner:
 
 def openvino_fused(folder: Path, batch: int) -> Runner:
     """OpenVINO, the fused network."""
-    return _openvino(_onnx_of_ours(folder, batch))
+    return _openvino(_exported(folder, batch, "onnx", "compiled")[0])
 
 
-def openvino_twin(folder: Path, batch: int) -> Runner:
-    """OpenVINO, the graph that PyTorch exports of the twin."""
-    return _openvino(_onnx_of_twin(folder, batch))
+def openvino_plain(folder: Path, batch: int) -> Runner:
+    """OpenVINO, the network as it is."""
+    return _openvino(_exported(folder, batch, "onnx", None)[0])
+
+
+def openvino_original(folder: Path, batch: int) -> Runner:
+    """OpenVINO, the original's graph as PyTorch exports it."""
+    return _openvino(_onnx_of_original(folder, batch))
 
 
 def ppim(folder: Path, batch: int) -> Runner:
@@ -197,13 +276,26 @@ def paddle_vision(folder: Path, batch: int) -> Runner:
     return _eager(model)
 
 
-def timm(folder: Path, batch: int) -> Runner:
-    """The network of the same name in timm, with fresh weights."""
-    import timm
-    import torch
+def paddleclas(folder: Path, batch: int) -> Runner:
+    """PaddleClas' network of the same kind, where it is installed, with fresh weights."""
+    import paddle
 
-    torch.set_num_threads(THREADS)
-    return _torch_runner(torch, timm.create_model(_described(folder)["arch"]).eval())
+    from paddle_dense.adapters.paddleclas import _HOMES
+
+    for home in _HOMES:
+        try:
+            backbones = importlib.import_module(f"{home}.arch.backbone")
+            break
+        except ImportError:
+            continue
+    else:
+        raise ImportError("PaddleClas is not installed")
+    names = {"cspdarknet53": "CSPDarkNet53"}
+    name = _described(folder)["arch"]
+    model = getattr(backbones, names.get(name, name.replace("densenet", "DenseNet")))()
+    model.eval()
+    paddle.seed(0)
+    return _eager(model)
 
 
 OURS = (
@@ -212,13 +304,30 @@ OURS = (
     paddle_inference,
     paddle_inference_fused,
     paddle_inference_onednn,
+    onnxruntime_plain,
     onnxruntime_fused,
+    openvino_plain,
     openvino_fused,
 )
-PEERS = (torch_eager, torch_compiled, onnxruntime_twin, openvino_twin, ppim, paddle_vision, timm)
+PEERS = (torch_eager, torch_compiled, onnxruntime_original, openvino_original, ppim, paddle_vision, paddleclas)
 RUNNERS = {runner.__name__: runner for runner in (*OURS, *PEERS)}
 # Of these the weights are not ours, so the answers cannot be compared.
-OWN_WEIGHTS = ("paddle_vision", "timm")
+OWN_WEIGHTS = ("paddle_vision", "paddleclas")
+
+
+_STATUS = Path("/proc/self/status")
+
+
+def forget_peak() -> None:
+    """From now on `peak` counts, on Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> float | None:
+    """The most megabytes of memory that this process has held; None where the system does not say."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), None)
 
 
 def main(name: str, folder: Path) -> None:
@@ -229,18 +338,16 @@ def main(name: str, folder: Path) -> None:
         from paddle_dense.environment import set_cpu_environment
 
         set_cpu_environment()
-    (folder / name).mkdir(exist_ok=True)
-    for file in ("network.json", "weights.npz"):
-        (folder / name / file).symlink_to(folder / file)
     described = _described(folder)
     run, x = None, None
     answers.write("ready\n")
     for line in sys.stdin:
-        what, value = line.split()
+        what, value = line.split() if " " in line else (line.strip(), "")
         if what == "batch":
             shape = (int(value), described["config"]["in_channels"], described["input_size"], described["input_size"])
             x = np.random.default_rng(0).standard_normal(shape, np.float32)
-            run = RUNNERS[name](folder / name, int(value))
+            forget_peak()
+            run = RUNNERS[name](folder, int(value))
             run(x), run(x)
             answers.write("ready\n")
         elif what == "run":
@@ -253,6 +360,8 @@ def main(name: str, folder: Path) -> None:
                 run(x)
                 times.append(1000 * (time.perf_counter() - start))
             answers.write(json.dumps(times) + "\n")
+        elif what == "memory":
+            answers.write(json.dumps(peak()) + "\n")
         elif what == "answer":
             np.save(value, run(x))
             answers.write("ready\n")

@@ -17,14 +17,14 @@ from convert.factories import call, function
 from convert.mapping import Pairing, pair, refuse
 from convert.mapping_file import read_mapping, write_proposal
 from convert.options import Options, ParityOptions
-from convert.parity.forward import copied, load_torch_state
+from convert.parity.forward import load_torch_state
 from convert.parity.network import compare_networks
 from convert.pytorch import pytorch_fault
 from convert.report import summarise
 from convert.result import Result
 from convert.verification import own_reference, unchecked
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.evaluation import on_cpu
+from paddle_dense.evaluation import copied, on_cpu
 from paddle_dense.files import WeightsFile, open_weights
 from paddle_dense.files.names import STATISTICS
 from paddle_dense.files.reparametrised import whole_weights

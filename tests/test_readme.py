@@ -461,8 +461,9 @@ def _parse(command: str) -> None:
             assert f'    "{extra}": [' in setup
         return
     if words[0] == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(words[1:]) <= set(targets)
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        known = {*re.findall(r"^([\w-]+):", makefile, re.MULTILINE), *re.findall(r"\$\((\w+)\)", makefile)}
+        assert {word.partition("=")[0] for word in words[1:]} <= known
         return
     name, arguments = _module(words)
     if name.startswith(("benchmarks.", "fuzz.")):

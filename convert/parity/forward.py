@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import Counter
@@ -19,17 +18,17 @@ from convert.parity.recording import Event, OwnName, paddle_events, pairs, torch
 from convert.parity.structures import Arrays, for_paddle, for_torch, named_arrays, paired, run
 from paddle_dense.data import Preprocessing
 from paddle_dense.errors import WeightsError, is_of_memory
+from paddle_dense.evaluation import copied, double_precision, paddle_in_double_precision, rounded
 from paddle_dense.evaluation import evaluation as paddle_evaluation
 from paddle_dense.files.names import COUNTER
 from paddle_dense.images import read_image
 
 if TYPE_CHECKING:
     import torch
-    from paddle import Tensor, nn
+    from paddle import nn
 
 
 Found = TypeVar("Found")
-Model = TypeVar("Model", bound=Any)
 SEEDS = (0, 1)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IMAGES_AT_ONCE = 8
@@ -111,67 +110,16 @@ def evaluation(torch_model: torch.nn.Module, paddle_model: nn.Layer) -> Iterator
 def in_double_precision(model: torch.nn.Module) -> torch.nn.Module:
     """The model in float64, with the constants that Paddle's kernels keep in float32 rounded alike."""
     for module in model.modules():
-        rules = {"eps": _rounded, "negative_slope": _slope, "momentum": lambda share: 1 - _rounded(1 - share)}
-        for name, rounded in rules.items():  # of the momentum, Paddle has the other share
+        rules = {"eps": rounded, "negative_slope": _slope, "momentum": lambda share: 1 - rounded(1 - share)}
+        for name, rule in rules.items():  # of the momentum, Paddle has the other share
             if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rounded(getattr(module, name)))
+                setattr(module, name, rule(getattr(module, name)))
     return model.double()
-
-
-def _rounded(value: float) -> float:
-    return float(np.float32(value))
 
 
 def _slope(slope: float) -> float:
     """The slope of a leaky ReLU as this version of Paddle has it: 2.6 in float32, 3.3 in float64."""
     return -float(paddle.nn.functional.leaky_relu(paddle.to_tensor(-1.0, dtype="float64"), slope))
-
-
-def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
-    """A copy of the model in float64, to be run within `double_precision`; integers such as an index stay integers."""
-    model = copied(model)
-    integers = [
-        (layer, name, buffer.clone())
-        for layer in model.sublayers(include_self=True)
-        for name, buffer in layer.named_buffers(include_sublayers=False)
-        if not paddle.is_floating_point(buffer)
-    ]
-    model.to(dtype="float64")
-    for layer, name, buffer in integers:
-        layer.register_buffer(name, buffer)
-    for layer in model.sublayers():
-        if isinstance(layer, paddle.nn.AdaptiveAvgPool2D):
-            # Paddle's annotations want a result of hooks, and one input.
-            layer.register_forward_post_hook(_average_exactly)  # type: ignore[arg-type]
-    return model
-
-
-def _average_exactly(layer: nn.Layer, inputs: tuple[Tensor], output: Tensor) -> None:
-    """Undo that the gradient of Paddle's average over n pixels is multiplied by 1/n in float32, whatever its dtype."""
-    share = math.prod(output.shape[2:]) / math.prod(inputs[0].shape[2:])
-    if not output.stop_gradient:
-        output.register_hook(lambda gradient: gradient * (share / _rounded(share)))
-
-
-def copied(model: Model) -> Model:
-    """A copy of a network of either framework.
-
-    Some layers keep a weight that they compute in each pass, as those with weight_norm do, which neither copies.
-    """
-    layers = model.modules() if hasattr(model, "modules") else model.sublayers(include_self=True)
-    computed = (value for layer in layers for value in vars(layer).values() if not getattr(value, "is_leaf", True))
-    return copy.deepcopy(model, {id(value): value.detach() for value in computed})
-
-
-@contextmanager
-def double_precision() -> Iterator[None]:
-    """Paddle networks built inside compute in float64, and those of `paddle_in_double_precision` can be run."""
-    default = paddle.get_default_dtype()
-    paddle.set_default_dtype("float64")
-    try:
-        yield
-    finally:
-        paddle.set_default_dtype(default)
 
 
 def compare(torch_model: torch.nn.Module, paddle_model: nn.Layer, batches: Sequence[Any]) -> Parity:

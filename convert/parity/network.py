@@ -12,7 +12,6 @@ from convert.parity.causes import Cause, find_cause
 from convert.parity.forward import (
     LayerPrecision,
     Parity,
-    copied,
     evaluation,
     in_float64,
     layers_in_both_precisions,
@@ -23,6 +22,7 @@ from convert.parity.recording import OwnName, without_dropout
 from convert.parity.structures import Arrays, for_torch, run
 from convert.parity.training import Difference, Loss, TrainingParity, compare_training, square_loss, without_randomness
 from paddle_dense.errors import WeightsError, is_of_memory
+from paddle_dense.evaluation import copied
 from paddle_dense.files import layout
 
 if TYPE_CHECKING:

@@ -41,10 +41,11 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 import paddle
 
-from convert.parity.forward import copied, first_difference, in_float64, output_differences
+from convert.parity.forward import first_difference, in_float64, output_differences
 from convert.parity.recording import OwnName, without_dropout
 from convert.parity.structures import Arrays, as_array, for_paddle, for_torch, named_arrays, named_tensors, paired, run
 from paddle_dense.errors import WeightsError
+from paddle_dense.evaluation import copied
 from paddle_dense.files.layout import to_paddle
 from paddle_dense.models.fitting import set_state
 from paddle_dense.training.condensation import learned_connections

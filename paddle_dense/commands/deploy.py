@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -51,7 +50,11 @@ def parser() -> Parser:
     add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")
     add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
     add("--labels", type=Path, metavar="FILE", help="name of each class, one a line (default: the weights' own)")
-    add("--benchmark", action="store_true", help="time what was written against the network in Paddle")
+    add(
+        "--benchmark",
+        action="store_true",
+        help="time what was written against the network in Paddle, and count images a second by processes and threads",
+    )
     add("--json", action="store_true", help="print one JSON object on stdout")
     add("--force", action="store_true", help="overwrite existing files")
     return command
@@ -84,12 +87,12 @@ def _deploy(args: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         model = _network(args.checkpoint)
-    with naming(args.checkpoint):
-        check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
-    notes = [str(warning.message) for warning in said]
+        with naming(args.checkpoint):
+            check_cost(model, "take another checkpoint, or give a smaller --size", args.size)
+        exports = {format: _export(model, target, format, labels, args) for format in formats}
+    notes = list(dict.fromkeys(str(warning.message) for warning in said if warning.category is UserWarning))
     for note in notes:
         warn(note)
-    exports = {format: _export(model, target, format, labels, args) for format in formats}
     result = {
         "input": str(args.checkpoint),
         "output": [str(file) for exported in exports.values() for file in exported],
@@ -148,34 +151,32 @@ def _benchmark(model: nn.Layer, exports: Mapping[str, Exported], args: Any) -> d
     threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_environment()["OMP_NUM_THREADS"])
     images = np.random.default_rng(0).standard_normal((batch, model.config["in_channels"], size, size), np.float32)
     milliseconds = _medians(_engines(model, exports, threads), images)
-    return {"batch": batch, "size": size, "threads": threads, "milliseconds": milliseconds}
+    from paddle_dense.deploy.throughput import engines_for, shares, throughput
+
+    return {
+        "batch": batch,
+        "size": size,
+        "threads": threads,
+        "milliseconds": milliseconds,
+        "throughput": [
+            throughput(engine, files, images.shape, *share)
+            for engine, files in engines_for(exports).items()
+            for share in shares(threads)
+        ],
+    }
 
 
 def _engines(model: nn.Layer, exports: Mapping[str, Exported], threads: int) -> dict[str, Callable]:
     import paddle
 
-    from paddle_dense.deploy.exporting import load_onnx, load_paddle
+    from paddle_dense.deploy.throughput import ENGINES, engines_for
 
     def eager(x: np.ndarray) -> object:
         with paddle.no_grad():
             return model(paddle.to_tensor(x))
 
-    engines: dict[str, Callable] = {"Paddle, not exported": eager}
-    if "paddle" in exports:
-        engines["Paddle Inference"] = load_paddle(exports["paddle"], threads)
-    if "onnx" in exports:
-        engines["ONNX Runtime"] = load_onnx(exports["onnx"], threads)
-        if util.find_spec("openvino"):
-            engines["OpenVINO"] = _load_openvino(exports["onnx"][0], threads)
-    return engines
-
-
-def _load_openvino(path: Path, threads: int) -> Callable:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    network = openvino.Core().compile_model(str(path), "CPU", settings)
-    return lambda x: network([x])
+    loaded = {name: ENGINES[name][1](files, threads) for name, files in engines_for(exports).items()}
+    return {"Paddle, not exported": eager, **loaded}
 
 
 def _medians(engines: Mapping[str, Callable], x: np.ndarray) -> dict[str, float]:
@@ -210,6 +211,13 @@ def _report(result: Mapping[str, Any]) -> str:
         first = next(iter(timed["milliseconds"].values()))
         for name, milliseconds in timed["milliseconds"].items():
             lines.append(f"    {name:<20} {milliseconds:8.2f} ms {first / milliseconds:6.2f} times as fast")
+        lines.append("  images a second of all processes together, and milliseconds of one batch:")
+        lines.append(f"    {'engine':<20} processes  threads  images/s        ms")
+        lines += [
+            f"    {row['engine']:<20} {row['processes']:9} {row['threads']:8} {row['images_per_second']:9.1f} "
+            f"{row['milliseconds']:9.2f}"
+            for row in timed["throughput"]
+        ]
     return "\n".join(map(printable, lines))
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from paddle_dense.deploy.fusing_rules import RULES
-from paddle_dense.evaluation import as_arrays, difference, evaluation
+from paddle_dense.deploy.judging import TOLERANCE, Answers, judge
+from paddle_dense.evaluation import as_arrays, double_precision, evaluation, paddle_in_double_precision
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import rewrite
 
 RUNTIMES = tuple(RULES)
-TOLERANCE = 1e-5
 
 
 def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
@@ -89,13 +90,23 @@ def _make_constant(fused: nn.Layer) -> None:
 
 def _prove(model: nn.Layer, fused: nn.Layer) -> None:
     """RuntimeError if the outputs for random images differ by more than rounding, or are no numbers."""
-    like = model.parameters()[0]
     size = min(model.input_size, 64)  # no rule looks at the size
     images = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
-    x = paddle.to_tensor(images, dtype=like.dtype, place=like.place)
-    worst = difference(as_arrays(fused(x)), as_arrays(model(x)))
+
+    def answers(network: nn.Layer) -> Answers:
+        weight = network.parameters()[0]
+        return [as_arrays(network(paddle.to_tensor(images, dtype=weight.dtype, place=weight.place)))]
+
+    def exactly() -> tuple[Answers, Answers]:
+        with double_precision():
+            exact = paddle_in_double_precision(model)
+            return answers(rewrite(copy.deepcopy(exact), RULES[fused.fused_for])), answers(exact)
+
+    worst, warning = judge(answers(fused), answers(model), exactly)
     if not worst <= TOLERANCE:
         raise RuntimeError(
             f"the fused {type(model).__name__} differs by {worst:.1e} of the outputs' scale (allowed: {TOLERANCE:.0e}) "
             f"on random images: check the weights for extreme or undefined numbers"
         )
+    if warning:
+        warnings.warn(warning, UserWarning, stacklevel=3)

@@ -43,9 +43,10 @@ def mixed_conv2d(
     """Convolve every sample with its own mixture of the experts' kernels: [B, in, H, W] -> [B, out, H', W'].
 
     A 1x1 kernel is one batched matrix product. Any other batch is one convolution: of a single image with B * groups
-    groups, each sample's channels meeting its own kernel, or, where B is not known yet (a static graph for any batch),
-    of every sample with all experts, whose outputs are mixed afterwards. That is the same by linearity,
-    ``(sum_e r_e W_e) * x = sum_e r_e (W_e * x)``, and E times the work, so it is left to where nothing else can be.
+    groups, each sample's channels meeting its own kernel, or, in a static graph, of every sample with all experts,
+    whose outputs are mixed afterwards. That is the same by linearity, ``(sum_e r_e W_e) * x = sum_e r_e (W_e * x)``,
+    and E times the work. But a static graph may not know B, and Paddle Inference with oneDNN keeps the kernels that a
+    convolution had for the first images.
 
     Args:
         x: the samples.
@@ -59,7 +60,7 @@ def mixed_conv2d(
     """
     if _is_pointwise(weight.shape[3:], stride, padding):
         y = _matrix_product(x, routing, weight, groups)
-    elif isinstance(x.shape[0], int):
+    elif paddle.in_dynamic_mode():
         y = _grouped_convolution(x, routing, weight, (stride, padding, dilation), groups)
     else:
         y = _mixture_of_outputs(x, routing, weight, (stride, padding, dilation), groups)

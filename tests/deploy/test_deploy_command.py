@@ -15,6 +15,8 @@ import pytest
 import paddle_dense as pd_
 from paddle_dense.commands.deploy import main
 from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, load_onnx, load_paddle
+from paddle_dense.deploy.throughput import shares, throughput
+from paddle_dense.errors import WeightsError
 from paddle_dense.process import FAILED, OK, USAGE
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -59,9 +61,39 @@ def test_a_converted_file_is_fused_exported_and_timed(capsys, digits, logits, di
     assert (timed["batch"], timed["size"]) == (1, 32)
     assert all(milliseconds > 0 for milliseconds in timed["milliseconds"].values())
     assert [*timed["milliseconds"]] == ["Paddle, not exported", "Paddle Inference"]
+    assert [(row["processes"], row["threads"]) for row in timed["throughput"]] == shares(timed["threads"])
+    assert all(row["images_per_second"] > 0 and row["milliseconds"] > 0 for row in timed["throughput"])
     assert digits.with_suffix(".json").read_bytes() == sidecar
     x = random_digits()
     assert difference(load_paddle(files)(x)[0], logits(x)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "cores, found",
+    [
+        (1, [(1, 1)]),
+        (2, [(1, 1), (1, 2), (2, 1)]),
+        (6, [(1, 1), (1, 6), (2, 3), (6, 1)]),
+        (3, [(1, 1), (1, 3), (3, 1)]),
+    ],
+)
+def test_cores_are_shared_out(cores, found):
+    assert shares(cores) == found
+
+
+def test_throughput_of_two_processes(capsys, monkeypatch, digits):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert main([str(digits), "--size", "32", "--batch", "4", "--benchmark"]) == OK
+    _, header, table = capsys.readouterr().out.partition(
+        "    engine               processes  threads  images/s        ms\n"
+    )
+    shares = [line.split()[:4] for line in table.splitlines()]
+    assert header and shares == [["Paddle", "Inference", *share] for share in (("1", "1"), ("1", "2"), ("2", "1"))]
+
+
+def test_a_process_that_ends_early_is_an_error(tmp_path):
+    with pytest.raises(WeightsError, match=r"^Paddle Inference ended early in one of 2 processes: free memory, or set"):
+        throughput("Paddle Inference", [tmp_path / "absent.json", tmp_path / "absent.pdiparams"], [1, 1, 32, 32], 2, 1)
 
 
 def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, difference):

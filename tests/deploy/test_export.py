@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import paddle_dense as pd_
+from paddle_dense.deploy import exporting
 from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, load_onnx, load_paddle
 from paddle_dense.deploy.fusing import fuse
 from paddle_dense.errors import WeightsError
 from paddle_dense.layers import ExactFusion
-from tests.helpers import answers, random_images
+from tests.helpers import amplifying, answers, random_images, settled
 
 EXTRA = "pip install paddle_dense[deploy]"
 DIGITS = Path(__file__).resolve().parents[2] / "weights" / "cdnv2_digits.pdparams"
@@ -150,6 +153,26 @@ def test_fused_network(tmp_path, network, request, difference, format):
     assert difference(found, answers(model, x)) < 2e-6
 
 
+def test_a_leaky_relu_is_one_in_onnx(tmp_path, network, onnxruntime, difference):
+    """Engines fuse it into the convolution before it, and not a PRelu, which is left where each channel has a slope."""
+    import onnx
+
+    many = nn.PReLU(16, 0.3)
+    many._weight.set_value(many._weight * paddle.arange(16, dtype="float32"))
+    model = nn.Sequential(nn.Conv2D(3, 16, 3), nn.LeakyReLU(0.02), nn.Conv2D(16, 16, 3), many)
+    model.eval()
+    files = export(model, tmp_path / "net", "onnx", input_size=32)
+    nodes = {node.op_type: node for node in onnx.load(str(files[0])).graph.node}
+    assert {"LeakyRelu", "PRelu"} <= set(nodes)
+    (alpha,) = nodes["LeakyRelu"].attribute
+    assert alpha.f == np.float32(0.02)
+    x = random_images(2, 3, 32, 32)
+    assert difference(load_onnx(files)(x)[0], answers(model, x)) < 1e-6
+    of_network = onnx.load(str(export(fuse(network("CSPResNet"), "compiled"), tmp_path / "csp", "onnx")[0]))
+    assert {node.op_type for node in of_network.graph.node} >= {"LeakyRelu"}
+    assert not [node for node in of_network.graph.node if node.op_type in ("PRelu", "BatchNormalization")]
+
+
 def test_static_paddle_files_say_so(tmp_path, network):
     model = network("DenseNet")
     exported = export(model, tmp_path / "v1.5", input_size=128, batch=2)
@@ -172,6 +195,59 @@ def test_the_model_stays_as_it_is(tmp_path, network, difference):
     assert paddle.get_device() == device
     assert paddle.in_dynamic_mode()
     assert np.array_equal(answers(model, x), before)
+
+
+# How a difference is judged
+
+IMAGES = random_images(8, 3, 64, 64, seed=3) * np.arange(1, 9, dtype="f4")[:, None, None, None]
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_amplified_rounding_is_judged_in_float64(tmp_path, network, request, difference, format):
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    model = amplifying(network("DenseNet"))
+    with pytest.warns(UserWarning, match=r"^this network amplifies rounding: in float32 the outputs differ by"):
+        files = export(model, tmp_path / "net", format, input_size=64, batch=1)
+    assert files.max_rel_diff < 1e-7
+    x = random_images(1, 3, 64, 64)
+    runs = [load_onnx(files)] if format == "onnx" else [load_paddle(files), load_paddle(files, onednn=True)]
+    assert 1e-5 < max(difference(run(x)[0], answers(model, x)) for run in runs) < 1e-2
+
+
+def test_a_mistake_smaller_than_amplified_rounding_is_found(tmp_path, network, monkeypatch):
+    """In float32 it is off by less than the network itself is."""
+    monkeypatch.setitem(exporting._FOR_PADDLE, nn.ReLU, lambda relu: nn.PReLU(1, 2e-5))
+    with pytest.raises(WeightsError, match="the exported file differs from the model by"):
+        export(amplifying(network("DenseNet")), tmp_path / "net", input_size=64, batch=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+STALE = """
+import sys
+from tests.conftest import _randomise as randomise
+from paddle_dense.layers import condconv
+from tests.deploy.test_export import CONDCONV, IMAGES, export, pd_, settled
+condconv._mixture_of_outputs = condconv._grouped_convolution
+export(settled(randomise(pd_.EfficientNetCondConv(**CONDCONV)), IMAGES), sys.argv[1], input_size=64, batch=1)
+"""
+
+
+@pytest.mark.skipif(PROGRAM_SUFFIX != ".json", reason="Paddle 2 does not keep them")
+def test_kernels_that_onednn_keeps_from_the_first_image_are_found(tmp_path):
+    """In float64, without oneDNN, and for one image even with it, all is well. The process keeps them for good."""
+    command = [sys.executable, "-c", STALE, str(tmp_path / "net")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "WeightsError" in done.stderr and "the exported file differs from the model by" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_image_has_its_own_kernels_in_static_files(tmp_path, network, difference):
+    model = settled(network("EfficientNetCondConv"), IMAGES)
+    run = load_paddle(export(model, tmp_path / "net", input_size=64, batch=2), onednn=True)
+    for seed in range(3):
+        x = (1 + seed) * random_images(2, 3, 64, 64, seed=seed)
+        assert difference(run(x)[0], answers(model, x)) < 5e-6
 
 
 class Own(nn.Layer):

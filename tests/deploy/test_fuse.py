@@ -26,7 +26,7 @@ from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.models import CondenseNet, CondenseNetV2, CSPDenseNet, CSPNet, DenseNet, EfficientNetCondConv
 from paddle_dense.surgery import rewrite
 from paddle_dense.zoo import create_model, list_models
-from tests.helpers import answers, arrays, random_images
+from tests.helpers import amplifying, answers, arrays, random_images
 
 # What float32 leaves; a rule that is wrong anywhere is wrong by a hundred times as much.
 ROUNDING = 3e-6
@@ -237,6 +237,26 @@ def test_a_rule_that_is_not_exact_is_caught(network, monkeypatch):
     monkeypatch.setitem(fusing_rules.RULES["paddle"], CondenseSFR, inexact)
     with pytest.raises(RuntimeError, match=r"^the fused CondenseNetV2 differs by \d\.\de-0\d of the outputs' scale"):
         fuse(network("V2"))
+
+
+@EVERY_RUNTIME
+def test_amplified_rounding_is_judged_in_float64(network, difference, runtime):
+    model, x = amplifying(network("V2")), random_images(2, 3, 64, 64)
+    with pytest.warns(UserWarning, match=r"^this network amplifies rounding: in float32 the outputs differ by"):
+        fused = fuse(model, runtime)
+    assert 1e-5 < difference(answers(fused, x), answers(model, x)) < 1e-2
+
+
+@EVERY_RUNTIME
+def test_a_mistake_smaller_than_amplified_rounding_is_caught(network, monkeypatch, runtime):
+    def inexact(sfr):
+        fused = fused_sfr(sfr)
+        fused[2].weight.set_value(fused[2].weight * (1 + 2e-4))
+        return fused
+
+    monkeypatch.setitem(fusing_rules.RULES[runtime], CondenseSFR, inexact)
+    with pytest.raises(RuntimeError, match=r"^the fused CondenseNetV2 differs by"):
+        fuse(amplifying(network("V2")), runtime)
 
 
 def test_weights_that_are_no_numbers_are_caught(network):
