@@ -436,3 +436,38 @@ def test_functions_that_a_module_has_imported_by_name_are_seen(port):
     cause = compare_networks(theirs, ours, tokens, to_paddle=to_paddle).cause
     assert cause.explained and cause.text == "equal with gelu (PyTorch's; here relu)"
     assert cause.place == "F.relu, call 1, between encoder.layers.1.linear1 and encoder.layers.1.dropout"
+
+
+@pytest.mark.parametrize("scale", [0.15, 0.3])
+def test_a_mistake_smaller_than_the_difference_allowed_is_found(scale):
+    """Two forms of GELU are nearly the same for small numbers: float32 allows the difference, float64 shows it."""
+
+    class Theirs(tnn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = tnn.Linear(16, 16), tnn.Linear(16, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc2(torch.nn.functional.gelu(scale * self.fc1(x), approximate="tanh"))
+
+    class Ours(pnn.Layer):
+        def __init__(self, approximate: bool) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.approximate = pnn.Linear(16, 16), pnn.Linear(16, 4), approximate
+
+        def forward(self, x: Any) -> Any:
+            return self.fc2(F.gelu(scale * self.fc1(x), approximate=self.approximate))
+
+    torch.manual_seed(0)
+    theirs, inputs = Theirs(), np.random.default_rng(0).standard_normal((8, 16), np.float32)
+    for approximate in (True, False):
+        ours = Ours(approximate)
+        for name in ("fc1", "fc2"):
+            getattr(ours, name).weight.set_value(getattr(theirs, name).weight.detach().numpy().T.copy())
+            getattr(ours, name).bias.set_value(getattr(theirs, name).bias.detach().numpy())
+        found = compare_networks(theirs, ours, inputs)
+        assert found.parity.max_rel_diff < 1e-5
+        assert found.agrees == approximate
+        assert bool(found.cause) != approximate
+    assert "F.gelu" in found.cause.place
+    assert "approximate True" in found.cause.text
