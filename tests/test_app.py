@@ -319,8 +319,8 @@ def test_without_gradio_one_sentence_says_what_to_install():
         "sys.meta_path[:] = [Hidden()]  # no package is installed\n"
         "from paddle_dense.commands import app\n"
     )
-    # What the script imports is there already.
-    code = f"from paddle_dense.commands import app\n{script}sys.exit(app.main([]))"
+    # What the script imports is there already; Python 3.9's argparse imports one module when it first speaks.
+    code = f"import locale\nfrom paddle_dense.commands import app\n{script}sys.exit(app.main([]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == FAILED

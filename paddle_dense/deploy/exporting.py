@@ -163,7 +163,7 @@ def _in_float64(
         images = [x.astype("float64") for x in batches]
         with evaluation(exact):
             truth = [as_arrays(exact(paddle.to_tensor(x))) for x in images]
-        run = load_paddle(_write_program(exact, stem, shape, rules, "float64"))
+        run = load_paddle(_write_program(exact, stem, shape, rules, "float64"), optimise=False)
         with quiet():
             return [run(x) for x in images], truth
 
@@ -271,7 +271,9 @@ def _forget_aborted_traces() -> None:
         recorder.tensor2value.clear()
 
 
-def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Runner:
+def load_paddle(
+    files: Sequence[Path], threads: int | None = None, onednn: bool = False, optimise: bool = True
+) -> Runner:
     """Paddle Inference on the CPU, as a function from a batch of images to the list of outputs.
 
     Args:
@@ -279,8 +281,9 @@ def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool 
         threads: of its mathematics library; as many as Paddle has chosen unless given.
         onednn: let oneDNN compute. Paddle 3 does so unless `Config.disable_mkldnn` is called, although networks that
             are fused for Paddle are faster without.
+        optimise: let Paddle rewrite the program, of which Paddle 2 knows no other way than float32.
     """
-    predictor = _predictor(files, threads, onednn)
+    predictor = _predictor(files, threads, onednn, optimise)
     entry = predictor.get_input_handle(predictor.get_input_names()[0])
     exits = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
@@ -293,7 +296,7 @@ def load_paddle(files: Sequence[Path], threads: int | None = None, onednn: bool 
     return run
 
 
-def _predictor(files: Sequence[Path], threads: int | None = None, onednn: bool = False) -> Any:
+def _predictor(files: Sequence[Path], threads: int | None = None, onednn: bool = False, optimise: bool = True) -> Any:
     from paddle.inference import Config, create_predictor
 
     config = Config(str(files[0]), str(files[1]))
@@ -303,6 +306,7 @@ def _predictor(files: Sequence[Path], threads: int | None = None, onednn: bool =
         config.enable_mkldnn()
     else:
         config.disable_mkldnn()
+    config.switch_ir_optim(optimise)
     if threads:
         config.set_cpu_math_library_num_threads(threads)
     with quiet():
