@@ -244,14 +244,15 @@ def convert_file(file: WeightsFile, target: Path, options: Options, result: Resu
     """
     start = time.perf_counter()
     check_targets((target, sidecar_path(target)), (file.path, *file.shards), options)
+    tensors = Tensors.of(file)
     with on_cpu(), naming(file.path):
-        network, pairing, state = _for_own_network(file, options, result)
+        network, pairing, state = _for_own_network(file, tensors, options, result)
         fault = pytorch_fault() if options.verify and options.reference else None
         if fault or not options.reference:
             result.warnings.append(unchecked(fault) if fault else _NOT_CHECKED)
         elif options.verify:
             reference = own_reference(options.reference)
-            Tensors.of(file).fill(reference)
+            tensors.fill(reference)
             set_state(network, state)
             run_both(pairing, reference, network, own_inputs(options), result)
             result.checked_against = options.reference
@@ -280,11 +281,13 @@ def compare_file(file: WeightsFile | None, options: ParityOptions, result: Resul
     reference = own_reference(options.reference or "")
     loss = function("--loss", options.loss, _LOSS) if options.loss else None
     with on_cpu(), naming(result.input):
-        if file is None:
+        if file:
+            tensors = Tensors.of(file)
+        else:
             own = Tensors.in_state(reference.state_dict()).stored
-            file = WeightsFile(Path(result.input), "PyTorch", 0, own, None, {})
-        network, pairing, state = _for_own_network(file, options, result)
-        Tensors.of(file).fill(reference)
+            tensors = Tensors(own, own)
+        network, pairing, state = _for_own_network(file, tensors, options, result)
+        tensors.fill(reference)
         set_state(network, state)
         run_both(pairing, reference, network, own_inputs(options), result, loss, options.steps, options.learning_rate)
     result.checked_against = options.reference
@@ -313,13 +316,18 @@ def own_inputs(options: Options) -> Any:
     return call("--inputs", options.inputs, _INPUTS) if options.inputs else None
 
 
-def _for_own_network(file: WeightsFile, options: Options, result: Result) -> tuple[nn.Layer, Pairing, Arrays]:
-    """The user's own network, and the file's tensors in their places in it."""
-    network, tensors = own_network(options.network or ""), Tensors.of(file)
+def _for_own_network(
+    file: WeightsFile | None, tensors: Tensors, options: Options, result: Result
+) -> tuple[nn.Layer, Pairing, Arrays]:
+    """The user's own network, and the tensors, which are the file's if there is one, in their places in it."""
+    network = own_network(options.network or "")
     pairing, state = placed(network, tensors, options.selection, options.map, options.allow_nonfinite)
     result.arch, result.params = options.network, _count_parameters(network)
-    result.container, result.left_out, result.atol = file.container, list(pairing.left_out), options.atol
-    result.warnings += [*file.warnings, *tensors.notes, *pairing.notes]
+    result.left_out, result.atol = list(pairing.left_out), options.atol
+    if file:
+        result.container = file.container
+        result.warnings += file.warnings
+    result.warnings += [*tensors.notes, *pairing.notes]
     if options.report:
         result.weights = summarise(state)
     return network, pairing, state
