@@ -29,13 +29,13 @@ from paddle import nn
 from benchmarks.runners import THREADS
 from paddle_dense.deploy.exporting import export, load_onnx
 from paddle_dense.deploy.fused_layers import (
+    DepthwiseSums,
     GatheredConvolution,
     GatheredProduct,
     PoolingProduct,
     SpreadConvolution,
     convolution,
     dense_lgc,
-    depthwise_sums,
     fold_norm,
     merged_groups,
     scale_and_shift,
@@ -55,6 +55,7 @@ def lgc_forms(layer: nn.Layer) -> Forms:
         "as it is": nn.Sequential(lgc, norm),
         "product": GatheredProduct(lgc, norm),
         "grouped": GatheredConvolution(lgc, norm),
+        "grouped, channels last": GatheredConvolution(lgc, norm, channels_last=True),
         "dense": dense_lgc(lgc, norm),
     }
     return {name: form for name, form in forms.items() if form is not None}
@@ -66,7 +67,7 @@ def convolution_forms(layer: nn.Layer) -> Forms:
     forms: Forms = {
         "as it is": conv,
         "product, then spread": SpreadConvolution(conv),
-        "depthwise, then sums": depthwise_sums(conv),
+        "depthwise, then sums": DepthwiseSums(conv),
     }
     for merge in range(2, conv._groups + 1):
         if conv._groups % merge == 0:
@@ -182,7 +183,7 @@ def main(preset: str, batch: int) -> None:
                     f"{runtime} {f'{table[form]:.0f}' if form in table else '-':>7}"
                     for runtime, table in tables.items()
                 )
-                print(f"  {form:22s} {figures}", flush=True)
+                print(f"  {form:24s} {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -240,8 +240,8 @@ def _openvino(path: Path) -> Runner:
 
 
 def openvino_fused(folder: Path, batch: int) -> Runner:
-    """OpenVINO, the fused network."""
-    return _openvino(_exported(folder, batch, "onnx", "compiled")[0])
+    """OpenVINO, the network fused for it."""
+    return _openvino(_exported(folder, batch, "onnx", "openvino")[0])
 
 
 def openvino_plain(folder: Path, batch: int) -> Runner:

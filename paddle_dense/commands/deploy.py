@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paddle_dense.deploy.exporting import Exported
 
 FORMATS = ("paddle", "onnx")
+RUNTIMES = ("compiled", "openvino")
 # Rounds of the benchmark: enough for a steady median of a fast network, not too long for a slow one.
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
 
@@ -48,6 +49,12 @@ def parser() -> Parser:
     add("--format", choices=(*FORMATS, "both"), default="paddle", help="what to write (default: paddle)")
     add("--size", type=int, metavar="N", help="side of the images in pixels (default: any height and width)")
     add("--batch", type=int, metavar="N", help="images in a batch (default: any number)")
+    add(
+        "--runtime",
+        choices=RUNTIMES,
+        help="fuse for compiled: ONNX Runtime or Paddle Inference with oneDNN, or for openvino (default: onnx for "
+        "compiled, paddle for Paddle's own kernels)",
+    )
     add("--no-fuse", dest="fuse", action="store_false", help="write the network as it is")
     add("--labels", type=Path, metavar="FILE", help="name of each class, one a line (default: the weights' own)")
     add(
@@ -62,6 +69,10 @@ def parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     check_least(args, {"size": 1, "batch": 1})
+    if args.runtime and not args.fuse:
+        raise UsageError("--runtime says how to fuse: leave out --no-fuse")
+    if args.runtime == "openvino" and args.format != "onnx":
+        raise UsageError("--runtime openvino is for ONNX files: give --format onnx")
     with enough_memory(args.checkpoint):
         load_paddle()
         try:
@@ -136,7 +147,7 @@ def _export(model: nn.Layer, target: Path, format: str, labels: list[str] | None
 
     # Paddle Inference 2 cannot broadcast in the batched products that networks fused for Paddle have.
     rules = "paddle" if format == "paddle" and PROGRAM_SUFFIX != ".pdmodel" else "compiled"
-    network = fuse(model, rules) if args.fuse else model
+    network = fuse(model, args.runtime or rules) if args.fuse else model
     return export(network, target, format, args.size, args.batch, labels, {"fused": args.fuse})
 
 

@@ -82,19 +82,29 @@ def merged_groups(weight: np.ndarray, groups: int, merge: int) -> np.ndarray:
     return merged.reshape([outputs, merge * per_group, *kernel])
 
 
-def depthwise_sums(conv: nn.Conv2D) -> nn.Sequential:
-    """A grouped convolution as a convolution of every channel by itself, and a 1x1 convolution that adds up each group.
+class DepthwiseSums(nn.Layer):
+    """A grouped convolution as depthwise ones, and 1x1 convolutions that add up: [N, in, H, W] -> [N, out, H, W].
 
-    ``y_o = sum_c W_oc * x_c``: the maps ``W_oc * x_c`` first, one for each output of the group that channel c is in.
-    Many more numbers in memory, but no lane is idle where a group has a single output.
+    ``y_o = sum_c W_oc * x_c``: the maps ``W_oc * x_c`` first, by one depthwise convolution for the first outputs of all
+    groups, one for the second ones and so on. More numbers in memory, but no idle lane where a group has few outputs.
     """
-    weight, groups = to_array(conv.weight), conv._groups
-    outputs, per_group, *kernel = weight.shape
-    maps = weight.reshape([groups, outputs // groups, per_group, *kernel]).swapaxes(1, 2).reshape([-1, 1, *kernel])
-    output = np.arange(outputs).reshape([groups, 1, -1]).repeat(per_group, axis=1).reshape(-1)
-    sums = (np.arange(outputs)[:, None] == output)[:, :, None, None].astype(weight.dtype)
-    geometry = {"stride": conv._stride, "padding": conv._padding, "groups": groups * per_group}
-    return nn.Sequential(convolution(maps, conv.weight, **geometry), convolution(sums, conv.weight))
+
+    def __init__(self, conv: nn.Conv2D) -> None:
+        super().__init__()
+        weight, groups = to_array(conv.weight), conv._groups
+        outputs, per_group, *kernel = weight.shape
+        geometry = {"stride": conv._stride, "padding": conv._padding, "groups": groups * per_group}
+        self.maps, self.sums = nn.LayerList(), nn.LayerList()
+        for place in range(outputs // groups):
+            mine = np.arange(place, outputs, outputs // groups)  # one of each group
+            sums = np.zeros([outputs, groups, per_group])
+            sums[mine, np.arange(groups)] = 1
+            self.maps.append(convolution(weight[mine].reshape([-1, 1, *kernel]), conv.weight, **geometry))
+            self.sums.append(convolution(sums.reshape([outputs, -1, 1, 1]), conv.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = (add(maps(x)) for maps, add in zip(self.maps, self.sums))
+        return sum(others, first)
 
 
 def fused_sfr(sfr: CondenseSFR) -> nn.Sequential:
@@ -175,13 +185,24 @@ class GatheredConvolution(nn.Layer):
     """A condensed LGC, and the BN after it, as a grouped convolution with bias: [N, in, H, W] -> [N, out, H, W].
 
     For engines that compile the graph.
+
+    Args:
+        lgc: the condensed LGC.
+        norm: the BN after it.
+        channels_last: gather, normalise and activate [N, H, W, in]. An engine that keeps all maps so has nothing to
+            turn; another one turns them twice.
     """
 
-    def __init__(self, lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> None:
+    def __init__(self, lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None, channels_last: bool = False) -> None:
         super().__init__()
         rows, like = GroupedRows(lgc, norm), lgc.conv.weight
+        self.channels_last = channels_last
         self.register_buffer("index", paddle.to_tensor(rows.index.reshape(-1), dtype="int32", place=like.place))
-        self.norm = lgc.norm
+        if channels_last:
+            self.scale = _parameter(self, rows.scale.reshape(-1), like)
+            self.shift = _parameter(self, rows.shift.reshape(-1), like)
+        else:
+            self.norm = lgc.norm
         self.activation = lgc.activation
         self.conv = convolution(
             rows.weight.reshape([rows.bias.size, -1, 1, 1]), like, rows.bias.reshape(-1), groups=rows.groups
@@ -190,7 +211,12 @@ class GatheredConvolution(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = _sides(x)
-        x = self.conv(self.activation(self.norm(paddle.gather(x, self.index, axis=1))))
+        if self.channels_last:
+            x = paddle.gather(x.transpose([0, 2, 3, 1]), self.index, axis=3)
+            x = self.activation(x * self.scale + self.shift).transpose([0, 3, 1, 2])
+        else:
+            x = self.activation(self.norm(paddle.gather(x, self.index, axis=1)))
+        x = self.conv(x)
         # Not `channel_shuffle`, which cannot be exported to ONNX; and not -1, past which Paddle 2.6 knows no channels.
         return x.reshape([0, self.groups, self.rows, height, width]).transpose([0, 2, 1, 3, 4]).flatten(1, 2)
 

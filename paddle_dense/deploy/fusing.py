@@ -21,21 +21,21 @@ RUNTIMES = tuple(RULES)
 def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     """A copy of a network for inference only, rewritten into fewer and faster operations, with the same outputs.
 
-    What is fastest depends on what runs it, so there are two sets of rules:
+    What is fastest depends on what runs it, so each kind of runtime has rules of its own:
 
-    =====================================  ============================  ==============================
-    in the network                         for ``"paddle"``              for ``"compiled"``
-    =====================================  ============================  ==============================
+    =====================================  ============================  ==================================
+    in the network                         for ``"paddle"``              for ``"compiled"``, ``"openvino"``
+    =====================================  ============================  ==================================
     SFR: shuffle, groups and scatter       one dense 1x1 convolution     one dense 1x1 convolution
     LGC: gather, groups, shuffle           gather and batched product    dense 1x1 or grouped, by width
     BN after an LGC                        folded, without a bias        folded
     any other BN after a convolution       stays: cheaper than a bias    folded
     grouped 3x3 convolution                product, then spreading       fewer groups that fill the lanes
-    grouped 3x3, one output a group        stays                         depthwise, then sums
+    grouped 3x3, 1 or 2 outputs a group    stays                         depthwise, then sums
     1x1 convolution, then average pooling  pooling first                 pooling first
     average pooling of 2x2                 one matrix product            stays
     dropout                                left out                      left out
-    =====================================  ============================  ==============================
+    =====================================  ============================  ==================================
 
     The result is a Paddle network like any other: it can be called with any batch and size, go through
     `paddle.jit.to_static`, and be exported.
@@ -44,8 +44,9 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
         model: a network of this package in evaluation mode and, if a CondenseNet, in the condensed form; it stays as
             it is.
         runtime: ``"paddle"`` for Paddle's own kernels on a CPU, called from Python or by Paddle Inference;
-            ``"compiled"`` for engines that compile the whole graph: ONNX Runtime, OpenVINO, Paddle Inference with
-            oneDNN. The old name ``"onnx"`` is accepted, too.
+            ``"compiled"`` for engines that compile the whole graph: ONNX Runtime, Paddle Inference with oneDNN;
+            ``"openvino"`` for OpenVINO, which has the channels of a pixel side by side, so that LGCs are dense up to
+            another width and gather there. The old name ``"onnx"`` of ``"compiled"`` is accepted, too.
 
     Raises:
         ValueError: the model is in training mode, in the trained form, fused already or of another package, or the

@@ -12,13 +12,13 @@ from typing import Any
 from paddle import nn
 
 from paddle_dense.deploy.fused_layers import (
+    DepthwiseSums,
     GatheredConvolution,
     GatheredProduct,
     PoolingProduct,
     SpreadConvolution,
     convolution,
     dense_lgc,
-    depthwise_sums,
     fold_norm,
     fused_sfr,
     merged_groups,
@@ -37,34 +37,35 @@ def condensed_for_paddle(layer: nn.Layer) -> nn.Layer:
     return layer
 
 
-def condensed_for_engines(layer: nn.Layer) -> nn.Layer:
+def condensed_for_engines(layer: nn.Layer, runtime: str) -> nn.Layer:
     """The same for engines that compile the graph."""
     norm, activation, conv = layer.conv_2.children()
-    layer.conv_1 = lgc_for_engines(layer.conv_1, norm)
+    layer.conv_1 = lgc_for_engines(layer.conv_1, norm, runtime=runtime)
     layer.conv_2 = nn.Sequential(activation, grouped_for_engines(conv))
     return layer
 
 
 def grouped_for_engines(conv: nn.Conv2D) -> nn.Layer:
     """A grouped 3x3 convolution for engines."""
-    if conv._groups == conv._out_channels:
-        return depthwise_sums(conv)
-    groups, merge = conv._groups, _merged(conv)
+    groups = conv._groups
+    if conv._out_channels <= 2 * groups:
+        return DepthwiseSums(conv)
+    merge = _merged(conv)
     weight = merged_groups(to_array(conv.weight), groups, merge)
     return convolution(weight, conv.weight, padding=conv._padding, groups=groups // merge)
 
 
-# Up to here the dense form of an LGC is the faster one for engines, measured on two cores with AVX2
-# (`python -m benchmarks.fused_forms`).
-DENSE_UP_TO = 256
+# Up to here the dense form of an LGC is the faster one, measured on two cores with AVX2
+# (`python -m benchmarks.fused_forms`). OpenVINO keeps the channels of a pixel side by side, where gathering costs less.
+DENSE_UP_TO = {"compiled": 256, "openvino": 128}
 # Floats that an AVX2 instruction works on: a group with fewer outputs leaves the rest of them idle.
 LANES = 8
 
 
-def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Layer:
+def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None, *, runtime: str) -> nn.Layer:
     """A condensed LGC, and the BN after it, for engines."""
-    dense = dense_lgc(lgc, norm) if lgc.source_channels <= DENSE_UP_TO else None
-    return GatheredConvolution(lgc, norm) if dense is None else dense
+    dense = dense_lgc(lgc, norm) if lgc.source_channels <= DENSE_UP_TO[runtime] else None
+    return GatheredConvolution(lgc, norm, channels_last=runtime == "openvino") if dense is None else dense
 
 
 def _merged(conv: nn.Conv2D) -> int:
@@ -140,16 +141,18 @@ def _folding(*pairs: tuple[str, str]) -> Rule:
     return partial(fold_norms, pairs=pairs)
 
 
-_ENGINES: Rules = {
-    **_EVERYWHERE,
-    condensenet.DenseLayer: condensed_for_engines,
-    CondenseLGC: lgc_for_engines,
-    densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
-    densenet.DenseLayer: _folding(("conv1", "norm2")),
-    ConvNormAct: _folding(("conv", "bn")),
-    condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
-    condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
-    condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-}
+def _engines(runtime: str) -> Rules:
+    return {
+        **_EVERYWHERE,
+        condensenet.DenseLayer: partial(condensed_for_engines, runtime=runtime),
+        CondenseLGC: partial(lgc_for_engines, runtime=runtime),
+        densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
+        densenet.DenseLayer: _folding(("conv1", "norm2")),
+        ConvNormAct: _folding(("conv", "bn")),
+        condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
+        condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
+        condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+    }
 
-RULES: dict[str, Rules] = {"paddle": _PADDLE, "compiled": _ENGINES}
+
+RULES: dict[str, Rules] = {"paddle": _PADDLE, "compiled": _engines("compiled"), "openvino": _engines("openvino")}

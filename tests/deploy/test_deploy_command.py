@@ -14,7 +14,8 @@ import pytest
 
 import paddle_dense as pd_
 from paddle_dense.commands.deploy import main
-from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, load_onnx, load_paddle
+from paddle_dense.deploy import fusing_rules
+from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, load_onnx, load_openvino, load_paddle
 from paddle_dense.deploy.throughput import shares, throughput
 from paddle_dense.errors import WeightsError
 from paddle_dense.process import FAILED, OK, USAGE
@@ -115,6 +116,24 @@ def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, di
     assert difference(load_onnx([file])(x)[0], logits(x)) < 2e-6
 
 
+@pytest.mark.parametrize("sides", [["--size", "32", "--batch", "3"], []])
+def test_a_network_fused_for_openvino_answers_there(digits, logits, difference, monkeypatch, sides):
+    """And gathers where the channels of a pixel are side by side, as wider networks do."""
+    pytest.importorskip("openvino", reason="runs the file: pip install openvino")
+    onnx = pytest.importorskip("onnx", reason="writes ONNX: pip install paddle_dense[deploy]")
+    try:
+        import paddle2onnx  # noqa: F401
+    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
+        pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
+    monkeypatch.setitem(fusing_rules.DENSE_UP_TO, "openvino", 0)
+    assert main([str(digits), "--format", "onnx", "--runtime", "openvino", *sides]) == OK
+    file = digits.with_name("cdnv2_digits_deploy.onnx")
+    gathers = [node for node in onnx.load(str(file)).graph.node if node.op_type == "Gather" and node.attribute]
+    assert 3 in {attribute.i for node in gathers for attribute in node.attribute}
+    x = random_digits()[:3]
+    assert difference(load_openvino([file])(x)[0], logits(x)) < 2e-6
+
+
 def test_existing_files_are_replaced_only_by_force(capsys, digits):
     arguments = [str(digits), "-o", str(digits.with_name("net")), "--no-fuse", "--size", "32"]
     old = digits.with_name("net.pdiparams")
@@ -135,6 +154,8 @@ def test_existing_files_are_replaced_only_by_force(capsys, digits):
     [
         ([], USAGE, "the following arguments are required: CKPT (see --help)"),
         (["{digits}", "--size", "0"], USAGE, "--size 0 must be 1 or more"),
+        (["{digits}", "--runtime", "openvino"], USAGE, "--runtime openvino is for ONNX files: give --format onnx"),
+        (["{digits}", "--runtime", "compiled", "--no-fuse"], USAGE, "--runtime says how to fuse: leave out --no-fuse"),
         (["{digits}", "--format", "tflite"], USAGE, "argument --format: invalid choice: 'tflite'"),
         (
             ["{folder}/absent.pdparams"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import paddle
 import pytest
@@ -10,13 +12,13 @@ from paddle.static import InputSpec
 
 from paddle_dense.deploy import fusing_rules
 from paddle_dense.deploy.fused_layers import (
+    DepthwiseSums,
     GatheredConvolution,
     GatheredProduct,
     PoolingProduct,
     SpreadConvolution,
     affine,
     dense_lgc,
-    depthwise_sums,
     fold_norm,
     fused_sfr,
     merged_groups,
@@ -217,7 +219,7 @@ def test_a_fused_network_is_refused(network):
 def test_other_networks_and_runtimes_are_refused(network):
     with pytest.raises(ValueError, match=r"^Linear is no network of this package: fuse one that create_model or"):
         fuse(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^unknown runtime 'tensorrt': choose one of paddle, compiled$"):
+    with pytest.raises(ValueError, match=r"^unknown runtime 'tensorrt': choose one of paddle, compiled, openvino$"):
         fuse(network("V2"), "tensorrt")
 
 
@@ -270,24 +272,26 @@ def test_weights_that_are_no_numbers_are_caught(network):
 
 
 def test_what_becomes_of_condensenet_v2(network):
-    for_paddle, for_engines = (kinds(fuse(network("V2"), runtime)) for runtime in RUNTIMES)
-    assert not {CondenseLGC, CondenseSFR} & (for_paddle | for_engines)
+    for_paddle, *for_engines = (kinds(fuse(network("V2"), runtime)) for runtime in RUNTIMES)
+    assert not {CondenseLGC, CondenseSFR} & for_paddle.union(*for_engines)
     assert {GatheredProduct, SpreadConvolution} <= for_paddle
-    assert not {GatheredProduct, SpreadConvolution} & for_engines
+    assert not {GatheredProduct, SpreadConvolution} & set().union(*for_engines)
 
 
-def test_dense_or_gathered_by_width(network, monkeypatch):
+@pytest.mark.parametrize("runtime", ["compiled", "openvino"])
+def test_dense_or_gathered_by_width(network, monkeypatch, runtime):
     """Up to a width the dense form of an LGC is the faster one for engines."""
     model = network("CondenseNet", stages=[8, 6], growth=[8, 16])
     for lgc in (layer for layer in model.sublayers() if isinstance(layer, CondenseLGC)):
         one_bn_for_each_source(lgc)
-    monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 128)
-    widths = {
-        layer.index.size for layer in fuse(model, "compiled").sublayers() if isinstance(layer, GatheredConvolution)
+    monkeypatch.setitem(fusing_rules.DENSE_UP_TO, runtime, 128)
+    gathered = [layer for layer in fuse(model, runtime).sublayers() if isinstance(layer, GatheredConvolution)]
+    assert {(layer.index.size, layer.channels_last) for layer in gathered} == {
+        (144, runtime == "openvino"),
+        (160, runtime == "openvino"),
     }
-    assert widths == {144, 160}
-    monkeypatch.setattr(fusing_rules, "DENSE_UP_TO", 1000)
-    assert GatheredConvolution not in kinds(fuse(model, "compiled"))
+    monkeypatch.setitem(fusing_rules.DENSE_UP_TO, runtime, 1000)
+    assert GatheredConvolution not in kinds(fuse(model, runtime))
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "CSPResNeXt", "CSPDarkNet", "CondConv"])
@@ -362,7 +366,9 @@ LGCS = [(16, 8, 4, 16), (24, 12, 4, 12), (12, 12, 6, 30), (24, 6, 3, 7), (8, 8, 
 
 @pytest.mark.parametrize("activation", ["ReLU", "HS"])
 @pytest.mark.parametrize(("inputs", "outputs", "groups", "source"), LGCS)
-@pytest.mark.parametrize("form", [GatheredProduct, GatheredConvolution, dense_lgc])
+@pytest.mark.parametrize(
+    "form", [GatheredProduct, GatheredConvolution, partial(GatheredConvolution, channels_last=True), dense_lgc]
+)
 def test_lgc_in_every_form(randomise, difference, form, inputs, outputs, groups, source, activation):
     lgc = random_lgc(randomise, inputs, outputs, groups, source, activation)
     one_bn_for_each_source(lgc)
@@ -377,7 +383,7 @@ def test_lgc_with_several_bns_for_one_channel_is_not_dense(randomise, difference
     lgc = random_lgc(randomise)
     assert dense_lgc(lgc) is None
     x = random_images(2, 16, 5, 7)
-    assert difference(answers(fusing_rules.lgc_for_engines(lgc), x), answers(lgc, x)) < 1e-6
+    assert difference(answers(fusing_rules.lgc_for_engines(lgc, runtime="compiled"), x), answers(lgc, x)) < 1e-6
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "HS"])
@@ -396,7 +402,7 @@ def test_sfr_is_one_dense_convolution(randomise, difference, inputs, outputs, gr
     ("form", "stride", "size"),
     [
         *((SpreadConvolution, 1, size) for size in ((7, 5), (1, 1), (1, 4))),
-        *((depthwise_sums, stride, (7, 5)) for stride in (1, 2)),
+        *((DepthwiseSums, stride, (7, 5)) for stride in (1, 2)),
     ],
 )
 def test_other_forms_of_grouped_convolutions(randomise, difference, inputs, outputs, groups, form, stride, size):
@@ -431,13 +437,15 @@ def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left
 
 
 def test_merged_groups_are_one_convolution():
-    conv = fusing_rules.grouped_for_engines(nn.Conv2D(64, 16, 3, padding=1, groups=8, bias_attr=False))
-    assert (conv._groups, conv._in_channels, conv._out_channels) == (2, 64, 16)
+    conv = fusing_rules.grouped_for_engines(nn.Conv2D(128, 32, 3, padding=1, groups=8, bias_attr=False))
+    assert (conv._groups, conv._in_channels, conv._out_channels) == (4, 128, 32)
 
 
-def test_groups_of_one_output_are_sums_of_channels():
-    fused = fusing_rules.grouped_for_engines(nn.Conv2D(32, 8, 3, padding=1, groups=8, bias_attr=False))
-    assert [(conv._groups, conv._out_channels) for conv in fused] == [(32, 32), (1, 8)]
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_groups_of_one_or_two_outputs_are_sums_of_channels(outputs):
+    fused = fusing_rules.grouped_for_engines(nn.Conv2D(32, 8 * outputs, 3, padding=1, groups=8, bias_attr=False))
+    assert [(conv._groups, conv._out_channels) for conv in fused.maps] == [(32, 32)] * outputs
+    assert [(conv._groups, conv._out_channels) for conv in fused.sums] == [(1, 8 * outputs)] * outputs
 
 
 @pytest.mark.parametrize("size", [(8, 6), (2, 2), (7, 6), (6, 5)])
