@@ -2,8 +2,8 @@
 
 Every runtime gets the environment that is best for it, and no other's threads spin meanwhile. The process
 reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network until caches and threads are warm,
-then so often, and answers with the milliseconds of each of these, ``answer FILE`` saves what the network says to the
-seeded input, ``memory`` answers with the most megabytes that the process has held since ``batch N``.
+then so often, or for a second, and answers with the milliseconds of each of these, ``answer FILE`` saves what the
+network says to the seeded input, ``memory`` answers with the most megabytes that the process has held since ``batch N``.
 `benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
 
 A runner that runs an exported file has it written by another process, so that its memory is the engine's alone; runners
@@ -26,7 +26,7 @@ from typing import Any, Callable
 import numpy as np
 
 Runner = Callable[[np.ndarray], np.ndarray]
-_WARM_UP = 0.15  # seconds
+_WARM_UP, _TURN = 0.15, 1.0  # seconds
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -354,8 +354,8 @@ def main(name: str, folder: Path) -> None:
             warm = time.perf_counter() + _WARM_UP
             while time.perf_counter() < warm:
                 run(x)
-            times = []
-            for _ in range(int(value)):
+            times, end = [], time.perf_counter() + _TURN
+            while len(times) < int(value) and time.perf_counter() < end:
                 start = time.perf_counter()
                 run(x)
                 times.append(1000 * (time.perf_counter() - start))

@@ -15,8 +15,9 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
-from paddle_dense.layers import CondenseLGC, CondenseSFR, RoutedCondConv2D, ShuffleLayer
+from paddle_dense.layers import CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D, ShuffleLayer
 from paddle_dense.layers.conv import tap_products
+from paddle_dense.models.cspnet import CrossStage
 
 
 def scale_and_shift(norm: nn.BatchNorm2D) -> tuple[np.ndarray, np.ndarray]:
@@ -239,6 +240,41 @@ def dense_lgc(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None) -> nn.Sequen
         np.add.at(weight[group].T, index, rows.weight[group].T)
     weight, bias = rows.in_channel_order(weight), rows.in_channel_order(rows.bias)
     return nn.Sequential(affine(scale, shift, like), lgc.activation, convolution(weight[:, :, None, None], like, bias))
+
+
+class PartedStage(nn.Layer):
+    """A stage of a CSPNet whose two parts have convolutions of their own: [N, in, H, W] -> [N, out, H', W'].
+
+    ``split(W * x)`` is ``W_1 * x`` and ``W_2 * x``, and ``W * concat(a, b)`` is ``W_1 * a + W_2 * b``: nothing is
+    copied, and engines add while they convolve. The batch normalisations of both must be folded already.
+    """
+
+    def __init__(self, stage: CrossStage) -> None:
+        super().__init__()
+        self.conv_down, self.blocks, self.conv_transition_b = stage.conv_down, stage.blocks, stage.conv_transition_b
+        conv = stage.conv_exp.conv
+        parts = zip(*(np.split(to_array(x), 2) for x in (conv.weight, conv.bias)))
+        convs = [convolution(weight, conv.weight, bias) for weight, bias in parts]
+        self.expansions = nn.LayerList([nn.Sequential(part, *_activation(stage.conv_exp)) for part in convs])
+        conv = stage.conv_transition.conv
+        first, second = np.split(to_array(conv.weight), 2, axis=1)
+        self.transitions = nn.LayerList(
+            [convolution(first, conv.weight, to_array(conv.bias)), convolution(second, conv.weight)]
+        )
+        self.activation = nn.Sequential(*_activation(stage.conv_transition))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv_down is not None:
+            x = self.conv_down(x)
+        part1, part2 = (expansion(x) for expansion in self.expansions)
+        part2 = self.conv_transition_b(self.blocks(part2))
+        first, second = self.transitions
+        return self.activation(first(part1) + second(part2))
+
+
+def _activation(conv: ConvNormAct) -> list[nn.Layer]:
+    """What stands after convolution and batch normalisation: nothing or an activation."""
+    return list(conv.children())[2:]
 
 
 class SpreadConvolution(nn.Layer):

@@ -15,6 +15,7 @@ from paddle_dense.deploy.fused_layers import (
     DepthwiseSums,
     GatheredConvolution,
     GatheredProduct,
+    PartedStage,
     PoolingProduct,
     SpreadConvolution,
     convolution,
@@ -25,7 +26,7 @@ from paddle_dense.deploy.fused_layers import (
     to_array,
 )
 from paddle_dense.layers import CondenseLGC, CondenseSFR, ConvNormAct
-from paddle_dense.models import condconv, condensenet, densenet
+from paddle_dense.models import condconv, condensenet, cspnet, densenet
 from paddle_dense.surgery import Rule, Rules
 
 
@@ -141,6 +142,12 @@ def _folding(*pairs: tuple[str, str]) -> Rule:
     return partial(fold_norms, pairs=pairs)
 
 
+def parted_stage(stage: cspnet.CrossStage) -> nn.Layer:
+    """A stage of a CSPNet for engines."""
+    fold_norms(stage, (("conv_exp.conv", "conv_exp.bn"), ("conv_transition.conv", "conv_transition.bn")))
+    return PartedStage(stage)
+
+
 def _engines(runtime: str) -> Rules:
     return {
         **_EVERYWHERE,
@@ -149,6 +156,7 @@ def _engines(runtime: str) -> Rules:
         densenet.DenseBackbone: lambda layer: _folding(("features.conv0", "features.norm0"))(pool_early(layer)),
         densenet.DenseLayer: _folding(("conv1", "norm2")),
         ConvNormAct: _folding(("conv", "bn")),
+        cspnet.CrossStage: parted_stage,
         condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
         condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
         condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
