@@ -3,7 +3,7 @@
 Every runtime gets the environment that is best for it, and no other's threads spin meanwhile. The process
 reads lines from its input: ``batch N`` prepares inputs, ``run N`` runs the network until caches and threads are warm,
 then so often, or for a second, and answers with the milliseconds of each of these, ``answer FILE`` saves what the
-network says to the seeded input, ``memory`` answers with the most megabytes that the process has held since ``batch N``.
+network says to the seeded input, ``memory`` answers with the most megabytes that the process held since ``batch N``.
 `benchmarks.latency` has put `network.json` and `weights.npz` into FOLDER.
 
 A runner that runs an exported file has it written by another process, so that its memory is the engine's alone; runners
