@@ -22,7 +22,7 @@ fuzz: .venv/fuzz
 
 # Latency in every runtime next to its peers, conversion and training, best with nothing else running. It says how long it
 # takes; `make bench BENCH=--continue` goes on where one was stopped.
-bench: .venv/runtimes
+bench: .venv/peers
 	mkdir -p build
 	$(BIN)/python -m benchmarks.latency --json build/latency.json --plot build/latency.png $(BENCH)
 	$(BIN)/python -m benchmarks.conversion
@@ -54,7 +54,7 @@ format: .venv/installed
 # The libraries whose networks the tests compare with. Without their dependencies: torchvision would bring a second PyTorch.
 # And what exported networks run in.
 .venv/peers: .venv/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,train]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deploy,train]" openvino
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchvision timm pytorchcv
 	$(BIN)/python -m pip install --quiet -c constraints.txt huggingface_hub pyyaml requests
 	touch $@
@@ -65,10 +65,6 @@ format: .venv/installed
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	touch $@
-
-.venv/runtimes: .venv/peers
-	$(BIN)/python -m pip install --quiet -c constraints.txt openvino
 	touch $@
 
 clean:

@@ -133,11 +133,11 @@ def _peer(name: str) -> Any:
         library = torch.library.Library("torchvision", "DEF")
         for operator in _OPERATORS:
             library.define(f"{operator}(Tensor x) -> Tensor")
-        _KEPT.append(library)
+        _KEPT["torchvision's operators"] = library  # its declarations end with it
         return importlib.import_module(name)
 
 
-_KEPT: list[Any] = []  # a library's declarations end with it
+_KEPT: dict[str, Any] = {}
 
 
 def origin(network: str) -> str:
@@ -292,10 +292,11 @@ def paddleclas(folder: Path, batch: int) -> Runner:
         raise ImportError("PaddleClas is not installed")
     names = {"cspdarknet53": "CSPDarkNet53"}
     name = _described(folder)["arch"]
-    model = getattr(backbones, names.get(name, name.replace("densenet", "DenseNet")))()
-    model.eval()
-    paddle.seed(0)
-    return _eager(model)
+    if name not in _KEPT:  # its parameters have names of their own, which exist only once in a process
+        paddle.seed(0)
+        _KEPT[name] = getattr(backbones, names.get(name, name.replace("densenet", "DenseNet")))()
+        _KEPT[name].eval()
+    return _eager(_KEPT[name])
 
 
 OURS = (

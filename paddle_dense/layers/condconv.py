@@ -86,7 +86,13 @@ def _grouped_convolution(x: Tensor, routing: Tensor, weight: Tensor, geometry: G
 
 
 def _mixture_of_outputs(x: Tensor, routing: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    experts, out_channels = weight.shape[:2]
+    experts, out_channels, per_group = weight.shape[:3]
+    if per_group == 1 and out_channels == groups:
+        # Depthwise: of every expert's own copy of the channels, for which engines have kernels.
+        kernels = weight.reshape([-1, *weight.shape[2:]])
+        y = F.conv2d(paddle.concat([x] * experts, axis=1), kernels, None, *geometry, experts * groups)
+        mixed = paddle.matmul(routing.unsqueeze(1), y.reshape([0, experts, -1]))
+        return mixed.reshape([-1, out_channels, y.shape[2], y.shape[3]])
     # A group's outputs must lie together, so the experts come after the groups.
     kernels = weight.reshape([experts, groups, -1]).transpose([1, 0, 2])
     y = F.conv2d(x, kernels.reshape([experts * out_channels, *weight.shape[2:]]), None, *geometry, groups)
