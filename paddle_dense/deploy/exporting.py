@@ -36,7 +36,7 @@ from paddle.static import InputSpec
 
 from paddle_dense import __version__
 from paddle_dense.data import Preprocessing
-from paddle_dense.deploy.fused_layers import fused_sfr
+from paddle_dense.deploy.fused_layers import copied_for_experts, fused_sfr
 from paddle_dense.deploy.fusing import check_form
 from paddle_dense.deploy.judging import TOLERANCE, Answers, judge
 from paddle_dense.errors import WeightsError, naming
@@ -44,7 +44,7 @@ from paddle_dense.evaluation import as_arrays, double_precision, evaluation, on_
 from paddle_dense.files.atomic import PathLike, move_together, temporary_folder, unwritable
 from paddle_dense.files.sidecar import names_in
 from paddle_dense.files.weights import open_file, parse_json, read_bounded
-from paddle_dense.layers import CondenseLGC, CondenseSFR
+from paddle_dense.layers import CondConv2D, CondenseLGC, CondenseSFR, RoutedCondConv2D
 from paddle_dense.prediction import Classifier
 from paddle_dense.surgery import Rules, rewrite
 
@@ -227,7 +227,12 @@ def _plain_lgc(layer: CondenseLGC) -> nn.Layer:
 # Paddle Inference 3.3 crashes where it fuses a LeakyReLU into the convolution before it, and paddle2onnx 2.1 loses the
 # slope of one; `_leaky` gives it back to ONNX.
 _FOR_PADDLE: Rules = {CondenseSFR: fused_sfr, nn.LeakyReLU: lambda layer: nn.PReLU(1, layer._negative_slope)}
-_FOR_ONNX: Rules = {**_FOR_PADDLE, CondenseLGC: _plain_lgc}
+_FOR_ONNX: Rules = {
+    **_FOR_PADDLE,
+    CondenseLGC: _plain_lgc,
+    CondConv2D: copied_for_experts,
+    RoutedCondConv2D: copied_for_experts,
+}
 
 
 # Paddle Inference

@@ -15,7 +15,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
-from paddle_dense.layers import CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D, ShuffleLayer
+from paddle_dense.layers import CondConv2D, CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D, ShuffleLayer
 from paddle_dense.layers.conv import tap_products
 from paddle_dense.models.cspnet import CrossStage
 
@@ -106,6 +106,12 @@ class DepthwiseSums(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         first, *others = (add(maps(x)) for maps, add in zip(self.maps, self.sums))
         return sum(others, first)
+
+
+def copied_for_experts(conv: CondConv2D | RoutedCondConv2D) -> nn.Layer:
+    """A depthwise mixture of convolutions as one depthwise convolution, see `mixed_conv2d`."""
+    conv.copies = True
+    return conv
 
 
 def fused_sfr(sfr: CondenseSFR) -> nn.Sequential:

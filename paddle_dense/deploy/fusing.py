@@ -34,6 +34,7 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     grouped 3x3, 1 or 2 outputs a group    stays                         depthwise, then sums
     1x1 convolution, then average pooling  pooling first                 pooling first
     average pooling of 2x2                 one matrix product            stays
+    CondConv: depthwise, in static graphs  grouped by channel            a copy of the channels an expert
     CSPNet: split, concatenation           stay                          a convolution for each part
     dropout                                left out                      left out
     =====================================  ============================  ==================================

@@ -19,13 +19,14 @@ from paddle_dense.deploy.fused_layers import (
     PoolingProduct,
     SpreadConvolution,
     convolution,
+    copied_for_experts,
     dense_lgc,
     fold_norm,
     fused_sfr,
     merged_groups,
     to_array,
 )
-from paddle_dense.layers import CondenseLGC, CondenseSFR, ConvNormAct
+from paddle_dense.layers import CondConv2D, CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D
 from paddle_dense.models import condconv, condensenet, cspnet, densenet
 from paddle_dense.surgery import Rule, Rules
 
@@ -157,6 +158,8 @@ def _engines(runtime: str) -> Rules:
         densenet.DenseLayer: _folding(("conv1", "norm2")),
         ConvNormAct: _folding(("conv", "bn")),
         cspnet.CrossStage: parted_stage,
+        CondConv2D: copied_for_experts,
+        RoutedCondConv2D: copied_for_experts,
         condconv.EfficientNetCondConv: _folding(("conv_stem", "bn1"), ("conv_head", "bn2")),
         condconv.DepthwiseSeparable: _folding(("conv_dw", "bn1"), ("conv_pw", "bn2")),
         condconv.InvertedResidual: _folding(("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),

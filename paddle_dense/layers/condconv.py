@@ -39,6 +39,7 @@ def mixed_conv2d(
     padding: Pair | Literal["SAME"] = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    copies: bool = False,
 ) -> Tensor:
     """Convolve every sample with its own mixture of the experts' kernels: [B, in, H, W] -> [B, out, H', W'].
 
@@ -57,13 +58,17 @@ def mixed_conv2d(
         padding: zeros added on every side, in pixels, or ``"SAME"`` for TensorFlow's padding.
         dilation: distance of the kernel's elements in pixels.
         groups: number of groups of the convolution.
+        copies: in a static graph, give every expert of a depthwise convolution a copy of the channels: engines have
+            kernels for depthwise convolutions alone, while Paddle's own take twice as long for so many channels.
     """
     if _is_pointwise(weight.shape[3:], stride, padding):
         y = _matrix_product(x, routing, weight, groups)
     elif paddle.in_dynamic_mode():
         y = _grouped_convolution(x, routing, weight, (stride, padding, dilation), groups)
     else:
-        y = _mixture_of_outputs(x, routing, weight, (stride, padding, dilation), groups)
+        depthwise = tuple(weight.shape[1:3]) == (groups, 1)
+        mixture = _mixture_of_depthwise if copies and depthwise else _mixture_of_outputs
+        y = mixture(x, routing, weight, (stride, padding, dilation), groups)
     if bias is None:
         return y
     # One row for each sample either way: Paddle's CPU kernel adds a single row to a batch many times as slowly.
@@ -86,18 +91,20 @@ def _grouped_convolution(x: Tensor, routing: Tensor, weight: Tensor, geometry: G
 
 
 def _mixture_of_outputs(x: Tensor, routing: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    experts, out_channels, per_group = weight.shape[:3]
-    if per_group == 1 and out_channels == groups:
-        # Depthwise: of every expert's own copy of the channels, for which engines have kernels.
-        kernels = weight.reshape([-1, *weight.shape[2:]])
-        y = F.conv2d(paddle.concat([x] * experts, axis=1), kernels, None, *geometry, experts * groups)
-        mixed = paddle.matmul(routing.unsqueeze(1), y.reshape([0, experts, -1]))
-        return mixed.reshape([-1, out_channels, y.shape[2], y.shape[3]])
+    experts, out_channels = weight.shape[:2]
     # A group's outputs must lie together, so the experts come after the groups.
     kernels = weight.reshape([experts, groups, -1]).transpose([1, 0, 2])
     y = F.conv2d(x, kernels.reshape([experts * out_channels, *weight.shape[2:]]), None, *geometry, groups)
     mixed = paddle.matmul(routing.unsqueeze([1, 2]), y.reshape([0, groups, experts, -1]))
     return mixed.reshape([-1, out_channels, y.shape[2], y.shape[3]])
+
+
+def _mixture_of_depthwise(x: Tensor, routing: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    experts = weight.shape[0]
+    kernels = weight.reshape([experts * groups, *weight.shape[2:]])
+    y = F.conv2d(paddle.concat([x] * experts, axis=1), kernels, None, *geometry, experts * groups)
+    mixed = paddle.matmul(routing.unsqueeze(1), y.reshape([0, experts, -1]))
+    return mixed.reshape([-1, groups, y.shape[2], y.shape[3]])
 
 
 class Routing(nn.Layer):
@@ -136,9 +143,14 @@ class CondConv2D(nn.Layer):
         num_experts: experts E.
         dropout_rate: dropout before the routing's linear layer.
 
+    Attributes:
+        copies: see `mixed_conv2d`.
+
     Raises:
         ValueError: the channels do not divide into the groups, or the padding mode is unknown.
     """
+
+    copies = False
 
     def __init__(
         self,
@@ -172,7 +184,8 @@ class CondConv2D(nn.Layer):
         if self.padding_mode != "zeros":
             height, width = _pair(padding)
             x, padding = F.pad(x, [width, width, height, height], self.padding_mode), 0
-        return mixed_conv2d(x, routing, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        geometry = self.stride, padding, self.dilation
+        return mixed_conv2d(x, routing, self.weight, self.bias, *geometry, self.groups, self.copies)
 
 
 class RoutedCondConv2D(nn.Layer):
@@ -192,9 +205,14 @@ class RoutedCondConv2D(nn.Layer):
         bias: add a bias, mixed from one for each expert, [E, out].
         num_experts: experts E.
 
+    Attributes:
+        copies: see `mixed_conv2d`.
+
     Raises:
         ValueError: the channels do not divide into the groups.
     """
+
+    copies = False
 
     def __init__(
         self,
@@ -217,7 +235,8 @@ class RoutedCondConv2D(nn.Layer):
 
     def forward(self, x: Tensor, routing: Tensor) -> Tensor:
         weight = self.weight.reshape([-1, *self.kernel_shape])
-        return mixed_conv2d(x, routing, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        geometry = self.stride, self.padding, self.dilation
+        return mixed_conv2d(x, routing, weight, self.bias, *geometry, self.groups, self.copies)
 
 
 class CondConvLinear(nn.Layer):

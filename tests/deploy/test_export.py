@@ -20,7 +20,7 @@ from paddle_dense.deploy import exporting
 from paddle_dense.deploy.exporting import PROGRAM_SUFFIX, export, load_onnx, load_paddle
 from paddle_dense.deploy.fusing import fuse
 from paddle_dense.errors import WeightsError
-from paddle_dense.layers import ExactFusion
+from paddle_dense.layers import ExactFusion, RoutedCondConv2D
 from tests.helpers import amplifying, answers, random_images, settled
 
 EXTRA = "pip install paddle_dense[deploy]"
@@ -92,6 +92,18 @@ def test_onnx_files_of_every_family_take_any_batch_and_size(tmp_path, network, o
     x = random_images(3, 3, 64, 96)
     expected = answers(model, x)
     assert difference(load_onnx(files)(x), expected if isinstance(expected, list) else [expected]) < 2e-6
+
+
+def test_depthwise_mixtures_are_depthwise_in_onnx(tmp_path, network, onnxruntime):
+    """One channel in and one out for each group: engines have no kernels for several outputs a channel."""
+    onnx = pytest.importorskip("onnx", reason=f"writes ONNX: {EXTRA}")
+    model = network("EfficientNetCondConv")
+    graph = onnx.load(str(export(model, tmp_path / "net", "onnx", input_size=64)[0])).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    groups = {attribute.i for node in convolutions for attribute in node.attribute if attribute.name == "group"}
+    mixed = [layer for layer in model.sublayers() if isinstance(layer, RoutedCondConv2D) and layer.groups > 1]
+    assert mixed and groups >= {layer.groups * len(layer.weight) for layer in mixed}
+    assert not groups & {layer.groups for layer in mixed}
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
