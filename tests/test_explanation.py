@@ -24,7 +24,7 @@ SIDE = 64
 @pytest.fixture(scope="module", params=SMALL)
 def network(request):
     """A network of every kind, with lived-in statistics."""
-    paddle.seed(0)  # whatever ran before; each test is seeded only after this
+    paddle.seed(1)  # whatever ran before; each test is seeded only after this
     return request.param, settled(small(request.param), random_images(8, 3, SIDE, SIDE, seed=3))
 
 
