@@ -155,3 +155,14 @@ def _random_tensor(random: np.random.Generator, leaf: str, shape: tuple[int, ...
     if leaf == "weight":
         return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("f4")
     return (0.3 * random.standard_normal(shape)).astype("f4")
+
+
+@pytest.fixture
+def onnxruntime():
+    """ONNX Runtime, where ONNX can be written as well; the test is skipped elsewhere."""
+    extra = "pip install paddle_dense[deploy]"
+    try:
+        import paddle2onnx  # noqa: F401
+    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
+        pytest.skip(f"writes ONNX: {extra}")
+    return pytest.importorskip("onnxruntime", reason=f"runs ONNX: {extra}")

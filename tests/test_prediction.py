@@ -305,13 +305,9 @@ def test_wrong_arguments_are_one_line(capsys, arguments, status, message):
 
 @pytest.mark.parametrize("suffix", ["", ".json", ".pdiparams", ".meta.json", ".onnx"])
 @pytest.mark.parametrize("batch", [[], ["--batch", "4"]], ids=["any batch", "batch of 4"])
-def test_what_deploy_wrote_answers_as_the_network(capsys, digits, model, tmp_path, suffix, batch):
+def test_what_deploy_wrote_answers_as_the_network(capsys, digits, model, tmp_path, request, suffix, batch):
     if suffix == ".onnx":
-        pytest.importorskip("onnxruntime", reason="runs ONNX: pip install paddle_dense[deploy]")
-        try:
-            import paddle2onnx  # noqa: F401
-        except (ImportError, ValueError):
-            pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
+        request.getfixturevalue("onnxruntime")
     if suffix == ".json" and paddle.__version__.startswith("2."):
         suffix = ".pdmodel"
     format = "onnx" if suffix == ".onnx" else "paddle"

@@ -97,12 +97,7 @@ def test_a_process_that_ends_early_is_an_error(tmp_path):
         throughput("Paddle Inference", [tmp_path / "absent.json", tmp_path / "absent.pdiparams"], [1, 1, 32, 32], 2, 1)
 
 
-def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, difference):
-    pytest.importorskip("onnxruntime", reason="runs ONNX: pip install paddle_dense[deploy]")
-    try:
-        import paddle2onnx  # noqa: F401
-    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
-        pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
+def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, onnxruntime, difference):
     labels = digits.with_name("labels.txt")
     labels.write_text("\n".join("0123456789") + "\n")
     arguments = [str(digits.with_suffix(".pth")), "-o", f"{digits.parent}/new/", "--format", "onnx", "--batch", "3"]
@@ -117,14 +112,10 @@ def test_a_pytorch_checkpoint_is_converted_on_the_way(capsys, digits, logits, di
 
 
 @pytest.mark.parametrize("sides", [["--size", "32", "--batch", "3"], []])
-def test_a_network_fused_for_openvino_answers_there(digits, logits, difference, monkeypatch, sides):
+def test_a_network_fused_for_openvino_answers_there(digits, logits, onnxruntime, difference, monkeypatch, sides):
     """And gathers where the channels of a pixel are side by side, as wider networks do."""
     pytest.importorskip("openvino", reason="runs the file: pip install openvino")
     onnx = pytest.importorskip("onnx", reason="writes ONNX: pip install paddle_dense[deploy]")
-    try:
-        import paddle2onnx  # noqa: F401
-    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
-        pytest.skip("writes ONNX: pip install paddle_dense[deploy]")
     monkeypatch.setitem(fusing_rules.DENSE_UP_TO, "openvino", 0)
     assert main([str(digits), "--format", "onnx", "--runtime", "openvino", *sides]) == OK
     file = digits.with_name("cdnv2_digits_deploy.onnx")

@@ -60,15 +60,6 @@ def network(randomise):
     return build
 
 
-@pytest.fixture
-def onnxruntime():
-    try:
-        import paddle2onnx  # noqa: F401
-    except (ImportError, ValueError):  # ValueError: it is there and for another version of Paddle
-        pytest.skip(f"writes ONNX: {EXTRA}")
-    return pytest.importorskip("onnxruntime", reason=f"runs ONNX: {EXTRA}")
-
-
 MORE = ("CondenseNetV2 pyramid", "CSPDarkNet", "EfficientNetCondConv SAME")
 
 
