@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers import CondConv2D, CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D, ShuffleLayer
-from paddle_dense.layers.conv import tap_products
+from paddle_dense.layers.conv import spread, tap_products
 from paddle_dense.models.cspnet import CrossStage
 
 
@@ -284,7 +284,7 @@ def _activation(conv: ConvNormAct) -> list[nn.Layer]:
 
 
 class SpreadConvolution(nn.Layer):
-    """A grouped 3x3 convolution of stride 1, the product before the spreading: [N, in, H, W] -> [N, out, H, W].
+    """A 3x3 convolution of stride 1, the product before the spreading: [N, in, H, W] -> [N, out, H, W].
 
     For Paddle's own kernels, in static graphs too; the algebra is that of `paddle_dense.layers.conv.convolve`.
     """
@@ -301,8 +301,7 @@ class SpreadConvolution(nn.Layer):
             # `F.fold` must be told batch and size, and that of Paddle 2.6 takes no single row or column.
             weight = self.weight.reshape([groups * rows // 9, 9, per_group]).flip([1]).transpose([0, 2, 1])
             return F.conv2d(x, weight.reshape([groups * rows // 9, per_group, 3, 3]), padding=1, groups=groups)
-        maps = paddle.matmul(self.weight, x.reshape([0, groups, per_group, -1]))
-        return F.fold(maps.reshape([0, groups * rows, -1]), x.shape[2:], 3, paddings=1)
+        return spread(self.weight, x)
 
 
 class PoolingProduct(nn.Layer):

@@ -39,6 +39,15 @@ def condensed_for_paddle(layer: nn.Layer) -> nn.Layer:
     return layer
 
 
+def dense_for_paddle(layer: densenet.DenseLayer) -> nn.Layer:
+    """A dense layer of DenseNet, for Paddle's own kernels."""
+    name = "conv2" if layer.has_bottleneck else "conv1"
+    conv = getattr(layer, name)
+    if _spreads(conv) and conv._out_channels < conv._in_channels:
+        setattr(layer, name, SpreadConvolution(conv))
+    return layer
+
+
 def condensed_for_engines(layer: nn.Layer, runtime: str) -> nn.Layer:
     """The same for engines that compile the graph."""
     norm, activation, conv = layer.conv_2.children()
@@ -134,6 +143,7 @@ _EVERYWHERE: Rules = {
 _PADDLE: Rules = {
     **_EVERYWHERE,
     condensenet.DenseLayer: condensed_for_paddle,
+    densenet.DenseLayer: dense_for_paddle,
     CondenseLGC: GatheredProduct,
     nn.AvgPool2D: lambda pool: PoolingProduct() if _halves(pool) else pool,
 }

@@ -39,26 +39,35 @@ def fan_out(kernel_size: int, out_channels: int) -> ParamAttr:
     return ParamAttr(initializer=Normal(0.0, sqrt(2.0 / (kernel_size * kernel_size * out_channels))))
 
 
+# Below, the four operators take longer to call than they save.
+_FEW_PIXELS = 256
+
+
 def convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
-    """What the layer answers, sooner for a narrow 3x3 one that trains on a CPU: [N, in, H, W] -> [N, out, H, W].
+    """What the layer answers, sooner for a narrow 3x3 one on a CPU: [N, in, H, W] -> [N, out, H, W].
 
     Paddle's kernel for CPUs copies every input to nine places and multiplies image after image and group after
     group. With tap d of the kernel at offset d from the centre,
 
         y[p] = sum_d W_d x[p + d] = sum_d m_d[p + d],    m_d = W_d x
 
-    so all products can be one batched product, which makes nine maps of every *output* where the copies were nine of
+    so one product of matrices does for all, which makes nine maps of every *output* where the copies were nine of
     every input, four times as many in dense networks. `F.fold` adds the maps up, map d moved by -d: it spreads where a
     convolution collects, hence `tap_products` has the taps in reverse.
     """
-    # The fold of Paddle 2.6 takes no single row or column.
-    learns = conv.training and not conv.weight.stop_gradient and paddle.in_dynamic_mode()
-    if not learns or paddle.get_device() != "cpu" or not _spreads_less(conv) or 1 in x.shape[2:]:
+    if not paddle.in_dynamic_mode() or paddle.get_device() != "cpu" or not _spreads_less(conv):
         return conv(x)
-    products = tap_products(conv.weight, conv._groups).expand([x.shape[0], -1, -1, -1])
+    # The fold of Paddle 2.6 takes no single row or column.
+    if 1 in x.shape[2:] or x.shape[0] * x.shape[2] * x.shape[3] < _FEW_PIXELS:
+        return conv(x)
+    return spread(tap_products(conv.weight, conv._groups), x)
+
+
+def spread(products: Tensor, x: Tensor) -> Tensor:
+    """The convolution whose `tap_products` these are: [N, in, H, W] -> [N, out, H, W]; N, H and W must be known."""
     _, groups, rows, per_group = products.shape
-    maps = paddle.bmm(products.flatten(0, 1), x.reshape([-1, per_group, x.shape[2] * x.shape[3]]))
-    return F.fold(maps.reshape([-1, groups * rows, maps.shape[-1]]), x.shape[2:], 3, paddings=1)
+    maps = paddle.matmul(products, x.reshape([0, groups, per_group, -1]))
+    return F.fold(maps.reshape([0, groups * rows, -1]), x.shape[2:], 3, paddings=1)
 
 
 def _spreads_less(conv: nn.Conv2D) -> bool:

@@ -27,14 +27,15 @@ def test_convolutions_start_by_the_fan_out_of_the_dense_kernel(inputs, outputs, 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups", "shape"),
     [
-        (24, 12, 1, (2, 5, 7)),
-        (24, 12, 4, (3, 6, 4)),
-        (8, 4, 4, (1, 2, 2)),
-        (12, 6, 2, (2, 1, 5)),
-        (12, 6, 2, (2, 5, 1)),
+        (24, 12, 1, (2, 15, 17)),
+        (24, 12, 4, (3, 16, 14)),
+        (8, 4, 4, (150, 2, 2)),
+        (12, 6, 2, (2, 1, 150)),
+        (12, 6, 2, (2, 150, 1)),
+        (12, 6, 2, (1, 2, 3)),
     ],
 )
-def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, shape):
+def test_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, shape):
     layer = conv2d(inputs, outputs, 3, padding=1, groups=groups)
     x = paddle.randn([shape[0], inputs, *shape[1:]])
     x.stop_gradient = False
@@ -52,7 +53,7 @@ def test_training_on_a_cpu_convolves_as_paddle_does(inputs, outputs, groups, sha
 @pytest.mark.parametrize("full_graph", [True, False])
 def test_training_in_a_static_graph(full_graph):
     layer = Conv(24, 12, 3, padding=1, groups=4)
-    weight, x = layer.conv.weight, paddle.randn([2, 24, 6, 5])
+    weight, x = layer.conv.weight, paddle.randn([2, 24, 16, 15])
     layer(x).square().sum().backward()
     expected = weight.grad.numpy()
     weight.clear_grad()
@@ -60,26 +61,24 @@ def test_training_in_a_static_graph(full_graph):
     np.testing.assert_allclose(weight.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-def is_called(conv, monkeypatch):
+def is_called(conv, monkeypatch, side=16):
     """Whether `convolve` leaves the work to the layer."""
     calls = []
     forward = type(conv).forward
     monkeypatch.setattr(type(conv), "forward", lambda conv, x: calls.append(conv) or forward(conv, x))
-    convolve(conv, paddle.randn([2, conv._in_channels, 6, 6]))
+    convolve(conv, paddle.randn([2, conv._in_channels, side, side]))
     monkeypatch.undo()
     return bool(calls)
 
 
-def test_only_what_trains_and_spreads_less_than_it_collects_is_spread(monkeypatch):
+def test_only_what_spreads_less_than_it_collects_is_spread(monkeypatch):
     narrow = conv2d(24, 12, 3, padding=1)
     assert not is_called(narrow, monkeypatch)
+    assert is_called(narrow, monkeypatch, side=7), "too little to be worth four operators"
     for outputs, kernel_size, stride, padding in ((24, 3, 1, 1), (12, 1, 1, 0), (12, 3, 2, 1), (12, 3, 1, 0)):
         assert is_called(conv2d(24, outputs, kernel_size, stride, padding), monkeypatch)
     narrow.eval()
-    assert is_called(narrow, monkeypatch)
-    narrow.train()
-    narrow.weight.stop_gradient = True
-    assert is_called(narrow, monkeypatch)
+    assert not is_called(narrow, monkeypatch), "no less in evaluation than in training"
 
 
 def test_what_was_put_in_the_place_of_a_convolution_is_called(monkeypatch):
