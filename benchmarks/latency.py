@@ -1,8 +1,8 @@
 """How fast every network is in every runtime, next to what a user would pick instead: ``make bench``.
 
-Each runner is a process of its own (`benchmarks.runners`); they take turns, a few runs each, so that whatever else the
-machine does meets all of them alike. Every figure is a median, next to its ratio to the best peer, the most memory that
-the process held, and two limits:
+Each runner is a process of its own (`benchmarks.runners`). They get ready side by side and then take turns, a few runs
+each, so that whatever else the machine does meets all of them alike. Every figure is a median, next to its ratio to the
+best peer, the most memory that the process held, and two limits:
 
 * arithmetic: the multiply-accumulates that the paper counts, at the speed of this machine's best matrix product;
 * memory: the weights, and what every convolution and linear layer reads and writes, at the speed of its best copy, as
@@ -29,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,8 @@ Speeds = Sequence[float]  # multiply-accumulates and bytes, a second
 _RUNS = 5
 # Of a network that was never measured, on two cores: seconds that one runner takes to get ready for one batch, and how
 # many times the arithmetic limit of a machine of `_GUESSED_SPEED` one pass takes.
-_READY, _TIMES_THE_LIMIT, _GUESSED_SPEED = 8.0, 6.0, 60e9
-_PATIENCE = (
-    180  # seconds that a runner may prepare: compiling cdnv2_c with torch.compile takes longer than all the rest
-)
+_READY, _TIMES_THE_LIMIT, _GUESSED_SPEED = 5.0, 6.0, 60e9
+_PATIENCE = 300  # seconds that a runner may prepare: torch.compile takes longer than all the rest
 
 
 class Worker:
@@ -210,9 +209,9 @@ def measure(
 
 
 def _measure_batch(workers: list[Worker], batch: int, rounds: int, folder: Path, absent: dict[str, str]) -> dict:
-    for worker in workers:
-        if worker.ask(f"batch {batch}") is None:
-            absent[worker.name] = worker.reason()
+    with ThreadPoolExecutor(THREADS) as pool:
+        ready = list(pool.map(lambda worker: worker.ask(f"batch {batch}"), workers))
+    absent |= {worker.name: worker.reason() for worker, answer in zip(workers, ready) if answer is None}
     workers = [worker for worker in workers if worker.name not in absent]
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for _ in range(rounds):

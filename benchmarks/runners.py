@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -71,8 +72,9 @@ def _exported(folder: Path, batch: int, format: str, runtime: str | None) -> lis
     """Files of this project's network, fused for a runtime or not; another process writes them."""
     form = f"{format}_{runtime or 'plain'}_{batch}"
     listing = folder / f"{form}.files"
-    if not listing.exists():
-        _elsewhere("write_ours", folder, batch, format, runtime or "")
+    with _alone(listing):
+        if not listing.exists():
+            _elsewhere("write_ours", folder, batch, format, runtime or "")
     return [Path(line) for line in listing.read_text().splitlines()]
 
 
@@ -83,6 +85,13 @@ def write_ours(folder: Path, batch: str, format: str, runtime: str) -> None:
     model = pd_.deploy.fuse(model, runtime=runtime) if runtime else model
     files = pd_.deploy.export(model, folder / form, format=format, input_size=size, batch=int(batch))
     (folder / f"{form}.files").write_text("\n".join(map(str, files)))
+
+
+def _alone(path: Path) -> AbstractContextManager:
+    """While another runner writes the same file, wait."""
+    from filelock import FileLock  # comes with PyTorch
+
+    return FileLock(f"{path}.lock")
 
 
 def _elsewhere(function: str, folder: Path, *arguments: Any) -> None:
@@ -191,8 +200,9 @@ def torch_compiled(folder: Path, batch: int) -> Runner:
 
 def _onnx_of_original(folder: Path, batch: int) -> Path:
     path = folder / f"original{batch}.onnx"
-    if not path.exists():
-        _elsewhere("write_original", folder, batch, path)
+    with _alone(path):
+        if not path.exists():
+            _elsewhere("write_original", folder, batch, path)
     return path
 
 
