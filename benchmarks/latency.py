@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runners import OWN_WEIGHTS, PEERS, RUNNERS, THREADS, origin
+from benchmarks.runners import ENVIRONMENT, OWN_WEIGHTS, PEERS, RUNNERS, THREADS, origin
 from paddle_dense.files.atomic import atomic_write
 
 FAMILIES = {
@@ -71,6 +71,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
+            env=ENVIRONMENT,
         )
 
     def answer(self) -> str | None:
@@ -261,7 +262,7 @@ def best_speeds() -> tuple[float, float]:
     found = []
     for paddle in (True, False):
         command = [sys.executable, "-c", _BEST.format(paddle=paddle, threads=THREADS)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         found += [[float(number) for number in done.stdout.split()[-2:]]] if done.returncode == 0 else []
     product, copy = (max(speeds) for speeds in zip(*found))
     return product, copy

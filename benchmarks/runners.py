@@ -27,6 +27,8 @@ from typing import Any, Callable
 import numpy as np
 
 Runner = Callable[[np.ndarray], np.ndarray]
+# Of this process before Paddle is imported, which sets OMP_NUM_THREADS to 1 for itself and every child.
+ENVIRONMENT = dict(os.environ)
 _WARM_UP, _TURN = 0.15, 1.0  # seconds
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -15,7 +15,7 @@ from typing import Callable
 
 import numpy as np
 
-from benchmarks.runners import THREADS
+from benchmarks.runners import ENVIRONMENT, THREADS
 
 NETWORKS = ("cdnv2_a", "cdnv2_b", "cdnv2_c", "condensenet74_c4", "densenet121")
 
@@ -120,6 +120,7 @@ def compare(tasks: dict[str, tuple[str, dict]], rounds: int) -> dict[str, float]
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=ENVIRONMENT,
         )
         for name, (what, arguments) in tasks.items()
     }
@@ -147,7 +148,7 @@ def peak_memory(memory_efficient: bool) -> float:
         "step(), step(), step()\n"
         "print('answer', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     return float(done.stdout.rpartition("answer")[2])
 
 
