@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -74,9 +73,7 @@ def _exported(folder: Path, batch: int, format: str, runtime: str | None) -> lis
     """Files of this project's network, fused for a runtime or not; another process writes them."""
     form = f"{format}_{runtime or 'plain'}_{batch}"
     listing = folder / f"{form}.files"
-    with _alone(listing):
-        if not listing.exists():
-            _elsewhere("write_ours", folder, batch, format, runtime or "")
+    _written_once(listing, "write_ours", folder, batch, format, runtime or "")
     return [Path(line) for line in listing.read_text().splitlines()]
 
 
@@ -89,11 +86,13 @@ def write_ours(folder: Path, batch: str, format: str, runtime: str) -> None:
     (folder / f"{form}.files").write_text("\n".join(map(str, files)))
 
 
-def _alone(path: Path) -> AbstractContextManager:
-    """While another runner writes the same file, wait."""
+def _written_once(path: Path, function: str, folder: Path, *arguments: Any) -> None:
+    """Have another process write a file, unless a runner has done so or is doing so, for which this one waits."""
     from filelock import FileLock  # comes with PyTorch
 
-    return FileLock(f"{path}.lock")
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            _elsewhere(function, folder, *arguments)
 
 
 def _elsewhere(function: str, folder: Path, *arguments: Any) -> None:
@@ -202,9 +201,7 @@ def torch_compiled(folder: Path, batch: int) -> Runner:
 
 def _onnx_of_original(folder: Path, batch: int) -> Path:
     path = folder / f"original{batch}.onnx"
-    with _alone(path):
-        if not path.exists():
-            _elsewhere("write_original", folder, batch, path)
+    _written_once(path, "write_original", folder, batch, path)
     return path
 
 

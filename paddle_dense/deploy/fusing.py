@@ -31,6 +31,7 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
     BN after an LGC                        folded, without a bias        folded
     any other BN after a convolution       stays: cheaper than a bias    folded
     grouped 3x3 convolution                product, then spreading       fewer groups that fill the lanes
+    3x3 convolution in DenseNet            product, then spreading       stays
     grouped 3x3, 1 or 2 outputs a group    stays                         depthwise, then sums
     1x1 convolution, then average pooling  pooling first                 pooling first
     average pooling of 2x2                 one matrix product            stays

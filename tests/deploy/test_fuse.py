@@ -37,7 +37,7 @@ ROUNDING = 3e-6
 
 V2 = {"stages": [2, 2, 2], "growth": [8, 16, 32], "HS_start_block": 1, "SE_start_block": 2, "fc_channel": 64}
 V2_GROUPS = {"group_1x1": 4, "group_3x3": 4, "group_trans": 4, "num_classes": 10}
-DENSE = {"growth_rate": 8, "block_config": [2, 2, 2], "num_init_features": 16, "drop_rate": 0.1, "num_classes": 10}
+DENSE = {"growth_rate": 12, "block_config": [2, 2, 2], "num_init_features": 16, "drop_rate": 0.1, "num_classes": 10}
 CSP = {"depths": [1, 2], "channels": [16, 32], "bottle_ratio": [0.5, 0.5], "stem_channels": 16, "num_classes": 10}
 NETWORKS = {
     "V2": lambda **more: CondenseNetV2(**{**V2, **V2_GROUPS, **more}),
@@ -278,6 +278,14 @@ def test_what_becomes_of_condensenet_v2(network):
     assert not {CondenseLGC, CondenseSFR} & for_paddle.union(*for_engines)
     assert {GatheredProduct, SpreadConvolution} <= for_paddle
     assert not {GatheredProduct, SpreadConvolution} & set().union(*for_engines)
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "CIFAR DenseNet", "CSP stand"])
+def test_what_becomes_of_narrow_convolutions_in_dense_layers(network, name):
+    """Those with fewer outputs than inputs are spread by Paddle's own kernels, and by no engine."""
+    for_paddle, *for_engines = (kinds(fuse(network(name), runtime)) for runtime in RUNTIMES)
+    assert SpreadConvolution in for_paddle
+    assert SpreadConvolution not in set().union(*for_engines)
 
 
 @pytest.mark.parametrize("runtime", ["compiled", "openvino"])
