@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Union, cast
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from paddle import nn
@@ -297,7 +297,8 @@ def _tensors_for_network(model: Network, file: WeightsFile, selection: Selection
         _refuse_transposed(state, model)
     to_be_condensed = model.config.get("condensed") is True and bool(learned_layers(state))
     config = {**model.config, "condensed": False} if to_be_condensed else model.config
-    found = Identified(Architecture(network.__name__, network, config), state, matched.state, matched)
+    architecture, outline = Architecture(network.__name__, network, config), None if to_be_condensed else model
+    found = Identified(architecture, state, matched.state, matched, outline)
     left_out = [name for name in matched.left_out if name not in matched.of_head]
     return _Tensors(state, matched.names, left_out, matched.notes, found, to_be_condensed)
 
@@ -319,7 +320,6 @@ def _fitted_into(
         condensed=tensors.to_be_condensed,
         adapting=adapting,
         allow_nonfinite=allow_nonfinite,
-        outline=None if tensors.to_be_condensed else cast("Network", model),
     )
     return fitted.state, fitted.fresh, fitted.warnings
 

@@ -35,12 +35,14 @@ class Identified(NamedTuple):
         state: the file's tensors under this package's names, in Paddle's layout.
         original: the same under PyTorch's names and in PyTorch's layout.
         matched: which tensors of the file they are.
+        outline: the network without its memory, or with it, where there is one already.
     """
 
     architecture: Architecture
     state: dict[str, np.ndarray]
     original: dict[str, np.ndarray]
     matched: Match
+    outline: Network | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -94,11 +96,11 @@ def identify(
         name, config = described
         try:
             found = Architecture(name, matched.network, config, budget=Budget.of(state))
-            found.outline()
+            outline = found.outline()
         except ValueError as error:
             raise _no_network(error) from error
         architecture = replace(found, config={**config, **overrides})
-        return Identified(architecture, state, original, matched)
+        return Identified(architecture, state, original, matched, None if overrides else outline)
 
 
 def _with_inner_head(found: Architecture, file: WeightsFile, matched: Match) -> Architecture:
@@ -151,7 +153,6 @@ def fit(
     adapting: bool = False,
     allow_nonfinite: bool = False,
     settled_by: str | None = None,
-    outline: Network | None = None,
 ) -> Fitted:
     """Give each tensor of a file its place in the file's network, and condense the trained form.
 
@@ -165,7 +166,6 @@ def fit(
         allow_nonfinite: take NaN, infinity, and BN variances of 0 or less.
         settled_by: what will settle who is right where the file states something else than the network computes, which
             is an error otherwise.
-        outline: the network in the file's form, if there is one already.
 
     Raises:
         WeightsError: the tensors do not fit, are no numbers that a network has or not condensed far enough, or the file
@@ -174,7 +174,7 @@ def fit(
     """
     architecture, names = found.architecture, found.matched.names
     with naming(file.path):
-        outline = outline or outlined(architecture, overrides)
+        outline = found.outline or outlined(architecture, overrides)
         state = without_head(found.state, outline)
         adapted: list[str] = []
         fresh: list[str] = []

@@ -19,6 +19,7 @@ from paddle_dense.files.sidecar import write_with_sidecar
 from paddle_dense.files.weights import read_weights, write_weights
 from paddle_dense.models import CondenseNetV2
 from paddle_dense.models.fitting import check_state
+from paddle_dense.models.recognise import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
@@ -76,6 +77,17 @@ def test_the_sidecar_says_what_the_tensors_cannot(suffix, tmp_path, model):
         loaded = load_model(path)
     assert loaded.config == model.config
     assert_identical(arrays_of(loaded), arrays_of(model))
+
+
+def test_a_network_is_built_once(tmp_path, model, monkeypatch):
+    """Building is most of what loading costs beside reading."""
+    save_weights(model, tmp_path / "net.pdparams")
+    built, build = [], Architecture.build
+    monkeypatch.setattr(Architecture, "build", lambda found: built.append(found) or build(found))
+    assert_identical(arrays_of(load_model(tmp_path / "net.pdparams")), arrays_of(model))
+    assert len(built) == 1
+    load_model(tmp_path / "net.pdparams", num_classes=0)
+    assert [found.config["num_classes"] for found in built] == [7, 7, 0]
 
 
 @SUFFIXES

@@ -133,7 +133,7 @@ def _identified(file: WeightsFile, notes: list[str]) -> Identified:
     try:
         found = identify(file)
         if file.sidecar:
-            check_state(found.state, found.architecture.outline())
+            check_state(found.state, found.outline or found.architecture.outline())
     except ValueError as error:
         if not file.sidecar:
             raise
@@ -153,7 +153,7 @@ def _add_network(info: Info, file: WeightsFile, identified: Identified) -> None:
     try:
         if info.condensed is False:
             _add_connections(info, state, found)
-        outline = found.outline()
+        outline = identified.outline or found.outline()
         check_state(state, outline, names=identified.matched.names)
         if file.checkpoint and file.checkpoint.layers:
             info.warnings += _stated_otherwise(file.checkpoint, identified, outline)
