@@ -24,7 +24,7 @@ from convert.report import summarise
 from convert.result import Result
 from convert.verification import own_reference, unchecked
 from paddle_dense.errors import WeightsError, naming
-from paddle_dense.evaluation import copied, on_cpu
+from paddle_dense.evaluation import brought_to_cpu, on_cpu
 from paddle_dense.files import WeightsFile, open_weights
 from paddle_dense.files.names import STATISTICS
 from paddle_dense.files.reparametrised import whole_weights
@@ -377,10 +377,9 @@ def run_both(
 ) -> None:
     """Compare both networks as they are; the figures and warnings go into the result."""
     # On a GPU, float32 is not always float32.
-    elsewhere = any(not tensor.place.is_cpu_place() for tensor in network.state_dict().values())
     found = compare_networks(
         reference,
-        copied(network).to(device="cpu") if elsewhere else network,
+        brought_to_cpu(network),
         example_inputs(reference) if inputs is None else inputs,
         own_name=pairing.own_name,
         to_paddle=lambda tensors: made_of(tensors, pairing.chosen),

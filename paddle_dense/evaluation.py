@@ -74,6 +74,12 @@ def copied(model: Model) -> Model:
     return copy.deepcopy(model, {id(value): value.detach() for value in computed})
 
 
+def brought_to_cpu(network: nn.Layer) -> nn.Layer:
+    """A copy with its tensors on the CPU, or the network itself where they are there already."""
+    elsewhere = any(not tensor.place.is_cpu_place() for tensor in network.state_dict().values())
+    return copied(network).to(device="cpu") if elsewhere else network
+
+
 def paddle_in_double_precision(model: nn.Layer) -> nn.Layer:
     """A copy of the model in float64, to be run within `double_precision`; integers such as an index stay integers."""
     model = copied(model)

@@ -11,7 +11,14 @@ from paddle import nn
 
 from paddle_dense.deploy.fusing_rules import RULES
 from paddle_dense.deploy.judging import TOLERANCE, Answers, judge
-from paddle_dense.evaluation import as_arrays, double_precision, evaluation, paddle_in_double_precision
+from paddle_dense.evaluation import (
+    as_arrays,
+    brought_to_cpu,
+    double_precision,
+    evaluation,
+    on_cpu,
+    paddle_in_double_precision,
+)
 from paddle_dense.layers.learned import LearnedConnections
 from paddle_dense.surgery import rewrite
 
@@ -93,20 +100,12 @@ def _make_constant(fused: nn.Layer) -> None:
 
 
 def _prove(model: nn.Layer, fused: nn.Layer) -> None:
-    """RuntimeError if the outputs for random images differ by more than rounding, or are no numbers."""
-    size = min(model.input_size, 64)  # no rule looks at the size
-    images = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
+    """RuntimeError if the outputs for random images differ by more than rounding, or are no numbers.
 
-    def answers(network: nn.Layer) -> Answers:
-        weight = network.parameters()[0]
-        return [as_arrays(network(paddle.to_tensor(images, dtype=weight.dtype, place=weight.place)))]
-
-    def exactly() -> tuple[Answers, Answers]:
-        with double_precision():
-            exact = paddle_in_double_precision(model)
-            return answers(rewrite(copy.deepcopy(exact), RULES[fused.fused_for])), answers(exact)
-
-    worst, warning = judge(answers(fused), answers(model), exactly)
+    On the CPU, where float32 is float32.
+    """
+    with on_cpu():
+        worst, warning = _judged(brought_to_cpu(model), brought_to_cpu(fused))
     if not worst <= TOLERANCE:
         raise RuntimeError(
             f"the fused {type(model).__name__} differs by {worst:.1e} of the outputs' scale (allowed: {TOLERANCE:.0e}) "
@@ -114,3 +113,19 @@ def _prove(model: nn.Layer, fused: nn.Layer) -> None:
         )
     if warning:
         warnings.warn(warning, UserWarning, stacklevel=3)
+
+
+def _judged(model: nn.Layer, fused: nn.Layer) -> tuple[float, str | None]:
+    """How far the fused network's answers to random images are from the network's, and what is to be said of it."""
+    size = min(model.input_size, 64)  # no rule looks at the size
+    images = np.random.default_rng(0).standard_normal([2, model.config["in_channels"], size, size])
+
+    def answers(network: nn.Layer) -> Answers:
+        return [as_arrays(network(paddle.to_tensor(images, dtype=network.parameters()[0].dtype)))]
+
+    def exactly() -> tuple[Answers, Answers]:
+        with double_precision():
+            exact = paddle_in_double_precision(model)
+            return answers(rewrite(copy.deepcopy(exact), RULES[fused.fused_for])), answers(exact)
+
+    return judge(answers(fused), answers(model), exactly)

@@ -27,6 +27,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from paddle_dense.layers.conv import ConvNormAct
+from paddle_dense.layers.parts import split_channels
 
 
 class Maxout(nn.Layer):
@@ -55,14 +56,14 @@ class Maxout(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         # Not `amax` of a reshaped tensor, whose gradient takes Paddle's CPU kernel ten times as long as all of this.
-        parts = paddle.split(x, self.sections, axis=1)
+        parts = split_channels(x, self.sections)
         last = parts.pop() if self.rest else None
         largest = parts[0]
         for part in parts[1:]:
             largest = paddle.maximum(largest, part)
         if last is None:
             return largest
-        first, others = paddle.split(largest, [self.rest, -1], axis=1)
+        first, others = split_channels(largest, [self.rest, self.sections[0] - self.rest])
         return paddle.concat([paddle.maximum(first, last), others], axis=1)
 
 

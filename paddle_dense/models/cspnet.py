@@ -35,6 +35,7 @@ from paddle_dense.data import Preprocessing
 from paddle_dense.files.names import count_from_0
 from paddle_dense.files.spelling import Spelling
 from paddle_dense.layers import ConvNormAct
+from paddle_dense.layers.parts import split_channels
 from paddle_dense.models.arguments import Count, Counts, Factors, FromZero, Share
 from paddle_dense.models.densenet import FIRST_LAYER, DenseBackbone, DenseBlock, read_config, transition
 from paddle_dense.models.network import Network, Published, Recognised, Size, register_model, register_network
@@ -68,7 +69,7 @@ class CSPDenseBlock(DenseBlock):
         self.out_channels = part1 + (added // 2 if with_transition else added)
 
     def forward(self, x: Tensor) -> Tensor:
-        part1, part2 = paddle.split(x, self.parts, axis=1)
+        part1, part2 = split_channels(x, self.parts)
         added = paddle.concat(self.grow(part2)[1:], axis=1)
         if self.transition is not None:
             added = self.transition(added)
@@ -198,6 +199,7 @@ class CrossStage(nn.Layer):
     ) -> None:
         super().__init__()
         half = expanded // 2
+        self.parts = [half, half]
         self.conv_down = ConvNormAct(in_channels, down_channels, 3, 2, groups) if down_channels else None
         self.conv_exp = ConvNormAct(down_channels or in_channels, expanded, act=not linear)
         self.blocks = nn.Sequential(*(block(half, hidden, groups) for _ in range(depth)))
@@ -207,7 +209,7 @@ class CrossStage(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self.conv_down is not None:
             x = self.conv_down(x)
-        part1, part2 = paddle.split(self.conv_exp(x), 2, axis=1)
+        part1, part2 = split_channels(self.conv_exp(x), self.parts)
         part2 = self.conv_transition_b(self.blocks(part2))
         return self.conv_transition(paddle.concat([part1, part2], axis=1))
 
