@@ -14,7 +14,6 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {
     **os.environ,
     "PADDLE_DISTRI_BACKEND": "gloo",
-    "CUDA_VISIBLE_DEVICES": "",  # two processes share no GPU
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
