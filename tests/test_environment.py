@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from paddle_dense import environment
-from paddle_dense.environment import cpu_environment, set_cpu_environment
+from paddle_dense.environment import cpu_environment, set_cpu_environment, vector_lanes
 
 CPUINFO = "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nvendor_id\t: {vendor}\n"
 
@@ -21,6 +21,13 @@ def test_mkl_is_given_avx2_on_amd_only(tmp_path, monkeypatch, vendor, flags, exp
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor=vendor, flags=flags))
     monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
     assert cpu_environment().get("MKL_DEBUG_CPU_TYPE") == expected
+
+
+@pytest.mark.parametrize(("flags", "lanes"), [("avx avx2", 8), ("avx avx2 avx512f avx512bw", 16), ("", 8)])
+def test_vector_lanes(tmp_path, monkeypatch, flags, lanes):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor="GenuineIntel", flags=flags))
+    monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
+    assert vector_lanes() == lanes
 
 
 def test_asking_changes_nothing():

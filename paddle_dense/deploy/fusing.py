@@ -56,7 +56,8 @@ def fuse(model: nn.Layer, runtime: str = "paddle") -> nn.Layer:
         runtime: ``"paddle"`` for Paddle's own kernels on a CPU, called from Python or by Paddle Inference;
             ``"compiled"`` for engines that compile the whole graph: ONNX Runtime, Paddle Inference with oneDNN;
             ``"openvino"`` for OpenVINO, which has the channels of a pixel side by side, so that LGCs are dense up to
-            another width and gather there. The old name ``"onnx"`` of ``"compiled"`` is accepted, too.
+            another width and gather there. For both, groups are merged to fill the vector instructions of the processor
+            that fuses, AVX-512 or AVX2. The old name ``"onnx"`` of ``"compiled"`` is accepted, too.
 
     Raises:
         ValueError: the model is in training mode, in the trained form, fused already or of another package, or the

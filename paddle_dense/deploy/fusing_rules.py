@@ -26,6 +26,7 @@ from paddle_dense.deploy.fused_layers import (
     merged_groups,
     to_array,
 )
+from paddle_dense.environment import vector_lanes
 from paddle_dense.layers import CondConv2D, CondenseLGC, CondenseSFR, ConvNormAct, RoutedCondConv2D
 from paddle_dense.models import condconv, condensenet, cspnet, densenet
 from paddle_dense.surgery import Rule, Rules
@@ -66,11 +67,11 @@ def grouped_for_engines(conv: nn.Conv2D) -> nn.Layer:
     return convolution(weight, conv.weight, padding=conv._padding, groups=groups // merge)
 
 
-# Up to here the dense form of an LGC is the faster one, measured on two cores with AVX2
+# Of the processor that fuses: a group with fewer outputs leaves the rest of them idle.
+LANES = vector_lanes()
+# Source channels up to which the dense form of an LGC is the faster one, measured on two cores
 # (`python -m benchmarks.fused_forms`). OpenVINO keeps the channels of a pixel side by side, where gathering costs less.
-DENSE_UP_TO = {"compiled": 256, "openvino": 128}
-# Floats that an AVX2 instruction works on: a group with fewer outputs leaves the rest of them idle.
-LANES = 8
+DENSE_UP_TO = {"compiled": 128 if LANES > 8 else 256, "openvino": 128}
 
 
 def lgc_for_engines(lgc: CondenseLGC, norm: nn.BatchNorm2D | None = None, *, runtime: str) -> nn.Layer:

@@ -435,21 +435,25 @@ def test_groups_made_one(randomise, difference, merge):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "groups", "left"),
+    ("inputs", "outputs", "groups", "lanes", "left"),
     [
-        (32, 8, 8, 1),  # eight outputs fill the lanes once, in one group
-        (64, 16, 8, 2),  # one group would multiply 64 x 16, of which half are zeros more than in two
-        (48, 12, 6, 2),  # 12 outputs take 16 lanes, twice 6 take 16 as well, at half the inputs
-        (128, 64, 8, 8),  # every group fills its lanes
-        (16, 7, 1, 1),
+        (32, 8, 8, 8, 1),  # eight outputs fill the lanes once, in one group
+        (64, 16, 8, 8, 2),  # one group would multiply 64 x 16, of which half are zeros more than in two
+        (64, 16, 8, 16, 1),  # two groups would take twice 16 lanes
+        (48, 12, 6, 8, 2),  # 12 outputs take 16 lanes, twice 6 take 16 as well, at half the inputs
+        (128, 64, 8, 8, 8),  # every group fills its lanes
+        (128, 64, 8, 16, 4),
+        (16, 7, 1, 8, 1),
     ],
 )
-def test_groups_are_merged_for_the_fewest_products(inputs, outputs, groups, left):
+def test_groups_are_merged_for_the_fewest_products(monkeypatch, inputs, outputs, groups, lanes, left):
+    monkeypatch.setattr(fusing_rules, "LANES", lanes)
     conv = nn.Conv2D(inputs, outputs, 3, padding=1, groups=groups, bias_attr=False)
     assert groups // fusing_rules._merged(conv) == left
 
 
-def test_merged_groups_are_one_convolution():
+def test_merged_groups_are_one_convolution(monkeypatch):
+    monkeypatch.setattr(fusing_rules, "LANES", 8)
     conv = fusing_rules.grouped_for_engines(nn.Conv2D(128, 32, 3, padding=1, groups=8, bias_attr=False))
     assert (conv._groups, conv._in_channels, conv._out_channels) == (4, 128, 32)
 
