@@ -53,9 +53,9 @@ _REFERENCE = "torch_eager"
 
 Speeds = Sequence[float]  # multiply-accumulates and bytes, a second
 _RUNS = 5
-# Of a network that was never measured, on two cores: seconds that one runner takes to get ready for one batch, and how
-# many times the arithmetic limit of a machine of `_GUESSED_SPEED` one pass takes.
-_READY, _TIMES_THE_LIMIT, _GUESSED_SPEED = 5.0, 6.0, 60e9
+# Of a network that was never measured, on two cores: seconds that a runner takes to get ready for a batch and between
+# two turns, and what a pass takes, some seconds and some times the arithmetic limit of a machine of `_GUESSED_SPEED`.
+_READY, _BETWEEN, _CALL, _TIMES_THE_LIMIT, _GUESSED_SPEED = 3.0, 0.4, 0.01, 2.5, 60e9
 _PATIENCE = 300  # seconds that a runner may prepare: torch.compile takes longer than all the rest
 
 
@@ -360,11 +360,13 @@ def estimate(
         return before["seconds"]
     from paddle_dense.models import presets
 
-    macs = next(preset.published.macs for preset in presets() if preset.name == network) or 500.0
-    passes = rounds * _RUNS + 5
-    limit = 1e6 * macs * sum(batches) / _GUESSED_SPEED
+    size = next(preset.size for preset in presets() if preset.name == network)
+    macs = size.executed_macs if size else 5e8
     runners = sum(suits(name, network) for name in names)
-    return runners * (_READY * len(batches) + passes * _TIMES_THE_LIMIT * limit)
+    passes = [_CALL + _TIMES_THE_LIMIT * macs * batch / _GUESSED_SPEED for batch in batches]
+    # A turn ends after a second, see `benchmarks.runners`.
+    turns = [_BETWEEN + seconds + min(_RUNS * seconds, 1 + seconds) for seconds in passes]
+    return runners * (_READY * len(batches) + rounds * sum(turns))
 
 
 def minutes(seconds: float) -> str:
