@@ -65,7 +65,7 @@ def main() -> None:
     print(f"{machine()}\n\n| {NETWORK}, milliseconds | {' | '.join((*RUNNERS, *STEPS))} |")
     print(f"| --- |{' ---: |' * len((*RUNNERS, *STEPS))}")
     for label, batch, size, config in variants():
-        found = measure(NETWORK, [batch], rounds, RUNNERS, size, **config)["batches"][str(batch)]
+        found = alone(measure, NETWORK, [batch], rounds, RUNNERS, size, **config)["batches"][str(batch)]
         arguments = {"network": NETWORK, "batch": batch, "size": size, **config}
         steps = compare({step: (step, arguments) for step in STEPS}, rounds)
         figures = [found[name]["ms"] if name in found else None for name in RUNNERS] + list(steps.values())
