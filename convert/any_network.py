@@ -383,6 +383,7 @@ def run_both(
         example_inputs(reference) if inputs is None else inputs,
         own_name=pairing.own_name,
         to_paddle=lambda tensors: made_of(tensors, pairing.chosen),
+        nonlinear={name: one.formula.text for name, one in pairing.chosen.items() if not one.formula.linear},
         loss=loss,
         steps=steps,
         learning_rate=learning_rate,

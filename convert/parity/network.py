@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -65,6 +66,7 @@ def compare_networks(
     *,
     own_name: OwnName = str,
     to_paddle: Callable[[Arrays], Arrays] = layout.to_paddle,
+    nonlinear: Mapping[str, str] = MappingProxyType({}),
     loss: Loss | tuple[Loss, Loss] | None = None,
     steps: int = 0,
     learning_rate: float = 0.01,
@@ -78,6 +80,7 @@ def compare_networks(
         inputs: an array, a tuple or list of several, or a dict for keyword arguments, which may hold others.
         own_name: what the Paddle network calls a layer of the PyTorch network; None for one that it does not have.
         to_paddle: PyTorch's state_dict, or gradients by the same names, by Paddle's names and in its layout.
+        nonlinear: in words, how those of Paddle's tensors are made whose gradients are not made of PyTorch's alike.
         loss: of a network's outputs, as it gives them, and the inputs, as tensors: a scalar. One for both frameworks,
             or PyTorch's and Paddle's. The mean of the squares of all outputs less fixed random numbers unless given.
         steps: SGD steps, each with loss and gradients, on the same inputs; 0 for none.
@@ -123,13 +126,17 @@ def compare_networks(
                 tolerance=atol,
                 loss=loss or square_loss(),
                 to_paddle=to_paddle,
+                without_gradient=nonlinear,
                 own_name=own_name,
             )
 
         training = train(paddle_model)
         warnings += training.warnings
-        if agree and training.first_difference:
-            cause = _of_training(torch_model, paddle_model, inputs, own_name, atol, training.first_difference, train)
+        first = training.first_difference
+        if agree and first and first.what == "update" and first.name in nonlinear:
+            cause = _of_form(first.name, nonlinear[first.name])
+        elif agree and first:
+            cause = _of_training(torch_model, paddle_model, inputs, own_name, atol, first, train)
     return NetworkParity(parity, tuple(layers), training, cause, tuple(warnings), atol)
 
 
@@ -177,6 +184,17 @@ def _in_evaluation(
 
     found, fault = in_float64(torch_model, paddle_model, search)
     return search(torch_model, paddle_model) if fault else found
+
+
+def _of_form(name: str, formula: str) -> Cause:
+    """Why a tensor learns otherwise than those of PyTorch that it is made of."""
+    layer, _, leaf = name.rpartition(".")
+    return Cause(
+        layer or "the network",
+        f"in training, its {leaf} and what it is made of in PyTorch ({formula}) are not updated alike: let both layers "
+        f"keep their weight in the same form, or compare without training steps",
+        True,
+    )
 
 
 def _of_training(

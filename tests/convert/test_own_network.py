@@ -345,3 +345,22 @@ def test_weight_norm_goes_over_in_parts(folder):
     for ours in (parts, whole):
         assert convert.convert(theirs, ours, theirs, inputs=inputs).result.max_rel_diff < 1e-6
     assert convert.compare(theirs, parts, inputs, steps=2).difference is None
+    different = convert.compare(theirs, whole, inputs, steps=1).difference
+    assert "differs first in 0; in training, its weight and what it is made of in PyTorch (magnitude" in different
+
+
+def test_a_network_whose_only_weight_learns_otherwise():
+    theirs = torch.nn.utils.weight_norm(torch.nn.Linear(4, 3, bias=False))
+    ours, inputs = paddle.nn.Linear(4, 3, bias_attr=False), np.eye(4, dtype="float32")
+    convert.convert(theirs, ours, theirs, inputs=inputs)
+    assert "are not updated alike" in convert.compare(theirs, ours, inputs, steps=1).difference
+
+
+def test_spectral_norm_trains_alike():
+    """The vectors of both are no parameters and change in every step of training."""
+    theirs = torch.nn.Sequential(torch.nn.utils.spectral_norm(torch.nn.Linear(6, 4)), torch.nn.Linear(4, 2))
+    ours = paddle.nn.Sequential(paddle.nn.utils.spectral_norm(paddle.nn.Linear(6, 4)), paddle.nn.Linear(4, 2))
+    inputs = np.random.default_rng(0).standard_normal((3, 6)).astype("float32")
+    theirs(torch.from_numpy(inputs))  # its vectors are random before the first step, and say nothing of their axis
+    convert.convert(theirs, ours, theirs, inputs=inputs)
+    assert convert.compare(theirs, ours, inputs, steps=2).difference is None
