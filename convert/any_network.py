@@ -14,16 +14,17 @@ from paddle import nn
 
 from convert.conversion import check_targets, conclude
 from convert.factories import call, function
-from convert.mapping import Pairing, pair, refuse
+from convert.mapping import Order, Pairing, executed, pair, refuse
 from convert.mapping_file import read_mapping, write_proposal
 from convert.options import Options, ParityOptions
-from convert.parity.forward import load_torch_state
+from convert.parity.forward import evaluation, load_torch_state, reason_of
 from convert.parity.network import compare_networks
+from convert.parity.structures import for_paddle, for_torch, run
 from convert.pytorch import pytorch_fault
 from convert.report import summarise
 from convert.result import Result
 from convert.verification import own_reference, unchecked
-from paddle_dense.errors import WeightsError, naming
+from paddle_dense.errors import WeightsError, is_of_memory, naming
 from paddle_dense.evaluation import brought_to_cpu, on_cpu
 from paddle_dense.files import WeightsFile, open_weights
 from paddle_dense.files.names import STATISTICS
@@ -296,11 +297,35 @@ def compare_file(file: WeightsFile | None, options: ParityOptions, result: Resul
 
 
 def propose(file: WeightsFile, options: Options) -> Pairing:
-    """Write where the tensors of a file could go in the user's own network, to be read and given back."""
+    """Write where the tensors of a file could go in the user's own network, to be read and given back.
+
+    With a PyTorch network, the order is that in which the layers of both are run, and not that of their names.
+    """
     with on_cpu(), naming(file.path):
-        pairing = pair(own_network(options.network or ""), Tensors.of(file).stored, options.selection)
+        network, tensors = own_network(options.network or ""), Tensors.of(file).stored
+        order = _order_of_running(network, options) if options.reference else None
+        pairing = pair(network, tensors, options.selection, order=order)
     write_proposal(pairing, options.propose or "", options.force)
     return pairing
+
+
+def _order_of_running(network: nn.Layer, options: Options) -> Order:
+    """In which order the layers of both networks are run on the user's inputs."""
+    reference = own_reference(options.reference or "")
+    inputs = own_inputs(options) if options.inputs else example_inputs(reference)
+    try:
+        with evaluation(reference, network):
+            return Order(
+                executed(network, lambda: run(network, for_paddle(inputs, network))),
+                executed(reference, lambda: run(reference, for_torch(inputs, reference))),
+            )
+    except Exception as error:  # a network of the user's own may raise anything
+        if is_of_memory(error):
+            raise
+        raise ValueError(
+            f"the networks cannot be run on the inputs ({reason_of(error)}), which would show the order of their "
+            f"layers: give what their forward takes with --inputs MODULE:FUNCTION, or leave out --reference"
+        ) from error
 
 
 def own_network(name: str) -> nn.Layer:

@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "--propose",
         metavar="FILE.csv",
         type=Path,
-        help="write which tensor could be made of which, by names, order and shapes, and convert nothing",
+        help="write which tensor could be made of which, by names, order and shapes, and convert nothing; with "
+        "--reference, the order is that in which the layers of both networks run",
     )
     return command
 

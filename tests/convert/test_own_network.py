@@ -83,6 +83,11 @@ def other_epsilon():
 
 def other_names():
     return Net(names="xy")
+
+def other_order():
+    network = Net(names="yx")
+    network.names = "xy"
+    return network
 """
 OWN = ["--network", "own_paddle:build"]
 BOTH = [*OWN, "--reference", "own_torch:build", "--inputs", "own_torch:inputs"]
@@ -180,6 +185,16 @@ def test_uncertain_pairs_go_through_a_mapping_file(folder, capsys):
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+def test_a_proposal_can_go_by_the_order_in_which_layers_run(folder, capsys):
+    ours = ["--network", "own_paddle:other_order"]
+    assert torch2paddle(["own.pth", *ours, "--propose", "names.csv"]) == 0
+    assert torch2paddle(["own.pth", *BOTH, *ours, "--map", "names.csv"]) == 1
+    assert "differs first in x" in capsys.readouterr().err
+    assert torch2paddle(["own.pth", *BOTH, *ours, "--propose", "run.csv"]) == 0
+    assert torch2paddle(["own.pth", *BOTH, *ours, "--map", "run.csv"]) == 0
+    assert (read_weights("own.pdparams")["x.bias"] == torch.load("own.pth")["state_dict"]["a.bias"].numpy()).all()
+
+
 @pytest.mark.parametrize("suffix", [".html", ".md", ".json"])
 def test_a_report_of_ones_own_network(suffix, folder):
     pytest.importorskip("jinja2", reason="an HTML report needs Jinja: pip install jinja2")
@@ -229,6 +244,11 @@ WRONG = {
     "no module of PyTorch": ([*OWN, "--reference", "own_torch:no_network"], 2, "return a torch.nn.Module"),
     "raises": ([*OWN, "--reference", "own_torch:broken"], 2, "not today"),
     "inputs raise": ([*BOTH, "--inputs", "own_torch:broken"], 2, "--inputs own_torch:broken"),
+    "wrong inputs of a proposal": (
+        [*BOTH, "--propose", "m.csv", "--inputs", "own_torch:wrong_inputs"],
+        2,
+        "or leave out --reference",
+    ),
     "wrong inputs": ([*BOTH, "--inputs", "own_torch:wrong_inputs"], 2, "--inputs MODULE:FUNCTION"),
     "no mapping file": ([*OWN, "--map", "m.csv"], 1, "m.csv"),
 }
