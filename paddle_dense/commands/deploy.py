@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from paddle_dense.classes import read_labels
 from paddle_dense.cli import Parser, UsageError, check_least, program, run
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("paddle", "onnx")
 RUNTIMES = ("compiled", "openvino")
-# Rounds of the benchmark: enough for a steady median of a fast network, not too long for a slow one.
-_WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 15, 200, 5.0
+# Of the benchmark: enough for a steady median, also of a slow network.
+_WARM_UP, _LEAST_PASSES, _SECONDS = 3, 15, 2.0
 
 
 def parser() -> Parser:
@@ -158,56 +158,45 @@ def _benchmark(model: nn.Layer, exports: Mapping[str, Exported], args: Any) -> d
     """Milliseconds of one pass through the network and through each file, in every engine that is installed."""
     import numpy as np
 
+    from paddle_dense.deploy.throughput import engines_for, shares, throughput
+
     batch, size = args.batch or 1, args.size or model.input_size
     threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_environment()["OMP_NUM_THREADS"])
     images = np.random.default_rng(0).standard_normal((batch, model.config["in_channels"], size, size), np.float32)
-    milliseconds = _medians(_engines(model, exports, threads), images)
-    from paddle_dense.deploy.throughput import engines_for, shares, throughput
-
+    eager = _milliseconds(model, images)
+    rows = [
+        throughput(engine, files, images.shape, *share)
+        for engine, files in engines_for(exports).items()
+        for share in shares(threads)
+    ]
+    # Each engine in a process of its own: the threads of several in one get in each other's way.
+    alone = {row["engine"]: row["milliseconds"] for row in rows if (row["processes"], row["threads"]) == (1, threads)}
     return {
         "batch": batch,
         "size": size,
         "threads": threads,
-        "milliseconds": milliseconds,
-        "throughput": [
-            throughput(engine, files, images.shape, *share)
-            for engine, files in engines_for(exports).items()
-            for share in shares(threads)
-        ],
+        "milliseconds": {"Paddle, not exported": eager, **alone},
+        "throughput": rows,
     }
 
 
-def _engines(model: nn.Layer, exports: Mapping[str, Exported], threads: int) -> dict[str, Callable]:
+def _milliseconds(model: nn.Layer, images: np.ndarray) -> float:
+    """The median of one pass through the network as it is, in Paddle and on the CPU, where the engines run."""
     import paddle
 
-    from paddle_dense.deploy.throughput import ENGINES, engines_for
+    from paddle_dense.evaluation import brought_to_cpu, on_cpu
 
-    def eager(x: np.ndarray) -> object:
-        with paddle.no_grad():
-            return model(paddle.to_tensor(x))
-
-    loaded = {name: ENGINES[name][1](files, threads) for name, files in engines_for(exports).items()}
-    return {"Paddle, not exported": eager, **loaded}
-
-
-def _medians(engines: Mapping[str, Callable], x: np.ndarray) -> dict[str, float]:
-    """The engines take turns, so that whatever else the machine does falls on all of them."""
-    from paddle_dense.deploy.exporting import quiet
-
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    with quiet():
-        for run in engines.values():
-            for _ in range(_WARM_UP):
-                run(x)
+    times = list[float]()
+    with on_cpu(), paddle.no_grad():
+        network, x = brought_to_cpu(model), paddle.to_tensor(images)
+        for _ in range(_WARM_UP):
+            network(x)
         end = time.perf_counter() + _SECONDS
-        for number in range(_MOST_ROUNDS):
-            if number >= _LEAST_ROUNDS and time.perf_counter() > end:
-                break
-            for name, run in engines.items():
-                start = time.perf_counter()
-                run(x)
-                times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
+        while len(times) < _LEAST_PASSES or time.perf_counter() < end:
+            start = time.perf_counter()
+            network(x)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def _report(result: Mapping[str, Any]) -> str:
