@@ -424,6 +424,8 @@ def load_openvino(files: Sequence[Path], threads: int | None = None) -> Runner:
     import openvino
 
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    # It would tie its threads to cores, those of several processes to the same ones.
+    settings["ENABLE_CPU_PINNING"] = False
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     network = openvino.Core().compile_model(str(files[0]), "CPU", settings)
