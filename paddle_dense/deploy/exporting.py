@@ -423,9 +423,11 @@ def load_openvino(files: Sequence[Path], threads: int | None = None) -> Runner:
     """OpenVINO on the CPU, as a function from a batch of images to the list of outputs; arguments as of `load_onnx`."""
     import openvino
 
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    # It would tie its threads to cores, those of several processes to the same ones.
-    settings["ENABLE_CPU_PINNING"] = False
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # it would tie the threads of several processes to the same cores
+    }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     network = openvino.Core().compile_model(str(files[0]), "CPU", settings)
